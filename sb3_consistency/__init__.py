@@ -1,0 +1,26 @@
+"""One-step generative policies for Stable-Baselines3."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sb3_consistency.algorithms.consistency_ac import ConsistencyAC
+    from sb3_consistency.algorithms.consistency_bc import ConsistencyBC
+    from sb3_consistency.algorithms.cpql import CPQL
+
+__version__ = "0.1.0"
+
+_MODULES = {"CPQL": "cpql", "ConsistencyAC": "consistency_ac", "ConsistencyBC": "consistency_bc"}
+
+__all__ = ["CPQL", "ConsistencyAC", "ConsistencyBC", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # on first use: importing the package alone, for its version say, must not import PyTorch
+    if name in _MODULES:
+        return getattr(import_module(f"sb3_consistency.algorithms.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'sb3_consistency' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

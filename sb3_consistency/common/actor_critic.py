@@ -1,0 +1,165 @@
+"""Critic loss and policy-improvement term shared by ConsistencyAC, CPQL and DiffusionQL."""
+
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.type_aliases import TensorDict
+
+from sb3_consistency.common.algorithm import GenerativeAlgorithm, LossFn
+from sb3_consistency.common.arguments import StepSchedule, at_step, check_range
+from sb3_consistency.common.sampling import Batch, tree_map
+from sb3_consistency.value_losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
+
+ACTOR_Q = ("random", "min", "mean")
+TARGET_POLICIES = ("ema", "current")
+MAX_Q_ACTIONS = 10
+
+
+class GenerativeActorCritic(GenerativeAlgorithm):
+    """
+    An actor trained by behaviour cloning and by the critics, critics trained by temporal differences.
+
+    :param eta: weight of the Q term, a number or a function of the gradient step
+    :param n_candidates: actions drawn per stochastic prediction, of which one is picked by its value
+    :param n_eval_candidates: fixed noise vectors per deterministic prediction, of which the best action is taken
+    :param candidate_selection: "softmax" (probability proportional to exp(Q / temperature)) or "argmax"
+    :param candidate_temperature: temperature of the softmax
+    :param train_sampling_steps: network evaluations per action inside the losses; None for the acting number
+    :param max_q_backup: the target takes the best of 10 next actions, per critic (AntMaze)
+    :param q_norm: divide the target by its standard deviation over the batch
+    :param actor_q: critic in the Q term: "random" (one raised, another sets the scale), "min" or "mean" of them
+    :param normalize_actor_q: divide the Q term by the mean of |Q|
+    :param target_policy: actor that supplies the next action: "ema" (its moving average) or "current"
+    :param actor_ema_decay: decay of that moving average per update
+    :param actor_ema_interval: gradient steps between its updates
+    :param actor_ema_start: gradient steps for which it just follows the actor
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        eta: StepSchedule,
+        n_candidates: int,
+        n_eval_candidates: int,
+        candidate_selection: str,
+        candidate_temperature: float,
+        train_sampling_steps: int | None,
+        max_q_backup: bool,
+        q_norm: bool,
+        actor_q: str,
+        normalize_actor_q: bool,
+        target_policy: str,
+        actor_ema_decay: float,
+        actor_ema_interval: int,
+        actor_ema_start: int,
+        **kwargs: Any,
+    ) -> None:
+        if actor_q not in ACTOR_Q:
+            raise ValueError(f"actor_q must be one of {ACTOR_Q}, got {actor_q!r}.")
+        if target_policy not in TARGET_POLICIES:
+            raise ValueError(f"target_policy must be one of {TARGET_POLICIES}, got {target_policy!r}.")
+        check_range("actor_ema_decay", actor_ema_decay, 0, 1)
+        check_range("actor_ema_interval", actor_ema_interval, 1)
+        check_range("actor_ema_start", actor_ema_start, 0)
+        self.eta = eta
+        self.n_candidates = n_candidates
+        self.n_eval_candidates = n_eval_candidates
+        self.candidate_selection = candidate_selection
+        self.candidate_temperature = candidate_temperature
+        self.train_sampling_steps = train_sampling_steps
+        self.max_q_backup = max_q_backup
+        self.q_norm = q_norm
+        self.actor_q = actor_q
+        self.normalize_actor_q = normalize_actor_q
+        self.target_policy = target_policy
+        self.actor_ema_decay = actor_ema_decay
+        self.actor_ema_interval = actor_ema_interval
+        self.actor_ema_start = actor_ema_start
+        super().__init__(*args, **kwargs)
+
+    def losses(self) -> dict[str, LossFn]:
+        return {"critic": self.critic_loss, "actor": self.actor_loss}
+
+    def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
+        """
+        :param batch: transitions
+        :return: loss of the actor, scalars to log
+        """
+        raise NotImplementedError
+
+    def policy_options(self) -> dict[str, Any]:
+        options = super().policy_options()
+        ema = ("actor_target",) if self.target_policy == "ema" else ()
+        return {
+            **options,
+            "target_networks": (*options["target_networks"], *ema),
+            "use_critic": True,
+            "n_candidates": self.n_candidates,
+            "n_eval_candidates": self.n_eval_candidates,
+            "candidate_selection": self.candidate_selection,
+            "candidate_temperature": self.candidate_temperature,
+        }
+
+    def target_weights(self) -> list[float]:
+        weights = super().target_weights()
+        if self.target_policy == "ema":
+            following = self._n_updates <= self.actor_ema_start
+            due = self._n_updates % self.actor_ema_interval == 0
+            weights.append(1.0 if following else (1 - self.actor_ema_decay) * due)
+        return weights
+
+    def critic_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
+        """
+        Mean squared temporal-difference error, summed over the critics.
+
+        :param batch: transitions
+        :return: loss of the critics, scalars to log
+        """
+        with th.no_grad():
+            target = td_target(batch.rewards, batch.dones, batch.discounts, self.next_value(batch))
+            if self.q_norm:
+                target = batch_normalised(target)
+        q_values = self.policy.critic(batch.observations, batch.actions)
+        return twin_q_loss(q_values, target), {"q_value": q_values.detach().mean()}
+
+    def next_value(self, batch: Batch) -> th.Tensor:
+        """
+        :param batch: transitions
+        :return: pessimistic value of the next state under the target networks, (B, 1)
+        """
+        actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
+        obs, critic = batch.next_observations, self.policy.critic_target
+        if not self.max_q_backup:
+            actions = actor.sample(actor.features(obs), self.train_sampling_steps)
+            return pessimistic_value(critic(obs, actions), self._random_pair())
+        repeated = tree_map(lambda x: x.repeat_interleave(MAX_Q_ACTIONS, dim=0), obs)
+        actions = actor.sample(actor.features(repeated), self.train_sampling_steps)
+        best = critic(repeated, actions).unflatten(0, (-1, MAX_Q_ACTIONS)).amax(dim=1)
+        return pessimistic_value(best, self._random_pair())
+
+    def _random_pair(self) -> th.Tensor | None:
+        n_critics = self.policy.n_critics
+        return th.rand(n_critics, device=self.device).argsort()[:2] if n_critics > 2 else None
+
+    def q_term(self, batch: Batch) -> th.Tensor:
+        """
+        Policy-improvement term: raises the value of actions sampled from the actor.
+
+        :param batch: transitions
+        :return: L_q = -E[Q_i(s, a)] / E|Q_j(s, a)|, or as ``actor_q`` and ``normalize_actor_q`` say, scalar
+        """
+        actor, n_critics = self.policy.actor, self.policy.n_critics
+        actions = actor.sample(actor.features(batch.observations), self.train_sampling_steps)
+        q_values = self.policy.critic(batch.observations, actions)
+        if self.actor_q == "random" and n_critics > 1:
+            order = th.rand(n_critics, device=self.device).argsort()
+            raised, scale = q_values.index_select(1, order[:2]).unbind(dim=1)
+        else:
+            raised = scale = q_values.mean(dim=1) if self.actor_q == "mean" else q_values.amin(dim=1)
+        return normalised_q_loss(raised, scale) if self.normalize_actor_q else -raised.mean()
+
+    def eta_now(self) -> float:
+        """
+        :return: the weight of the Q term at this gradient step
+        """
+        return at_step(self.eta, self._n_updates)

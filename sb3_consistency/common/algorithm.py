@@ -1,0 +1,443 @@
+"""What all generative algorithms share: construction, the only training loop, learning rates, saving and loading."""
+
+import inspect
+import io
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
+
+from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
+from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
+from sb3_consistency.common.score_logger import ScoreLogger
+from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin, dataset_spaces, open_datasets
+
+LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
+
+NOT_OURS = {
+    "ent_coef": "there is no entropy term; use eta, alpha or action_noise",
+    "target_entropy": "there is no entropy term",
+    "use_sde": "exploration comes from sampling the generative policy",
+    "sde_sample_freq": "exploration comes from sampling the generative policy",
+    "use_sde_at_warmup": "exploration comes from sampling the generative policy",
+    "policy_delay": "actor and critic are updated together",
+    "target_policy_noise": "the next action is sampled from the policy",
+    "target_noise_clip": "the next action is sampled from the policy",
+}
+
+
+class UnsupportedSpaceError(ValueError, AssertionError):
+    """The action space is not a bounded Box. (SB3 raises AssertionError here, its users catch either.)"""
+
+
+def check_action_space(space: spaces.Space) -> None:
+    """
+    :param space: action space
+    :raises UnsupportedSpaceError: if it is not a Box with finite bounds
+    """
+    if not isinstance(space, spaces.Box):
+        raise UnsupportedSpaceError(f"env: only Box action spaces are supported, got {space}.")
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise UnsupportedSpaceError(
+            f"env: the action space needs finite bounds, got {space}; wrap it with gymnasium.wrappers.RescaleAction or ClipAction."
+        )
+
+
+class GenerativeAlgorithm(OfflinePretrainingMixin):
+    """
+    Base of the generative algorithms. See :class:`~sb3_consistency.common.arguments.SharedArguments`.
+
+    Subclasses set their own attributes, then call this constructor, and supply :meth:`losses`.
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
+    :param env: environment or its id; None to train offline only
+    :param learning_rate: learning rate of all networks, or a schedule of the progress remaining (from 1 to 0)
+    :raises ValueError: if an argument is out of its range
+    :raises UnsupportedSpaceError: if the action space is not a bounded Box
+    :raises TypeError: if an argument is unknown
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: GenerativePolicy
+    actor_lr_schedule: Schedule
+    #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
+    progress: th.Tensor | None = None
+    #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
+    offline_only: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        policy: str | type[GenerativePolicy],
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        target_update_interval: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        actor_learning_rate: float | Schedule | None = None,
+        cosine_lr_decay: bool = False,
+        max_grad_norm: float | None = None,
+        curriculum_steps: int | None = None,
+        dataset: Any = None,
+        dataset_kwargs: dict[str, Any] | None = None,
+        pretrain_steps: int = 0,
+        offline_fraction: float | Schedule | None = None,
+        keep_offline: bool = True,
+        normalize_observations: bool = True,
+        _init_setup_model: bool = True,
+        **unknown: Any,
+    ) -> None:
+        for name in unknown:
+            hint = f": {NOT_OURS[name]}" if name in NOT_OURS else ""
+            raise TypeError(f"{type(self).__name__}() got an unexpected argument {name!r}{hint}.")
+        check_range("batch_size", batch_size, 1)
+        check_range("target_update_interval", target_update_interval, 1)
+        check_range("pretrain_steps", pretrain_steps, 0)
+        if max_grad_norm is not None:
+            check_range("max_grad_norm", max_grad_norm, 0, open_low=True)
+        if offline_fraction is not None and not callable(offline_fraction):
+            check_range("offline_fraction", offline_fraction, 0, 1)
+        if env is not None:
+            env = maybe_make_env(env, verbose)
+            check_action_space(env.action_space)
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            support_multi_env=True,
+        )
+        self.target_update_interval = target_update_interval
+        self.actor_learning_rate = actor_learning_rate
+        self.cosine_lr_decay = cosine_lr_decay
+        self.max_grad_norm = max_grad_norm
+        self.curriculum_steps = curriculum_steps
+        self.dataset = dataset
+        self.dataset_kwargs = dataset_kwargs
+        self.pretrain_steps = pretrain_steps
+        self.offline_fraction = offline_fraction
+        self.keep_offline = keep_offline
+        self.normalize_observations = normalize_observations
+        self._init_offline()
+        if env is None and _init_setup_model:
+            self._take_spaces_from_dataset()
+        if _init_setup_model:
+            self._setup_model()
+
+    def _take_spaces_from_dataset(self) -> None:
+        if self.dataset is None:
+            raise ValueError(
+                f"env is None: pass an environment, or dataset=... to train offline "
+                f"({type(self).__name__}.from_dataset('<Minari id>') does both)."
+            )
+        self.observation_space, self.action_space = dataset_spaces(open_datasets(self.dataset)[0])
+        check_action_space(self.action_space)
+        if isinstance(self.observation_space, spaces.Dict) and self.policy_class in (MlpPolicy, CnnPolicy):
+            raise ValueError("policy: use 'MultiInputPolicy' for a dataset with Dict observations.")
+        self.n_envs = 1
+
+    def losses(self) -> dict[str, LossFn]:
+        """
+        :return: name of a trained network -> its loss on a batch, with scalars to log; in the order of the updates
+        """
+        raise NotImplementedError
+
+    def policy_options(self) -> dict[str, Any]:
+        """
+        :return: what this algorithm needs from the policy, as its constructor arguments
+        """
+        return {"target_networks": ()}
+
+    def _setup_model(self) -> None:
+        user_kwargs = self.policy_kwargs
+        # the caller's (and the saved) policy_kwargs stay as they were given
+        self.policy_kwargs = {**self.policy_options(), **user_kwargs}
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs = user_kwargs
+        for name in self.policy.network_names():
+            setattr(self, name, getattr(self.policy, name))
+        self._parameters = {name: self._optimized_parameters(name) for name in self.policy.trained_networks()}
+        self._batch_norm_pairs = [
+            (get_parameters_by_name(source, ["running_"]), get_parameters_by_name(target, ["running_"]))
+            for source, target in self.policy.target_pairs()
+        ]
+
+    def _optimized_parameters(self, name: str) -> list[th.nn.Parameter]:
+        return [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        rate = self.learning_rate if self.actor_learning_rate is None else self.actor_learning_rate
+        self.actor_lr_schedule = FloatSchedule(rate)
+
+    def _update_learning_rates(self) -> None:
+        progress = self._current_progress_remaining
+        decay = 0.5 * (1 + math.cos(math.pi * (1 - progress))) if self.cosine_lr_decay else 1.0
+        rate, actor_rate = decay * self.lr_schedule(progress), decay * self.actor_lr_schedule(progress)
+        for name in self.policy.trained_networks():
+            update_learning_rate(getattr(self.policy, name).optimizer, actor_rate if name == "actor" else rate)
+        self.logger.record("train/learning_rate", rate)
+        if self.actor_learning_rate is not None:
+            self.logger.record("train/actor_learning_rate", actor_rate)
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        self._update_learning_rates()
+        self._log_metrics([self._gradient_step(batch) for batch in self._batches(gradient_steps, batch_size)])
+
+    def _gradient_step(self, batch: Batch) -> TensorDict:
+        if not self.policy.training:
+            self.policy.set_training_mode(True)
+        self._update_progress()
+        metrics: TensorDict = {}
+        for name, loss_fn in self.losses().items():
+            loss, info = loss_fn(batch)
+            self._descend(name, loss)
+            metrics |= {f"{name}_loss": loss.detach(), **info}
+        self._n_updates += 1
+        with th.no_grad():
+            self._update_targets()
+        return metrics
+
+    def _descend(self, name: str, loss: th.Tensor) -> None:
+        optimizer, parameters = getattr(self.policy, name).optimizer, self._parameters[name]
+        optimizer.zero_grad(set_to_none=True)
+        # only this network's gradients are computed: the critic gets none from the actor's loss
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
+
+    def target_weights(self) -> list[float]:
+        """
+        :return: for every pair of :meth:`GenerativePolicy.target_pairs`, the weight with which the target moves
+            towards its network after this gradient step; 0 to leave it
+        """
+        due = self._n_updates % self.target_update_interval == 0
+        return [self.tau if due else 0.0] if self.policy.use_critic else []
+
+    def _update_targets(self) -> None:
+        pairs = zip(self.policy.target_pairs(), self.target_weights(), self._batch_norm_pairs, strict=True)
+        for (source, target), weight, (statistics, target_statistics) in pairs:
+            if weight > 0:
+                th._foreach_lerp_(list(target.parameters()), list(source.parameters()), weight)
+                for new, old in zip(statistics, target_statistics, strict=True):
+                    old.data.copy_(new)
+
+    def _batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
+        """Sample up to CHUNK batches at once: the buffer's fixed cost per call is larger than its cost per row."""
+        for start in range(0, n_batches, CHUNK):
+            yield from self._sample_batches(min(CHUNK, n_batches - start), batch_size)
+
+    def _sample_batches(self, n_batches: int, batch_size: int) -> list[Batch]:
+        n_offline = self._offline_share(batch_size)
+        parts = []
+        for buffer, size in ((self.replay_buffer, batch_size - n_offline), (self.offline_buffer, n_offline)):
+            if size > 0 and buffer is not None:
+                segments = self._segments if buffer is self._offline_data() else None
+                data = sample(buffer, n_batches * size, self.gamma, self._vec_normalize_env, segments)
+                parts.append(split(data, n_batches))
+        return parts[0] if len(parts) == 1 else concatenate(*parts)
+
+    def _offline_share(self, batch_size: int) -> int:
+        """How many rows of a batch come from the separate offline buffer."""
+        if not can_sample(self.offline_buffer):
+            return 0
+        if not can_sample(self.replay_buffer):
+            return batch_size
+        assert self.offline_buffer is not None and self.replay_buffer is not None
+        if self.offline_fraction is None:
+            n_offline, n_online = self.offline_buffer.size(), self.replay_buffer.size()
+            # drawn, not rounded: a few online transitions among many offline ones must get their turn
+            return int(np.random.binomial(batch_size, n_offline / (n_offline + n_online)))
+        fraction = self.offline_fraction
+        return round(batch_size * (fraction(self._current_progress_remaining) if callable(fraction) else fraction))
+
+    def _update_progress(self) -> None:
+        if self._curriculum_end:
+            share = min(1.0, self._n_updates / self._curriculum_end)
+            self.progress = th.full((), share, device=self.device)
+
+    def _log_metrics(self, metrics: list[TensorDict]) -> None:
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if metrics:
+            # the one host-device synchronisation of a call
+            names = list(metrics[0])
+            means = th.stack([th.stack([m[name] for m in metrics]).mean() for name in names]).tolist()
+            for name, mean in zip(names, means, strict=True):
+                self.logger.record(f"train/{name}", mean)
+
+    @th.no_grad()
+    def heldout_loss(self, heldout: dict[str, Any], n_rows: int = 8192) -> float:
+        """
+        :param heldout: observations and scaled actions of the held-out episodes
+        :param n_rows: rows used, evenly spread
+        :return: their behaviour-cloning loss at the end of the curriculum, with the same noise at every call
+        """
+        self.policy.set_training_mode(False)
+        rows = np.linspace(0, len(heldout["actions"]) - 1, min(n_rows, len(heldout["actions"]))).astype(int)
+        observations = heldout["observations"]
+        taken = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
+        obs, _ = self.policy.obs_to_tensor(taken)
+        actions = th.as_tensor(heldout["actions"][rows], device=self.device)
+        generator = th.Generator().manual_seed(0)
+        model = self.policy.actor.model
+        noise = th.randn(actions.shape, generator=generator).to(self.device)
+        u = th.rand(len(actions), model.n_uniforms, generator=generator).to(self.device)
+        return float(model.loss(actions, self.policy.actor.features(obs), noise=noise, u=u).mean())
+
+    def learn(
+        self,
+        total_timesteps: int = 1_000_000,
+        callback: MaybeCallback = None,
+        log_interval: int | None = None,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Any:
+        """
+        Train: first on the constructor's ``dataset`` for ``pretrain_steps`` (once), then online as SB3 does.
+
+        Algorithms that learn offline only take ``total_timesteps`` gradient steps on the dataset instead.
+
+        :param total_timesteps: environment steps, or gradient steps of an offline algorithm
+        :param callback: callback(s), called in the offline phase too
+        :param log_interval: episodes (default 4) or offline gradient steps (default 1000) between two logs
+        :param tb_log_name: name of the TensorBoard run; None for the name of the class
+        :param reset_num_timesteps: whether to start counting at 0
+        :param progress_bar: show progress bars
+        :return: the model
+        :raises DatasetError: if the dataset can't be used, or an offline algorithm has none
+        :raises ValueError: if there is no environment to collect experience in
+        """
+        name = tb_log_name or type(self).__name__
+        self._load_constructor_dataset()
+        if self.offline_only:
+            self.num_timesteps = 0 if reset_num_timesteps else self.num_timesteps
+            self._learn_offline(total_timesteps, callback, log_interval or 1000, name, reset_num_timesteps, progress_bar)
+            return self
+        if self.pretrain_steps and not self._constructor_pretrained:
+            completed = self._pretrain(self.pretrain_steps, callback, 1000, f"{name}_pretrain", progress_bar)
+            self._constructor_pretrained = True
+            if not completed:
+                return self
+        if self.env is None:
+            if total_timesteps <= 0:
+                return self
+            raise ValueError("env: learn() collects experience and needs an environment; call set_env(...), or pretrain(...).")
+        self._begin_online()
+        return super().learn(total_timesteps, callback, log_interval or 4, name, reset_num_timesteps, progress_bar)
+
+    @property
+    def learning_starts(self) -> int:
+        """Steps of random warm-up; 0 after an offline phase, which a random warm-up would only dilute."""
+        return 0 if self._was_pretrained else int(self.__dict__["learning_starts"])
+
+    @learning_starts.setter
+    def learning_starts(self, value: int) -> None:
+        self.__dict__["learning_starts"] = value
+
+    _was_pretrained = False
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: Any,
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        row = replay_buffer.pos
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if self._reward_function is not None:
+            # on the stored reward: VecNormalize hands on the original one
+            replay_buffer.rewards[row] = self._reward_function(replay_buffer.rewards[row])
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if self._reference_returns is not None and not isinstance(self._logger, ScoreLogger):
+            self._logger: Logger = ScoreLogger(self._logger, *self._reference_returns)
+        return super()._init_callback(callback, progress_bar)
+
+    def _excluded_save_params(self) -> list[str]:
+        networks = self.policy.network_names()
+        derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_parameters", "_batch_norm_pairs", "progress"]
+        by_name = isinstance(self.dataset, str) or (
+            isinstance(self.dataset, list) and all(isinstance(d, str) for d in self.dataset)
+        )
+        return [*super()._excluded_save_params(), *networks, *derived, *([] if by_name else ["dataset"])]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *(f"{name}.optimizer" for name in self.policy.trained_networks())], []
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | None = None, **kwargs: Any
+    ) -> Any:
+        """
+        Load a model; see SB3's ``BaseAlgorithm.load``.
+
+        :param path: file that :meth:`save` wrote
+        :param env: environment to train in
+        :param kwargs: SB3's further arguments, and constructor arguments to change
+        :return: the model
+        :raises TypeError: if a name in ``kwargs`` is none of them (SB3 would set it and ignore it)
+        """
+        known = {n for c in cls.__mro__ if "__init__" in vars(c) for n in inspect.signature(c.__init__).parameters}
+        known |= inspect.signature(super().load).parameters.keys()
+        unknown = kwargs.keys() - known
+        if unknown:
+            raise TypeError(f"{cls.__name__}.load() got unexpected arguments {sorted(unknown)}.")
+        return super().load(path, env, **kwargs)

@@ -1,0 +1,94 @@
+"""The contract of a generative model: a loss on data and a sampler, both functions of explicit noise."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch as th
+from torch import nn
+
+# Maps (noisy data (B, A), noise level (B,)) to an estimate of the clean data (B, A).
+Denoiser = Callable[[th.Tensor, th.Tensor], th.Tensor]
+
+
+class _BoundedGradientClamp(th.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: th.Tensor) -> th.Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: th.Tensor) -> th.Tensor:  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        (grad,) = grad_outputs
+        # gradient descent moves x along -grad: outside the bounds, keep only what leads back inside
+        outward = ((x > 1) & (grad < 0)) | ((x < -1) & (grad > 0))
+        return grad.masked_fill(outward, 0)
+
+
+def clamp_action(x: th.Tensor) -> th.Tensor:
+    """
+    Clamp to [-1, 1] so that an action outside still learns how to come back, but is not pushed further out.
+
+    A plain clamp has no gradient outside, a straight-through one lets the Q term push the unclamped action away
+    without limit; this is the projected gradient.
+
+    :param x: actions, any shape
+    :return: clamped actions, the same shape
+    """
+    return _BoundedGradientClamp.apply(x)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class GenerativeModel(nn.Module):
+    """
+    A model that turns noise into data of shape ``event_shape``, given a condition.
+
+    :param event_shape: shape *E of one datum: (A,) for an action
+    """
+
+    #: how many uniform numbers per row :meth:`loss` consumes
+    n_uniforms: int = 1
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.event_shape = event_shape
+
+    @abstractmethod
+    def loss(
+        self,
+        x0: th.Tensor,
+        cond: th.Tensor,
+        *,
+        noise: th.Tensor,
+        u: th.Tensor,
+        target: Denoiser | None = None,
+        progress: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """
+        Loss of every row, not reduced.
+
+        :param x0: data, (B, *E), scaled to [-1, 1]
+        :param cond: condition, (B, F)
+        :param noise: standard normal noise, (B, *E)
+        :param u: uniform numbers in [0, 1), (B, n_uniforms)
+        :param target: supplies regression targets where the loss bootstraps; this model itself when None
+        :param progress: share of the training run that is done, scalar in [0, 1]; 1 when None
+        :return: loss, (B,)
+        """
+
+    @abstractmethod
+    def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        Turn noise into data, differentiably. The number of steps is read off the noise.
+
+        :param noise: standard normal noise, (S, B, *E) for a sampler that consumes S draws per row
+        :param cond: condition, (B, F)
+        :return: data, (B, *E), in [-1, 1]
+        """
+
+    @abstractmethod
+    def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
+        """
+        :param batch_size: number of rows B
+        :param n_steps: number of network evaluations; None for the model's default
+        :return: shape (S, B, *E) of the noise that :meth:`sample` takes
+        """

@@ -1,0 +1,106 @@
+"""Noise levels and curricula. Levels ascend: level 0 is sigma_min, level n - 1 is sigma_max."""
+
+import math
+
+import torch as th
+
+
+def karras_sigma(
+    level: th.Tensor, n_levels: th.Tensor | int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> th.Tensor:
+    """
+    Noise level number ``level`` of the ``n_levels``-point Karras grid.
+
+    A closed form rather than a table, so that the number of levels may be a tensor that changes during training.
+
+    Source: Karras et al. 2022 (EDM), equation 5, in ascending order (Song et al. 2023, section 2).
+
+    :param level: level numbers, any shape, in [0, n_levels - 1]
+    :param n_levels: number of levels, at least 2
+    :param sigma_min: lowest noise level, in units of the data (actions scaled to [-1, 1])
+    :param sigma_max: highest noise level
+    :param rho: how strongly the levels gather near ``sigma_min``
+    :return: sigma, the shape of ``level``
+    """
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (low + level / (n_levels - 1) * (high - low)) ** rho
+
+
+def karras_level(
+    sigma: th.Tensor, n_levels: th.Tensor | int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> th.Tensor:
+    """
+    Inverse of :func:`karras_sigma`: the (fractional) level number of a noise level.
+
+    :param sigma: noise levels, any shape, in [sigma_min, sigma_max]
+    :param n_levels: number of levels, at least 2
+    :return: level numbers in [0, n_levels - 1], the shape of ``sigma``
+    """
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (sigma ** (1 / rho) - low) / (high - low) * (n_levels - 1)
+
+
+def truncated_log_normal(u: th.Tensor, mean: float, std: float, sigma_min: float, sigma_max: float) -> th.Tensor:
+    """
+    Noise levels whose logarithm is normal, conditioned on [sigma_min, sigma_max], by inversion of the distribution.
+
+    Rounding the result down to a grid draws level n with probability
+    proportional to erf((ln sigma_{n+1} - mean) / (sqrt 2 std)) - erf((ln sigma_n - mean) / (sqrt 2 std)),
+    the discretised log-normal of Song & Dhariwal 2023 (iCT), section 3.5.
+
+    :param u: uniform numbers in [0, 1), any shape
+    :param mean: mean of ln sigma (P_mean)
+    :param std: standard deviation of ln sigma (P_std)
+    :return: sigma, the shape of ``u``
+    """
+
+    def cdf(sigma: float) -> float:
+        return 0.5 * (1 + math.erf((math.log(sigma) - mean) / (math.sqrt(2) * std)))
+
+    low, high = cdf(sigma_min), cdf(sigma_max)
+    sigma = th.exp(mean + std * th.special.ndtri(low + u * (high - low)))
+    return sigma.clamp(sigma_min, sigma_max)
+
+
+def sampling_sigmas(
+    n_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> tuple[float, ...]:
+    """
+    The noise levels at which an ``n_steps``-step consistency sampler evaluates the model, highest first.
+
+    They are the Karras levels of ``n_steps + 1`` points without sigma_min, where the model is the identity
+    and a pass would be wasted: {80} for one step, {80, 2.52} for two.
+
+    :param n_steps: number of network evaluations, at least 1
+    :return: ``n_steps`` descending noise levels, the first is ``sigma_max``
+    :raises ValueError: if ``n_steps`` is less than 1
+    """
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (sigma_max, *((low + i / n_steps * (high - low)) ** rho for i in range(n_steps - 1, 0, -1)))
+
+
+def consistency_curriculum(progress: th.Tensor, n_first: int, n_last: int) -> th.Tensor:
+    """
+    Number of noise levels N(k) of consistency training, from ``n_first`` to ``n_last`` over the whole run.
+
+    Source: Song et al. 2023, appendix C, in Ding & Jin's form: ceil(sqrt(k/K (s1^2 - s0^2) + s0^2) - 1) + 1.
+
+    :param progress: share k/K of the run that is done, scalar in [0, 1]
+    :return: number of levels, scalar
+    """
+    return th.ceil(th.sqrt(progress * (n_last**2 - n_first**2) + n_first**2) - 1) + 1
+
+
+def doubling_curriculum(progress: th.Tensor, n_first: int, n_last: int) -> th.Tensor:
+    """
+    Number of noise levels of improved consistency training: doubles at equal intervals until ``n_last``.
+
+    Source: Song & Dhariwal 2023 (iCT), section 3.4: min(s0 2^floor(k/K'), s1) + 1, K' = K / (log2(s1/s0) + 1).
+
+    :param progress: share k/K of the run that is done, scalar in [0, 1]
+    :return: number of levels, scalar
+    """
+    doublings = th.floor(progress * (math.log2(n_last / n_first) + 1))
+    return th.clamp(n_first * 2**doublings, max=n_last) + 1

@@ -1,0 +1,444 @@
+"""
+Episodes from Minari datasets, arrays and SB3 replay buffers, as one stream of transitions.
+
+The one place that knows that a Minari episode of T steps has T + 1 observations.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    import minari
+
+# one observation array (T, ...), or a (possibly nested) dict of them
+Observations = Any
+
+ARRAY_KEYS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
+
+
+class DatasetError(RuntimeError):
+    """A dataset that can't be found, read or used. The message names the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """
+    T consecutive transitions: entry t of every array belongs to step t.
+
+    ``terminations`` and ``truncations`` are boolean, (T,); ``rewards`` is (T,).
+    """
+
+    observations: Observations
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: Observations
+    terminations: np.ndarray
+    truncations: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+def map_observations(function: Any, *observations: Observations) -> Observations:
+    """
+    Apply a function to every array of (nested) dict observations.
+
+    :param function: called with one array of each of ``observations``
+    :param observations: arrays or dicts of one structure
+    :return: the results in the same structure
+    """
+    if isinstance(observations[0], Mapping):
+        return {key: map_observations(function, *(o[key] for o in observations)) for key in observations[0]}
+    return function(*observations)
+
+
+class EpisodeSource(ABC):
+    """
+    A dataset seen as numbered episodes.
+
+    :param name: how messages call the dataset
+    """
+
+    observation_space: spaces.Space | None = None
+    action_space: spaces.Space | None = None
+    #: returns of a random and of an expert policy, for normalized scores
+    reference_returns: tuple[float, float] | None = None
+    #: whether actions are already scaled to [-1, 1], as in SB3's buffers
+    scaled_actions: bool = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Number of steps of every episode, (E,)."""
+
+    @property
+    @abstractmethod
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of every episode, (E,)."""
+
+    @abstractmethod
+    def episodes(self, indices: Iterable[int]) -> Iterator[Episode]:
+        """
+        Read episodes one at a time.
+
+        :param indices: numbers of the episodes
+        :raises DatasetError: if an episode is damaged
+        """
+
+    def make_env(self, eval_env: bool = True, **kwargs: Any) -> gym.Env:
+        """
+        Make the environment that the dataset was recorded in.
+
+        :param eval_env: the one meant for evaluation, where the dataset names one
+        :raises DatasetError: if the dataset does not say which it is
+        """
+        raise DatasetError(f"Dataset {self.name} does not name its environment: pass env=...")
+
+
+def check_lengths(name: str, index: int, episode: Mapping[str, Any]) -> int:
+    """
+    :param name: name of the dataset
+    :param index: number of the episode
+    :param episode: Minari episode: T + 1 observations, T of everything else
+    :return: T
+    :raises DatasetError: if the arrays don't fit together
+    """
+    n_steps = len(episode["rewards"])
+    for key in ("actions", "terminations", "truncations"):
+        if len(episode[key]) != n_steps:
+            raise DatasetError(f"{name}, episode {index}: {len(episode[key])} {key} but {n_steps} rewards.")
+
+    def check(array: np.ndarray) -> None:
+        if len(array) != n_steps + 1:
+            raise DatasetError(
+                f"{name}, episode {index}: {len(array)} observations for {n_steps} steps, expected {n_steps + 1} "
+                "(Minari stores the last one too)."
+            )
+
+    map_observations(check, episode["observations"])
+    return n_steps
+
+
+class MinariSource(EpisodeSource):
+    """
+    Episodes of a Minari dataset.
+
+    :param dataset: the dataset
+    """
+
+    def __init__(self, dataset: minari.MinariDataset) -> None:
+        super().__init__(f"dataset {dataset.id}")
+        self.dataset = dataset
+        self.observation_space = dataset.observation_space
+        self.action_space = dataset.action_space
+        low, high = (dataset.storage.metadata.get(key) for key in ("ref_min_score", "ref_max_score"))
+        if low is not None and high is not None:
+            self.reference_returns = (float(low), float(high))
+
+    @cached_property
+    def _metadata(self) -> list[dict[str, Any]]:
+        try:
+            return [dict(m) for m in self.dataset.storage.get_episode_metadata(self.dataset.episode_indices)]
+        except Exception as error:  # whatever the storage's library raises on a damaged file
+            raise DatasetError(f"{self.name} is damaged: {error!r}. Delete and fetch or record it again.") from error
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.array([int(m["total_steps"]) for m in self._metadata], dtype=np.int64)
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        if all("rewards_sum" in m for m in self._metadata):
+            return np.array([float(m["rewards_sum"]) for m in self._metadata])
+        return np.array([float(e.rewards.sum()) for e in self.episodes(range(len(self.lengths)))])
+
+    def episodes(self, indices: Iterable[int]) -> Iterator[Episode]:
+        indices = list(indices)
+        stream = iter(self.dataset.storage.get_episodes(self.dataset.episode_indices[indices]))
+        for index in indices:
+            try:
+                data = next(stream)
+            except Exception as error:  # as above
+                raise DatasetError(f"{self.name}, episode {index} is damaged: {error!r}.") from error
+            check_lengths(self.name, index, data)
+            yield Episode(
+                observations=map_observations(lambda x: x[:-1], data["observations"]),
+                actions=data["actions"],
+                rewards=data["rewards"],
+                next_observations=map_observations(lambda x: x[1:], data["observations"]),
+                terminations=data["terminations"],
+                truncations=data["truncations"],
+            )
+
+    def make_env(self, eval_env: bool = True, **kwargs: Any) -> gym.Env:
+        if self.dataset.env_spec is None:
+            return super().make_env()
+        try:
+            return self.dataset.recover_environment(eval_env=eval_env, **kwargs)
+        except Exception as error:  # gymnasium.error.*, or the ImportError of a missing simulator
+            if "gymnasium_robotics" in str(self.dataset.env_spec.entry_point) and _register_robotics():
+                return self.dataset.recover_environment(eval_env=eval_env, **kwargs)
+            raise DatasetError(
+                f"The environment of {self.name} ({self.dataset.env_spec.id}) can't be made: {error!r}. "
+                "Install what it needs, or pass env=..."
+            ) from error
+
+
+def _register_robotics() -> bool:
+    """Gymnasium-Robotics' environments exist only once the package is imported."""
+    import gymnasium as gym
+
+    try:
+        import gymnasium_robotics
+    except ImportError:
+        return False
+    gym.register_envs(gymnasium_robotics)
+    return True
+
+
+class ArraySource(EpisodeSource):
+    """
+    Episodes cut out of plain arrays.
+
+    An episode ends where ``terminations`` or ``truncations`` is set, and where a row's next observation is not the
+    next row's observation (then it counts as truncated), and at the last row.
+
+    :param arrays: ``observations, actions, rewards, next_observations, terminations, truncations``, each with one row
+        per step; optionally ``observation_space`` and ``action_space``
+    :param name: how messages call the dataset
+    :raises DatasetError: if an array is missing, empty or of another length
+    """
+
+    def __init__(self, arrays: Mapping[str, Any], name: str = "the arrays") -> None:
+        super().__init__(name)
+        missing = [key for key in ARRAY_KEYS if key not in arrays]
+        if missing:
+            raise DatasetError(f"{name}: missing {missing}, got {sorted(arrays)}; needed are {list(ARRAY_KEYS)}.")
+        self.observation_space = arrays.get("observation_space")
+        self.action_space = arrays.get("action_space")
+        self.arrays = {key: map_observations(np.asarray, arrays[key]) for key in ARRAY_KEYS}
+        for key in ("rewards", "terminations", "truncations"):
+            self.arrays[key] = self.arrays[key].reshape(len(self.arrays[key]), -1)
+            if self.arrays[key].shape[1:] not in ((1,), (0,)):
+                raise DatasetError(f"{name}: {key} must have one number per step, got shape {arrays[key].shape}.")
+            self.arrays[key] = self.arrays[key].reshape(-1)
+        n_rows = len(self.arrays["rewards"])
+
+        def check(array: np.ndarray) -> None:
+            if len(array) != n_rows:
+                raise DatasetError(f"{name}: arrays of different lengths: {len(array)} {key} but {n_rows} rewards.")
+
+        for key in ARRAY_KEYS:
+            map_observations(check, self.arrays[key])
+        if n_rows == 0:
+            raise DatasetError(f"{name}: no transitions.")
+        self._infer_spaces()
+        done = self.arrays["terminations"].astype(bool) | self.arrays["truncations"].astype(bool)
+        ends = done.copy()
+        ends[-1] = True
+        ends[:-1] |= _breaks(self.arrays["observations"], self.arrays["next_observations"])
+        self.stops = np.flatnonzero(ends) + 1
+        self.starts = np.concatenate([[0], self.stops[:-1]])
+        self.arrays["truncations"] = self.arrays["truncations"].astype(bool) | (ends & ~done)
+
+    def _infer_spaces(self) -> None:
+        def box(array: np.ndarray) -> spaces.Space:
+            return spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
+
+        if self.observation_space is None:
+            observations = self.arrays["observations"]
+            nested = isinstance(observations, Mapping)
+            self.observation_space = spaces.Dict(map_observations(box, observations)) if nested else box(observations)
+        actions = self.arrays["actions"]
+        if self.action_space is None and actions.ndim > 1 and np.abs(actions).max(initial=0.0) <= 1:
+            self.action_space = spaces.Box(-1, 1, actions.shape[1:], np.float32)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.stops - self.starts
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        return np.add.reduceat(self.arrays["rewards"].astype(np.float64), self.starts)
+
+    def episodes(self, indices: Iterable[int]) -> Iterator[Episode]:
+        for index in indices:
+            rows = slice(self.starts[index], self.stops[index])
+            yield Episode(**{key: map_observations(lambda x, r=rows: x[r], self.arrays[key]) for key in ARRAY_KEYS})
+
+
+def _breaks(observations: Observations, next_observations: Observations) -> np.ndarray:
+    """Rows t (but the last) whose next observation is not the observation of row t + 1."""
+
+    def differs(now: np.ndarray, following: np.ndarray) -> np.ndarray:
+        a, b = following[:-1].reshape(len(now) - 1, -1), now[1:].reshape(len(now) - 1, -1)
+        return ((a != b) & ~((a != a) & (b != b))).any(axis=1)  # NaN equals NaN here: it is reported later
+
+    if isinstance(observations, Mapping):
+        parts = [_breaks(observations[key], next_observations[key]) for key in observations]
+        return np.logical_or.reduce(parts)
+    return differs(observations, next_observations)
+
+
+class BufferSource(EpisodeSource):
+    """
+    Episodes of an SB3 replay buffer, read in place.
+
+    :param buffer: a ``ReplayBuffer`` or ``DictReplayBuffer`` with at least one transition
+    :param name: how messages call the dataset
+    :raises DatasetError: if the buffer is empty
+    """
+
+    scaled_actions = True
+
+    def __init__(self, buffer: Any, name: str = "the replay buffer") -> None:
+        super().__init__(name)
+        size = buffer.size()
+        if size == 0:
+            raise DatasetError(f"{name}: no transitions.")
+        self.buffer = buffer
+        self.observation_space = buffer.observation_space
+        self.action_space = buffer.action_space
+        # oldest row first; with one array for both, the row at the write position has no valid successor
+        first = (buffer.pos + int(buffer.optimize_memory_usage)) % size if buffer.full else 0
+        n_rows = size - int(buffer.optimize_memory_usage and buffer.full)
+        self.rows = (first + np.arange(n_rows)) % buffer.buffer_size
+        self.pieces: list[tuple[int, int, int]] = []
+        for column in range(buffer.n_envs):
+            ends = buffer.dones[self.rows, column].astype(bool)
+            ends[-1] = True
+            stops = np.flatnonzero(ends) + 1
+            self.pieces += [(column, a, b) for a, b in zip([0, *stops[:-1]], stops, strict=True)]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.array([stop - start for _, start, stop in self.pieces], dtype=np.int64)
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        return np.array([self.buffer.rewards[self.rows[a:b], c].sum() for c, a, b in self.pieces], dtype=np.float64)
+
+    def episodes(self, indices: Iterable[int]) -> Iterator[Episode]:
+        buffer = self.buffer
+        for index in indices:
+            column, start, stop = self.pieces[index]
+            rows = self.rows[start:stop]
+            observations = map_observations(lambda x, r=rows, c=column: x[r, c], buffer.observations)
+            if buffer.optimize_memory_usage:
+                next_observations = buffer.observations[(rows + 1) % buffer.buffer_size, column]
+            else:
+                next_observations = map_observations(lambda x, r=rows, c=column: x[r, c], buffer.next_observations)
+            dones, timeouts = (array[rows, column].astype(bool) for array in (buffer.dones, buffer.timeouts))
+            truncations = dones & timeouts
+            truncations[-1] |= not dones[-1]
+            yield Episode(
+                observations=observations,
+                actions=buffer.actions[rows, column],
+                rewards=buffer.rewards[rows, column],
+                next_observations=next_observations,
+                terminations=dones & ~timeouts,
+                truncations=truncations,
+            )
+
+
+def open_dataset(dataset: Any) -> EpisodeSource:
+    """
+    Open a dataset, whatever it is given as.
+
+    :param dataset: a Minari id, a ``minari.MinariDataset``, a mapping of arrays or the path of an ``.npz`` file of
+        them, an SB3 replay buffer or the path of a file that ``save_replay_buffer`` wrote
+    :return: its episodes
+    :raises DatasetError: if it can't be found or read, or is empty
+    """
+    if isinstance(dataset, EpisodeSource):
+        source = dataset
+    elif isinstance(dataset, Mapping):
+        source = ArraySource(dataset)
+    elif isinstance(dataset, (str, os.PathLike)):
+        source = _open_path(os.fspath(dataset))
+    elif hasattr(dataset, "iterate_episodes") and hasattr(dataset, "storage"):
+        source = MinariSource(dataset)
+    elif hasattr(dataset, "dones") and hasattr(dataset, "buffer_size"):
+        source = BufferSource(dataset)
+    else:
+        raise DatasetError(
+            f"dataset: can't read {type(dataset).__name__}; pass a Minari id, a MinariDataset, a mapping of arrays, an .npz "
+            "file, a ReplayBuffer, a file of save_replay_buffer, or a list of these."
+        )
+    if len(source.lengths) == 0 or source.lengths.sum() == 0:
+        raise DatasetError(f"{source.name} is empty: it has no transitions.")
+    return source
+
+
+def _open_path(path: str) -> EpisodeSource:
+    if path.endswith(".npz"):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return ArraySource(dict(arrays), name=path)
+        except DatasetError:
+            raise
+        except Exception as error:  # zipfile's, zlib's and numpy's errors have no common base
+            raise DatasetError(f"dataset: can't read {path}: {error!r}.") from error
+    if path.endswith(".pkl"):
+        from stable_baselines3.common.save_util import load_from_pkl
+
+        try:
+            buffer = load_from_pkl(path)
+        except Exception as error:  # unpickling damaged bytes may raise anything
+            raise DatasetError(f"dataset: can't read {path} as a replay buffer: {error!r}.") from error
+        if not (hasattr(buffer, "dones") and hasattr(buffer, "buffer_size")):
+            raise DatasetError(f"dataset: {path} holds a {type(buffer).__name__}, not a replay buffer.")
+        return BufferSource(buffer, name=path)
+    return MinariSource(open_minari(path))
+
+
+def open_minari(dataset_id: str) -> minari.MinariDataset:
+    """
+    Open a local Minari dataset, or download it first.
+
+    :param dataset_id: for example "mujoco/hopper/medium-v0"
+    :return: the dataset
+    :raises ImportError: if Minari is not installed
+    :raises DatasetError: if the id is unknown, the network is not there, or the file is damaged
+    """
+    try:
+        import minari
+    except ImportError as error:
+        raise ImportError(
+            'Minari is needed to load a dataset by its id: pip install "sb3-consistency[offline]". '
+            "Arrays, .npz files and replay buffers load without it."
+        ) from error
+    from minari.dataset.minari_dataset import DATASET_ID_RE
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    match = DATASET_ID_RE.fullmatch(dataset_id)
+    if match is None or match.group("version") is None:
+        raise DatasetError(
+            f"dataset: {dataset_id!r} is neither a Minari id (like 'mujoco/hopper/medium-v0', with the version) nor the path "
+            "of an .npz or .pkl file."
+        )
+    path = get_dataset_path(dataset_id)
+    local = (path / "data").exists()
+    try:
+        return minari.load_dataset(dataset_id, download=not local)
+    except Exception as error:  # network errors come from whatever HTTP library the hub client uses
+        if local:
+            raise DatasetError(f"dataset: {path} is damaged: {error!r}. Delete and fetch or record it again.") from error
+        known = sorted(minari.list_local_datasets())
+        raise DatasetError(
+            f"dataset: {dataset_id!r} is not in {get_dataset_path()} (MINARI_DATASETS_PATH), which has {known}, and could "
+            f"not be downloaded: {error!r}. Check the spelling and the network."
+        ) from error

@@ -1,0 +1,57 @@
+"""SB3 takes no nested Dict observations: the wrapper that flattens them, for environments and datasets alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+
+
+def flatten_nested(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """
+    Flatten nested dicts (or Dict spaces) to one level, joining the keys with "/".
+
+    :param value: nested mapping
+    :return: {"achieved_goal/kettle": ..., ...}, in the order of the mapping
+    """
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, (Mapping, spaces.Dict)):
+            flat.update(flatten_nested(entry, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = entry
+    return flat
+
+
+def is_nested(space: spaces.Space) -> bool:
+    """
+    :param space: an observation space
+    :return: whether it is a Dict with a Dict inside
+    """
+    return isinstance(space, spaces.Dict) and any(isinstance(s, spaces.Dict) for s in space.spaces.values())
+
+
+class FlattenNestedDict(gym.ObservationWrapper):
+    """
+    Flatten nested Dict observations (FrankaKitchen's goals, for one) to one level; keys are joined with "/".
+
+    :meth:`load_dataset` flattens the observations of a dataset in the same way.
+
+    :param env: environment with Dict observations
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Dict)
+        self.observation_space = spaces.Dict(flatten_nested(env.observation_space.spaces))
+
+    def observation(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        return flatten_nested(observation)
+
+
+def flatten_if_nested(env: gym.Env) -> gym.Env:
+    """
+    :param env: any environment
+    :return: the environment, wrapped in :class:`FlattenNestedDict` if its observations are nested
+    """
+    return FlattenNestedDict(env) if is_nested(env.observation_space) else env
