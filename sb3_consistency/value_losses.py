@@ -116,4 +116,5 @@ def gumbel_noise(u: th.Tensor) -> th.Tensor:
     :param u: uniform numbers in [0, 1), any shape
     :return: the shape of ``u``
     """
-    return -th.log(-th.log(u.clamp(min=1e-20)).clamp(min=1e-20))
+    exponential = (-th.log(u.clamp(min=1e-20))).clamp(min=1e-20)
+    return -th.log(exponential)

@@ -1,6 +1,6 @@
 """Consistency-BC: behaviour cloning with a consistency policy."""
 
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
@@ -23,7 +23,8 @@ class ConsistencyBC(ConsistencyPolicyMixin):
     Differences from the released code: the loss is improved consistency training (iCT) by default, because the
     paper's needs far more than 100k steps (``bc_loss="consistency", consistency_ema_decay=0.999`` is close to it);
     the curriculum runs over the whole training; the loss is not clamped; two steps are {80, 2.52}, not {80, 2};
-    the network has CM's input scaling c_in and log-noise embedding.
+    the network has CM's input scaling c_in and a smooth log-noise embedding; the learning rate starts at 1e-3 and
+    decays to 0 (3e-4, constant).
 
     :param sampling_steps: network evaluations K per action
     :param bc_loss: "ict", "consistency" or "reconstruction"
@@ -31,7 +32,7 @@ class ConsistencyBC(ConsistencyPolicyMixin):
     :param loss_scaling: weight "consistency" by 100 / (sigma_{n+1} - sigma_n)
     :param curriculum: first and last number of noise levels; None for the source's own
     :param consistency_ema_decay: decay per gradient step of the target network of "consistency"; 0 for none
-    :param kwargs: see :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: (``cosine_lr_decay`` is True by default) see :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
 
     offline_only: ClassVar[bool] = True
@@ -40,7 +41,7 @@ class ConsistencyBC(ConsistencyPolicyMixin):
         self,
         policy: str | type[GenerativePolicy],
         env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = 1e-3,
         *,
         sampling_steps: int = 1,
         bc_loss: str = "ict",
@@ -50,6 +51,7 @@ class ConsistencyBC(ConsistencyPolicyMixin):
         consistency_ema_decay: float = 0.0,
         **kwargs: Unpack[SharedArguments],
     ) -> None:
+        kwargs.setdefault("cosine_lr_decay", True)
         super().__init__(
             policy,
             env,
@@ -71,5 +73,4 @@ class ConsistencyBC(ConsistencyPolicyMixin):
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
-        metrics: dict[str, Any] = {}
-        return self.bc_term(batch), metrics
+        return self.bc_term(batch), {}

@@ -131,7 +131,7 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
 
     def next_value(self, batch: Batch) -> th.Tensor:
         if self.value_mode == "iql":
-            return self.policy.value(batch.next_observations)  # type: ignore[no-any-return]
+            return self.policy.value(batch.next_observations)
         return super().next_value(batch)
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:

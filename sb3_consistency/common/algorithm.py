@@ -19,41 +19,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
 
-from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.arguments import check_action_space, check_range, reject_unknown
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
 from sb3_consistency.common.score_logger import ScoreLogger
-from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin, dataset_spaces, open_datasets
+from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin
+from sb3_consistency.offline.opening import dataset_spaces, open_datasets
 
 LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
-
-NOT_OURS = {
-    "ent_coef": "there is no entropy term; use eta, alpha or action_noise",
-    "target_entropy": "there is no entropy term",
-    "use_sde": "exploration comes from sampling the generative policy",
-    "sde_sample_freq": "exploration comes from sampling the generative policy",
-    "use_sde_at_warmup": "exploration comes from sampling the generative policy",
-    "policy_delay": "actor and critic are updated together",
-    "target_policy_noise": "the next action is sampled from the policy",
-    "target_noise_clip": "the next action is sampled from the policy",
-}
-
-
-class UnsupportedSpaceError(ValueError, AssertionError):
-    """The action space is not a bounded Box. (SB3 raises AssertionError here, its users catch either.)"""
-
-
-def check_action_space(space: spaces.Space) -> None:
-    """
-    :param space: action space
-    :raises UnsupportedSpaceError: if it is not a Box with finite bounds
-    """
-    if not isinstance(space, spaces.Box):
-        raise UnsupportedSpaceError(f"env: only Box action spaces are supported, got {space}.")
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise UnsupportedSpaceError(
-            f"env: the action space needs finite bounds, got {space}; wrap it with gymnasium.wrappers.RescaleAction or ClipAction."
-        )
 
 
 class GenerativeAlgorithm(OfflinePretrainingMixin):
@@ -120,9 +93,7 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
-        for name in unknown:
-            hint = f": {NOT_OURS[name]}" if name in NOT_OURS else ""
-            raise TypeError(f"{type(self).__name__}() got an unexpected argument {name!r}{hint}.")
+        reject_unknown(type(self).__name__, unknown)
         check_range("batch_size", batch_size, 1)
         check_range("target_update_interval", target_update_interval, 1)
         check_range("pretrain_steps", pretrain_steps, 0)
@@ -209,14 +180,14 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
             self.policy_kwargs = user_kwargs
         for name in self.policy.network_names():
             setattr(self, name, getattr(self.policy, name))
-        self._parameters = {name: self._optimized_parameters(name) for name in self.policy.trained_networks()}
+        self._parameters = {
+            name: [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
+            for name in self.policy.trained_networks()
+        }
         self._batch_norm_pairs = [
             (get_parameters_by_name(source, ["running_"]), get_parameters_by_name(target, ["running_"]))
             for source, target in self.policy.target_pairs()
         ]
-
-    def _optimized_parameters(self, name: str) -> list[th.nn.Parameter]:
-        return [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -255,7 +226,7 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         optimizer, parameters = getattr(self.policy, name).optimizer, self._parameters[name]
         optimizer.zero_grad(set_to_none=True)
         # only this network's gradients are computed: the critic gets none from the actor's loss
-        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        loss.backward(inputs=parameters)
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
@@ -319,25 +290,6 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
             for name, mean in zip(names, means, strict=True):
                 self.logger.record(f"train/{name}", mean)
 
-    @th.no_grad()
-    def heldout_loss(self, heldout: dict[str, Any], n_rows: int = 8192) -> float:
-        """
-        :param heldout: observations and scaled actions of the held-out episodes
-        :param n_rows: rows used, evenly spread
-        :return: their behaviour-cloning loss at the end of the curriculum, with the same noise at every call
-        """
-        self.policy.set_training_mode(False)
-        rows = np.linspace(0, len(heldout["actions"]) - 1, min(n_rows, len(heldout["actions"]))).astype(int)
-        observations = heldout["observations"]
-        taken = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
-        obs, _ = self.policy.obs_to_tensor(taken)
-        actions = th.as_tensor(heldout["actions"][rows], device=self.device)
-        generator = th.Generator().manual_seed(0)
-        model = self.policy.actor.model
-        noise = th.randn(actions.shape, generator=generator).to(self.device)
-        u = th.rand(len(actions), model.n_uniforms, generator=generator).to(self.device)
-        return float(model.loss(actions, self.policy.actor.features(obs), noise=noise, u=u).mean())
-
     def learn(
         self,
         total_timesteps: int = 1_000_000,
@@ -376,7 +328,7 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         if self.env is None:
             if total_timesteps <= 0:
                 return self
-            raise ValueError("env: learn() collects experience and needs an environment; call set_env(...), or pretrain(...).")
+            raise ValueError("env: learn() collects experience; call set_env(...) first, or pretrain(...) instead.")
         self._begin_online()
         return super().learn(total_timesteps, callback, log_interval or 4, name, reset_num_timesteps, progress_bar)
 
@@ -413,7 +365,15 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
 
     def _excluded_save_params(self) -> list[str]:
         networks = self.policy.network_names()
-        derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_parameters", "_batch_norm_pairs", "progress"]
+        derived = [
+            "offline_buffer",
+            "_heldout",
+            "_segments",
+            "_replay_is_offline",
+            "_parameters",
+            "_batch_norm_pairs",
+            "progress",
+        ]
         by_name = isinstance(self.dataset, str) or (
             isinstance(self.dataset, list) and all(isinstance(d, str) for d in self.dataset)
         )
@@ -435,8 +395,9 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         :return: the model
         :raises TypeError: if a name in ``kwargs`` is none of them (SB3 would set it and ignore it)
         """
-        known = {n for c in cls.__mro__ if "__init__" in vars(c) for n in inspect.signature(c.__init__).parameters}
-        known |= inspect.signature(super().load).parameters.keys()
+        known = set(inspect.signature(super().load).parameters)
+        for base in cls.__mro__:
+            known |= set(inspect.signature(vars(base).get("__init__", lambda: None)).parameters)
         unknown = kwargs.keys() - known
         if unknown:
             raise TypeError(f"{cls.__name__}.load() got unexpected arguments {sorted(unknown)}.")

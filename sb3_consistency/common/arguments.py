@@ -1,9 +1,11 @@
 """The constructor arguments that all algorithms share, declared and documented once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import Schedule
@@ -83,3 +85,44 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"),
     """
     if not (low < value <= high if open_low else low <= value <= high):
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}.")
+
+
+NOT_OURS = {
+    "ent_coef": "there is no entropy term; use eta, alpha or action_noise",
+    "target_entropy": "there is no entropy term",
+    "use_sde": "exploration comes from sampling the generative policy",
+    "sde_sample_freq": "exploration comes from sampling the generative policy",
+    "use_sde_at_warmup": "exploration comes from sampling the generative policy",
+    "policy_delay": "actor and critic are updated together",
+    "target_policy_noise": "the next action is sampled from the policy",
+    "target_noise_clip": "the next action is sampled from the policy",
+}
+
+
+class UnsupportedSpaceError(ValueError, AssertionError):
+    """The action space is not a bounded Box. (SB3 raises AssertionError here, its users catch either.)"""
+
+
+def check_action_space(space: spaces.Space) -> None:
+    """
+    :param space: action space
+    :raises UnsupportedSpaceError: if it is not a Box with finite bounds
+    """
+    if not isinstance(space, spaces.Box):
+        raise UnsupportedSpaceError(f"env: only Box action spaces are supported, got {space}.")
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise UnsupportedSpaceError(
+            f"env: the action space needs finite bounds, got {space}; "
+            "wrap the environment with gymnasium.wrappers.TransformAction into a bounded space."
+        )
+
+
+def reject_unknown(class_name: str, unknown: Mapping[str, Any]) -> None:
+    """
+    :param class_name: name of the algorithm, for the message
+    :param unknown: arguments that its constructor does not have
+    :raises TypeError: if there are any; it says what to use in place of SAC's and TD3's own
+    """
+    for name in unknown:
+        hint = f": {NOT_OURS[name]}" if name in NOT_OURS else ""
+        raise TypeError(f"{class_name}() got an unexpected argument {name!r}{hint}.")

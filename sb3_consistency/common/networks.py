@@ -1,5 +1,6 @@
 """SB3 modules around the pure networks: preprocessing, normalisation and feature extraction, then the network."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class GenerativeActor(FeatureNetwork, BasePolicy):
         action_space: spaces.Box,
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
-        model_class: type[GenerativeModel],
+        model_class: Callable[..., GenerativeModel],
         model_kwargs: dict[str, Any],
         noise_seed: int = 0,
         normalize_images: bool = True,
@@ -94,7 +95,7 @@ class GenerativeActor(FeatureNetwork, BasePolicy):
         :return: this actor's denoiser with the observations as condition
         """
         cond = self.features(obs)
-        return lambda x, sigma: self.model(x, sigma, cond)  # type: ignore[no-any-return]
+        return lambda x, sigma: self.model(x, sigma, cond)
 
     def bc_loss(
         self, obs: PyTorchObs, actions: th.Tensor, target: Denoiser | None = None, progress: th.Tensor | None = None
@@ -172,7 +173,7 @@ class GenerativeCritic(FeatureNetwork):
         :param actions: scaled actions, (B, A)
         :return: Q-values, (B, n_critics)
         """
-        return self.q_networks(self.features(obs), actions)  # type: ignore[no-any-return]
+        return self.q_networks(self.features(obs), actions)
 
 
 class ValueNetwork(FeatureNetwork):
@@ -206,7 +207,7 @@ class ValueNetwork(FeatureNetwork):
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
             features = self.features(obs)
-        return self.value_net(features)  # type: ignore[no-any-return]
+        return self.value_net(features)
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int) -> th.Tensor:

@@ -59,7 +59,7 @@ class ObservationNormalizer(nn.Module):
             return observations
         if isinstance(observations, dict):
             return {k: self.entries[self.names[k]](v) if k in self.names else v for k, v in observations.items()}
-        return self.entries["entry0"](observations)  # type: ignore[no-any-return]
+        return self.entries["entry0"](observations)
 
     def fit(self, mean: Mapping[str, np.ndarray], std: Mapping[str, np.ndarray]) -> None:
         """

@@ -38,6 +38,7 @@ class GenerativePolicy(BasePolicy):
     :param net_arch: hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``
     :param activation_fn: activation class of all networks
     :param network: the actor's backbone, "mlp" or "ln_resnet"
+    :param embedding_scale: factor of ln(sigma) in the actor's noise-level embedding; the papers' is 250
     :param n_critics: number of critics
     :param layer_norm: layer normalisation in critics and value network
     :param features_extractor_class: features extractor
@@ -72,6 +73,7 @@ class GenerativePolicy(BasePolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = Mish,
         network: str = "mlp",
+        embedding_scale: float = 1.0,
         n_critics: int = 2,
         layer_norm: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
@@ -114,6 +116,7 @@ class GenerativePolicy(BasePolicy):
         self.net_arch = [256, 256, 256] if net_arch is None else net_arch
         self.activation_fn = activation_fn
         self.network = network
+        self.embedding_scale = embedding_scale
         self.n_critics = n_critics
         self.layer_norm = layer_norm
         self.share_features_extractor = share_features_extractor
@@ -168,7 +171,7 @@ class GenerativePolicy(BasePolicy):
         return cls(**self._update_features_extractor({**base, **kwargs}, features_extractor)).to(self.device)
 
     def _make_actor(self, net_arch: list[int]) -> GenerativeActor:
-        network_kwargs: dict[str, Any] = {"net_arch": net_arch}
+        network_kwargs: dict[str, Any] = {"net_arch": net_arch, "embedding_scale": self.embedding_scale}
         if self.network == "mlp":
             network_kwargs["activation_fn"] = self.activation_fn
         model_kwargs = {"network": self.network, "network_kwargs": network_kwargs, **self.model_kwargs}
@@ -223,7 +226,7 @@ class GenerativePolicy(BasePolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         n_candidates = self.n_eval_candidates if deterministic else self.n_candidates
         if n_candidates == 1:
-            return self.actor(observation, deterministic)  # type: ignore[no-any-return]
+            return self.actor(observation, deterministic)
         return self._best_candidate(observation, n_candidates, deterministic)
 
     def _best_candidate(self, observation: PyTorchObs, n_candidates: int, deterministic: bool) -> th.Tensor:
@@ -252,11 +255,12 @@ class GenerativePolicy(BasePolicy):
         self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        names = (
-            "net_arch activation_fn network n_critics layer_norm features_extractor_class features_extractor_kwargs "
-            "share_features_extractor optimizer_class optimizer_kwargs model_class model_kwargs target_networks "
-            "use_critic use_value n_candidates n_eval_candidates candidate_selection candidate_temperature noise_seed"
-        )
+        names = """
+            net_arch activation_fn network embedding_scale n_critics layer_norm features_extractor_class
+            features_extractor_kwargs share_features_extractor optimizer_class optimizer_kwargs model_class model_kwargs
+            target_networks use_critic use_value n_candidates n_eval_candidates candidate_selection candidate_temperature
+            noise_seed
+        """
         # the learning rate is not needed to act
         parameters = {"lr_schedule": self._dummy_schedule, **{name: getattr(self, name) for name in names.split()}}
         return {**super()._get_constructor_parameters(), **parameters}

@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.offline.mixin import Segment
+from sb3_consistency.offline.datasets import Segment
 
 
 class Batch(NamedTuple):

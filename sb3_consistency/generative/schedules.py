@@ -23,7 +23,7 @@ def karras_sigma(
     :return: sigma, the shape of ``level``
     """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (low + level / (n_levels - 1) * (high - low)) ** rho
+    return th.pow(low + level / (n_levels - 1) * (high - low), rho)
 
 
 def karras_level(
@@ -37,7 +37,7 @@ def karras_level(
     :return: level numbers in [0, n_levels - 1], the shape of ``sigma``
     """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (sigma ** (1 / rho) - low) / (high - low) * (n_levels - 1)
+    return (sigma.pow(1 / rho) - low) / (high - low) * (n_levels - 1)
 
 
 def truncated_log_normal(u: th.Tensor, mean: float, std: float, sigma_min: float, sigma_max: float) -> th.Tensor:
@@ -62,9 +62,7 @@ def truncated_log_normal(u: th.Tensor, mean: float, std: float, sigma_min: float
     return sigma.clamp(sigma_min, sigma_max)
 
 
-def sampling_sigmas(
-    n_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> tuple[float, ...]:
+def sampling_sigmas(n_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> tuple[float, ...]:
     """
     The noise levels at which an ``n_steps``-step consistency sampler evaluates the model, highest first.
 

@@ -6,11 +6,11 @@ The one place that knows that a Minari episode of T steps has T + 1 observations
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -321,7 +321,7 @@ class BufferSource(EpisodeSource):
             ends = buffer.dones[self.rows, column].astype(bool)
             ends[-1] = True
             stops = np.flatnonzero(ends) + 1
-            self.pieces += [(column, a, b) for a, b in zip([0, *stops[:-1]], stops, strict=True)]
+            self.pieces += [(column, a, b) for a, b in pairwise([0, *stops.tolist()])]
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -352,93 +352,3 @@ class BufferSource(EpisodeSource):
                 terminations=dones & ~timeouts,
                 truncations=truncations,
             )
-
-
-def open_dataset(dataset: Any) -> EpisodeSource:
-    """
-    Open a dataset, whatever it is given as.
-
-    :param dataset: a Minari id, a ``minari.MinariDataset``, a mapping of arrays or the path of an ``.npz`` file of
-        them, an SB3 replay buffer or the path of a file that ``save_replay_buffer`` wrote
-    :return: its episodes
-    :raises DatasetError: if it can't be found or read, or is empty
-    """
-    if isinstance(dataset, EpisodeSource):
-        source = dataset
-    elif isinstance(dataset, Mapping):
-        source = ArraySource(dataset)
-    elif isinstance(dataset, (str, os.PathLike)):
-        source = _open_path(os.fspath(dataset))
-    elif hasattr(dataset, "iterate_episodes") and hasattr(dataset, "storage"):
-        source = MinariSource(dataset)
-    elif hasattr(dataset, "dones") and hasattr(dataset, "buffer_size"):
-        source = BufferSource(dataset)
-    else:
-        raise DatasetError(
-            f"dataset: can't read {type(dataset).__name__}; pass a Minari id, a MinariDataset, a mapping of arrays, an .npz "
-            "file, a ReplayBuffer, a file of save_replay_buffer, or a list of these."
-        )
-    if len(source.lengths) == 0 or source.lengths.sum() == 0:
-        raise DatasetError(f"{source.name} is empty: it has no transitions.")
-    return source
-
-
-def _open_path(path: str) -> EpisodeSource:
-    if path.endswith(".npz"):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return ArraySource(dict(arrays), name=path)
-        except DatasetError:
-            raise
-        except Exception as error:  # zipfile's, zlib's and numpy's errors have no common base
-            raise DatasetError(f"dataset: can't read {path}: {error!r}.") from error
-    if path.endswith(".pkl"):
-        from stable_baselines3.common.save_util import load_from_pkl
-
-        try:
-            buffer = load_from_pkl(path)
-        except Exception as error:  # unpickling damaged bytes may raise anything
-            raise DatasetError(f"dataset: can't read {path} as a replay buffer: {error!r}.") from error
-        if not (hasattr(buffer, "dones") and hasattr(buffer, "buffer_size")):
-            raise DatasetError(f"dataset: {path} holds a {type(buffer).__name__}, not a replay buffer.")
-        return BufferSource(buffer, name=path)
-    return MinariSource(open_minari(path))
-
-
-def open_minari(dataset_id: str) -> minari.MinariDataset:
-    """
-    Open a local Minari dataset, or download it first.
-
-    :param dataset_id: for example "mujoco/hopper/medium-v0"
-    :return: the dataset
-    :raises ImportError: if Minari is not installed
-    :raises DatasetError: if the id is unknown, the network is not there, or the file is damaged
-    """
-    try:
-        import minari
-    except ImportError as error:
-        raise ImportError(
-            'Minari is needed to load a dataset by its id: pip install "sb3-consistency[offline]". '
-            "Arrays, .npz files and replay buffers load without it."
-        ) from error
-    from minari.dataset.minari_dataset import DATASET_ID_RE
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    match = DATASET_ID_RE.fullmatch(dataset_id)
-    if match is None or match.group("version") is None:
-        raise DatasetError(
-            f"dataset: {dataset_id!r} is neither a Minari id (like 'mujoco/hopper/medium-v0', with the version) nor the path "
-            "of an .npz or .pkl file."
-        )
-    path = get_dataset_path(dataset_id)
-    local = (path / "data").exists()
-    try:
-        return minari.load_dataset(dataset_id, download=not local)
-    except Exception as error:  # network errors come from whatever HTTP library the hub client uses
-        if local:
-            raise DatasetError(f"dataset: {path} is damaged: {error!r}. Delete and fetch or record it again.") from error
-        known = sorted(minari.list_local_datasets())
-        raise DatasetError(
-            f"dataset: {dataset_id!r} is not in {get_dataset_path()} (MINARI_DATASETS_PATH), which has {known}, and could "
-            f"not be downloaded: {error!r}. Check the spelling and the network."
-        ) from error

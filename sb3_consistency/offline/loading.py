@@ -83,7 +83,8 @@ class EpisodeConverter:
         if isinstance(theirs, spaces.Dict) and isinstance(ours, spaces.Dict):
             if theirs.keys() != ours.keys():
                 raise DatasetError(
-                    f"Observation keys don't match: {self.source.name} has {sorted(theirs)}, the environment has {sorted(ours)}."
+                    f"Observation keys don't match: {self.source.name} has {sorted(theirs)}, "
+                    f"the environment has {sorted(ours)}."
                 )
             pairs = [(f" {key!r}", theirs[key], ours[key]) for key in ours]
         else:
@@ -91,7 +92,8 @@ class EpisodeConverter:
         for key, their_space, our_space in pairs:
             if our_space.shape not in (their_space.shape, channels_first_space(their_space).shape):
                 raise DatasetError(
-                    f"Observation spaces{key} don't match: {self.source.name} has {their_space}, the environment has {our_space}."
+                    f"Observation spaces{key} don't match: {self.source.name} has {their_space}, "
+                    f"the environment has {our_space}."
                 )
 
     def __call__(self, episode: Episode, index: int) -> Episode:

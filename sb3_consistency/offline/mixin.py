@@ -1,38 +1,20 @@
-"""Offline pretraining for SB3's off-policy algorithms: load a dataset, take gradient steps on it, go online later."""
+"""Offline pretraining for SB3's off-policy algorithms: gradient steps on a dataset, with SB3's callbacks and logs."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from stable_baselines3.common.utils import configure_logger
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from tqdm.auto import tqdm
 
-from sb3_consistency.offline.episodes import DatasetError, EpisodeSource, open_dataset
-from sb3_consistency.offline.loading import (
-    BlockWriter,
-    EpisodeConverter,
-    ObservationStatistics,
-    block_rows,
-    channels_first_space,
-    converted_episodes,
-    flat_space,
-    select_episodes,
-    set_size,
-)
-from sb3_consistency.offline.rewards import RewardFunction, fit_reward_transform
-from sb3_consistency.offline.wrappers import flatten_if_nested
+from sb3_consistency.offline.datasets import DatasetMixin
+from sb3_consistency.offline.episodes import DatasetError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -41,255 +23,13 @@ if TYPE_CHECKING:
 CHUNK = 64
 
 
-class Segment(NamedTuple):
-    """Rows of the offline buffer that hold one dataset, and the share of the batches drawn from it."""
-
-    start: int
-    stop: int
-    share: float
-
-
-def open_datasets(dataset: Any) -> list[EpisodeSource]:
+class OfflinePretrainingMixin(DatasetMixin):
     """
-    :param dataset: one dataset as :func:`open_dataset` takes it, or a list of them
-    :return: the opened datasets
+    Adds :meth:`pretrain` to an off-policy algorithm that can load datasets.
+
+    The algorithm supplies ``_batches``, ``_gradient_step(batch) -> metrics``, ``_update_learning_rates`` and
+    ``_log_metrics``.
     """
-    many = isinstance(dataset, Sequence) and not isinstance(dataset, (str, os.PathLike))
-    if many and len(dataset) == 0:
-        raise DatasetError("dataset: the list is empty.")
-    return [open_dataset(d) for d in dataset] if many else [open_dataset(dataset)]
-
-
-def dataset_spaces(source: EpisodeSource) -> tuple[spaces.Space, spaces.Box]:
-    """
-    The spaces that a model without an environment takes from its dataset.
-
-    :param source: the dataset
-    :return: observation space as SB3 sees it (flat, channels first), action space
-    :raises DatasetError: if the dataset does not tell
-    """
-    if source.observation_space is None or not isinstance(source.action_space, spaces.Box):
-        raise DatasetError(
-            f"{source.name} does not tell its action bounds (continuous actions, not all within [-1, 1]): pass env=..., "
-            "or add 'action_space' to the mapping."
-        )
-    return channels_first_space(flat_space(source.observation_space)), source.action_space
-
-
-class OfflinePretrainingMixin(OffPolicyAlgorithm):
-    """
-    Adds :meth:`load_dataset`, :meth:`pretrain` and :meth:`from_dataset` to an off-policy algorithm.
-
-    The algorithm supplies ``_gradient_step(batch) -> metrics``, ``_log_metrics`` and ``heldout_loss``.
-    """
-
-    policy: Any
-    offline_buffer: ReplayBuffer | None
-    keep_offline: bool
-    normalize_observations: bool
-    dataset: Any
-    dataset_kwargs: dict[str, Any] | None
-    pretrain_steps: int
-    curriculum_steps: int | None
-
-    def _init_offline(self) -> None:
-        self.offline_buffer = None
-        self._replay_is_offline = False
-        self._segments: list[Segment] = []
-        self._reward_function: RewardFunction | None = None
-        self._heldout: dict[str, Any] | None = None
-        self._reference_returns: tuple[float, float] | None = None
-        self._was_pretrained = False
-        self._constructor_pretrained = False
-        self._curriculum_end: int | None = None
-
-    @classmethod
-    def from_dataset(
-        cls, dataset: Any, policy: str | type[Any] | None = None, *, eval_env: bool = True, env: Any = None, **kwargs: Any
-    ) -> Self:
-        """
-        Build a model for a dataset: environment, policy and data come from it.
-
-        :param dataset: as for :meth:`load_dataset`
-        :param policy: policy; None for the one that fits the observations
-        :param eval_env: use the environment meant for evaluation (some collection environments never truncate)
-        :param env: an environment of your own instead
-        :param kwargs: further arguments of the algorithm; ``dataset_kwargs`` go to :meth:`load_dataset`
-        :return: model with the data loaded
-        :raises DatasetError: if the dataset can't be used or its environment can't be made
-        """
-        sources = open_datasets(dataset)
-        if env is None:
-            env = flatten_if_nested(sources[0].make_env(eval_env=eval_env))
-        if policy is None:
-            space = env.observation_space
-            is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
-            policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy" if is_image else "MlpPolicy"
-        model = cls(policy, env, dataset=dataset, **kwargs)
-        model._load_constructor_dataset()
-        return model
-
-    def load_dataset(
-        self,
-        dataset: Any,
-        *,
-        weights: Sequence[float] | None = None,
-        episodes: slice | Iterable[int] | None = None,
-        top_fraction: float = 1.0,
-        heldout_fraction: float = 0.0,
-        reward_transform: str | RewardFunction = "none",
-        progress_bar: bool = False,
-    ) -> int:
-        """
-        Fill the replay buffer with a dataset, in place of what an earlier call loaded.
-
-        Scales and clips actions to [-1, 1], keeps time-outs apart from terminations, fits the policy's observation
-        statistics (and VecNormalize's) unless the model has been trained, and applies the reward transform. Nothing
-        changes if anything is wrong with the data.
-
-        :param dataset: a Minari id (local, else downloaded), a ``minari.MinariDataset``, a mapping (or ``.npz``
-            file) of arrays ``observations, actions, rewards, next_observations, terminations, truncations``, an SB3
-            ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, or a list of these
-        :param weights: shares in which batches draw from a list of datasets (they need not sum to 1);
-            None draws every transition with the same probability
-        :param episodes: a slice of the episodes (of each dataset), or their numbers
-        :param top_fraction: load only this share of the episodes, those with the highest returns, in (0, 1]
-        :param heldout_fraction: keep this share of the episodes (every n-th) out of training; their
-            behaviour-cloning loss is logged as ``eval/heldout_bc_loss``
-        :param reward_transform: "none", "normalize", "antmaze", "minus_one", "iql_locomotion" or a function of an
-            array of rewards; applied to online rewards too
-        :param progress_bar: show a progress bar
-        :return: number of transitions loaded
-        :raises DatasetError: if the dataset can't be found, read or used
-        :raises ValueError: if another argument is wrong
-        """
-        if not 0 < top_fraction <= 1:
-            raise ValueError(f"top_fraction must be in (0, 1], got {top_fraction}.")
-        if not 0 <= heldout_fraction < 1:
-            raise ValueError(f"heldout_fraction must be in [0, 1), got {heldout_fraction}.")
-        sources = open_datasets(dataset)
-        shares = self._check_weights(weights, len(sources))
-        converters = [EpisodeConverter(s, self.observation_space, self.action_space) for s in sources]  # type: ignore[arg-type]
-        chosen = [select_episodes(source, episodes, top_fraction) for source in sources]
-        held = [c[:0] if heldout_fraction == 0 else c[:: max(2, round(1 / heldout_fraction))] for c in chosen]
-        chosen = [np.setdiff1d(c, h) for c, h in zip(chosen, held, strict=True)]
-        if any(len(c) == 0 for c in chosen):
-            raise DatasetError(f"heldout_fraction={heldout_fraction} leaves no episode to train on: the dataset is too small.")
-
-        sizes = [int(source.lengths[c].sum()) for source, c in zip(sources, chosen, strict=True)]
-        rows = [block_rows(size, self.n_envs) for size in sizes]
-        buffer = self._new_buffer((sum(rows) + int(self.optimize_memory_usage)) * self.n_envs)
-        statistics = ObservationStatistics(self.observation_space)
-        segments, first_row = [], 0
-        with tqdm(total=sum(sizes), desc="Loading", unit="step", unit_scale=True, disable=not progress_bar) as bar:
-            for i, converter in enumerate(converters):
-                writer = BlockWriter(buffer, first_row, sizes[i])
-                for episode in converted_episodes(converter, chosen[i]):
-                    writer.write(episode)
-                    statistics.update(episode.observations)
-                    bar.update(len(episode))
-                segments.append(Segment(first_row, first_row + rows[i], shares[i] if shares else 0.0))
-                first_row += rows[i]
-        set_size(buffer, first_row)
-        returns = np.concatenate([s.returns[c] for s, c in zip(sources, chosen, strict=True)])
-        reward_function = self._transform_rewards(buffer, first_row, reward_transform, returns)
-        heldout = self._read_heldout(converters, held)
-        for converter, size in zip(converters, sizes, strict=True):
-            converter.warn_if_clipped(size)
-
-        self._install(buffer)
-        self._segments = segments if shares else []
-        self._reward_function = reward_function
-        self._heldout = heldout
-        self._reference_returns = sources[0].reference_returns
-        if self._n_updates == 0:
-            self._fit_statistics(statistics, buffer, first_row)
-        return sum(sizes)
-
-    def _check_weights(self, weights: Sequence[float] | None, n_datasets: int) -> list[float]:
-        if weights is None:
-            return []
-        if len(weights) != n_datasets or min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError(f"weights must be {n_datasets} numbers >= 0, one per dataset and not all 0, got {list(weights)}.")
-        if isinstance(self.replay_buffer, HerReplayBuffer):
-            raise ValueError("weights can't be used with HerReplayBuffer, which samples whole episodes itself.")
-        return [weight / sum(weights) for weight in weights]
-
-    def _new_buffer(self, size: int) -> ReplayBuffer:
-        """A buffer of the model's class with room for ``size`` transitions, and for ``buffer_size`` if it is to go on."""
-        assert self.replay_buffer_class is not None
-        kwargs = dict(self.replay_buffer_kwargs)
-        if issubclass(self.replay_buffer_class, HerReplayBuffer):
-            if self.env is None:
-                raise ValueError("HerReplayBuffer needs an environment to compute rewards: pass env=...")
-            kwargs["env"] = self.env
-        return self.replay_buffer_class(
-            size if self.keep_offline else max(size, self.buffer_size),
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            n_envs=self.n_envs,
-            optimize_memory_usage=self.optimize_memory_usage,
-            **kwargs,
-        )
-
-    def _transform_rewards(
-        self, buffer: ReplayBuffer, n_rows: int, transform: str | RewardFunction, returns: np.ndarray
-    ) -> RewardFunction | None:
-        rewards = buffer.rewards[:n_rows]
-        function = fit_reward_transform(transform, rewards, returns)
-        if function is None:
-            return None
-        if isinstance(buffer, HerReplayBuffer):
-            raise ValueError("reward_transform can't be used with HerReplayBuffer, which asks the environment for rewards.")
-        transformed = np.asarray(function(rewards.copy()), dtype=np.float32)
-        if transformed.shape != rewards.shape or not np.isfinite(transformed).all():
-            raise ValueError(
-                f"reward_transform must return finite rewards in the shape it got, {rewards.shape}; got {transformed.shape}."
-            )
-        buffer.rewards[:n_rows] = transformed
-        return function
-
-    def _read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
-        episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
-        if not episodes:
-            return None
-        observations: Any
-        if isinstance(self.observation_space, spaces.Dict):
-            observations = {k: np.concatenate([e.observations[k] for e in episodes]) for k in self.observation_space}
-        else:
-            observations = np.concatenate([e.observations for e in episodes])
-        return {"observations": observations, "actions": np.concatenate([e.actions for e in episodes])}
-
-    def _install(self, buffer: ReplayBuffer) -> None:
-        online = self.replay_buffer is not None and self.replay_buffer.size() > 0 and not self._replay_is_offline
-        if online:
-            self.offline_buffer = buffer
-        else:
-            self.replay_buffer, self.offline_buffer, self._replay_is_offline = buffer, None, True
-
-    def _fit_statistics(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
-        vec_normalize = self._vec_normalize_env
-        if self.normalize_observations and not (vec_normalize is not None and vec_normalize.norm_obs):
-            self.policy.fit_normalizer(statistics.mean, statistics.std)
-        if vec_normalize is None or not vec_normalize.training:
-            return
-        if vec_normalize.norm_obs:
-            obs_rms = vec_normalize.obs_rms
-            for key, running in statistics.running.items():
-                target = obs_rms[key] if isinstance(obs_rms, dict) else obs_rms
-                if not isinstance(obs_rms, dict) or key in obs_rms:
-                    target.update_from_moments(running.mean, running.var, running.count)
-        if vec_normalize.norm_reward:
-            for column in range(buffer.n_envs):
-                rewards, dones = buffer.rewards[:n_rows, column].tolist(), buffer.dones[:n_rows, column].tolist()
-                # VecNormalize divides by the deviation of the running discounted return, reset at episode ends
-                previous_done = [1.0, *dones[:-1]]
-                steps = zip(rewards, previous_done, strict=True)
-                running_returns = accumulate(
-                    steps, lambda total, step: total * vec_normalize.gamma * (1 - step[1]) + step[0], initial=0.0
-                )
-                vec_normalize.ret_rms.update(np.array(list(running_returns)[1:]))
 
     def pretrain(
         self,
@@ -394,31 +134,6 @@ class OfflinePretrainingMixin(OffPolicyAlgorithm):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
 
-    def _offline_data(self) -> ReplayBuffer | None:
-        return self.replay_buffer if self._replay_is_offline else self.offline_buffer
-
-    def _load_constructor_dataset(self) -> None:
-        if self.dataset is not None and self._offline_data() is None:
-            self.load_dataset(self.dataset, **(self.dataset_kwargs or {}))
-
-    def _begin_online(self) -> None:
-        """Keep the offline data out of the way of SB3's circular overwriting, and start a fresh buffer."""
-        if self._replay_is_offline and self.keep_offline:
-            self.offline_buffer, self.replay_buffer = self.replay_buffer, None
-            self._replay_is_offline = False
-            self.replay_buffer = self._new_online_buffer()
-        elif self._replay_is_offline and self.replay_buffer is not None:
-            # one buffer: SB3's overwriting sets in once it is full, and the rows of a dataset no longer stay together
-            self._replay_is_offline = False
-            self._segments = []
-
-    def _new_online_buffer(self) -> ReplayBuffer:
-        keep, self.keep_offline = self.keep_offline, True
-        try:
-            return self._new_buffer(self.buffer_size)
-        finally:
-            self.keep_offline = keep
-
     # supplied by the algorithm
     def _batches(self, n_batches: int, batch_size: int) -> Iterator[Any]:
         raise NotImplementedError
@@ -432,13 +147,21 @@ class OfflinePretrainingMixin(OffPolicyAlgorithm):
     def _log_metrics(self, metrics: list[TensorDict]) -> None:
         raise NotImplementedError
 
-    def heldout_loss(self, heldout: dict[str, Any]) -> float:
+    @th.no_grad()
+    def heldout_loss(self, heldout: dict[str, Any], n_rows: int = 8192) -> float:
         """
         :param heldout: observations and scaled actions of the held-out episodes
-        :return: their behaviour-cloning loss
+        :param n_rows: rows used, evenly spread
+        :return: their behaviour-cloning loss at the end of the curriculum, with the same noise at every call
         """
-        raise NotImplementedError
-
-    @staticmethod
-    def _as_tensor(array: np.ndarray, device: th.device) -> th.Tensor:
-        return th.as_tensor(array, device=device)
+        self.policy.set_training_mode(False)
+        rows = np.linspace(0, len(heldout["actions"]) - 1, min(n_rows, len(heldout["actions"]))).astype(int)
+        observations = heldout["observations"]
+        taken = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
+        obs, _ = self.policy.obs_to_tensor(taken)
+        actions = th.as_tensor(heldout["actions"][rows], device=self.device)
+        generator = th.Generator().manual_seed(0)
+        model = self.policy.actor.model
+        noise = th.randn(actions.shape, generator=generator).to(self.device)
+        u = th.rand(len(actions), model.n_uniforms, generator=generator).to(self.device)
+        return float(model.loss(actions, self.policy.actor.features(obs), noise=noise, u=u).mean())

@@ -1,0 +1,62 @@
+"""Eight modes on a ring: what a one-step consistency policy and a Gaussian policy learn from the same data. Draws a PNG."""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_consistency import ConsistencyBC
+
+MODES = 0.8 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
+STD = 0.1
+
+
+def ring(n: int, rng: np.random.Generator) -> np.ndarray:
+    return MODES[rng.integers(8, size=n)] + STD * rng.standard_normal((n, 2))
+
+
+def coverage(actions: np.ndarray) -> tuple[int, float]:
+    """Number of modes with more than 1 % of the samples, and the share of samples within 3 standard deviations of a mode."""
+    distances = np.linalg.norm(actions[:, None] - MODES, axis=2)
+    near = distances.min(axis=1) < 3 * STD
+    counts = np.bincount(distances.argmin(axis=1)[near], minlength=8)
+    return int((counts > 0.01 * len(actions)).sum()), float(near.mean())
+
+
+def train(steps: int, seed: int = 0, **options) -> ConsistencyBC:
+    actions = ring(20_000, np.random.default_rng(seed)).astype(np.float32)
+    n = len(actions)
+    data = {
+        "observations": np.zeros((n, 1), np.float32),
+        "next_observations": np.zeros((n, 1), np.float32),
+        "actions": actions,
+        "rewards": np.zeros(n, np.float32),
+        "terminations": np.ones(n, bool),
+        "truncations": np.zeros(n, bool),
+        "action_space": spaces.Box(-1.5, 1.5, (2,), np.float32),
+    }
+    return ConsistencyBC("MlpPolicy", dataset=data, seed=seed, **options).learn(steps, progress_bar=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--png", type=Path, default=Path("multimodality.png"))
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    rng = np.random.default_rng(1)
+    data = ring(4000, rng)
+    samples, _ = train(args.steps).predict(np.zeros((4000, 1), np.float32))
+    gaussian = rng.multivariate_normal(data.mean(0), np.cov(data.T), 4000)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharex=True, sharey=True)
+    panels = {"data": data, "ConsistencyBC, one step": samples, "Gaussian policy": gaussian}
+    for axis, (name, points) in zip(axes, panels.items(), strict=True):
+        modes, near = coverage(points)
+        print(f"{name}: {modes} of 8 modes, {100 * near:.1f} % of the samples within 3 standard deviations of a mode")
+        axis.scatter(*points.T, s=2, alpha=0.4)
+        axis.set(title=f"{name}\n{modes} of 8 modes, {100 * near:.0f} % near a mode", aspect="equal", xlim=(-1.5, 1.5))
+    figure.tight_layout()
+    figure.savefig(args.png, dpi=120)

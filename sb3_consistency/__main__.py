@@ -1,0 +1,67 @@
+"""The command line: ``python -m sb3_consistency COMMAND``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def add_record_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """
+    :param commands: sub-commands to add ``record`` to
+    """
+    parser = commands.add_parser("record", help="record a trained model's behaviour as a Minari dataset")
+    parser.add_argument("--algo", required=True, help="algorithm of the model: cpql, sac, tqc, ...")
+    parser.add_argument("--model", required=True, help="the .zip file that model.save() or rl-zoo3 wrote")
+    parser.add_argument("--env", required=True, help="environment id")
+    parser.add_argument("--dataset-id", required=True, help="id of the new dataset, like mine/hopper/medium-v0")
+    parser.add_argument("-n", "--n-steps", type=int, default=100_000, help="steps to record")
+    parser.add_argument("--deterministic", action="store_true", help="act deterministically")
+    parser.add_argument("--noise", type=float, default=0.0, help="deviation of added noise, as a share of half the range")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace a local dataset of this id")
+    parser.set_defaults(run=record)
+
+
+def record(args: argparse.Namespace) -> None:
+    """
+    Run the ``record`` command.
+
+    :param args: its arguments
+    """
+    import gymnasium as gym
+
+    from sb3_consistency.offline.record import find_algorithm, model_controller, record_dataset
+
+    model = find_algorithm(args.algo).load(args.model, device="cpu", custom_objects={"buffer_size": 1})
+    dataset = record_dataset(
+        args.dataset_id,
+        gym.make(args.env),
+        model_controller(model, args.deterministic, args.noise, args.seed),
+        args.n_steps,
+        seed=args.seed,
+        algorithm_name=args.algo,
+        description=f"{args.algo} model {args.model}, deterministic={args.deterministic}, noise={args.noise}",
+        overwrite=args.overwrite,
+        progress_bar=True,
+    )
+    print(f"Recorded {dataset.total_steps} steps, {dataset.total_episodes} episodes: {args.dataset_id}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    :param argv: arguments; those of the process when None
+    :return: exit status
+    """
+    parser = argparse.ArgumentParser(prog="python -m sb3_consistency", description=__doc__)
+    add_record_parser(parser.add_subparsers(required=True, metavar="COMMAND"))
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Record what a policy does in an environment as a Minari dataset."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from tqdm.auto import tqdm
+
+from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.offline.wrappers import flatten_nested
+
+if TYPE_CHECKING:
+    import minari
+
+# maps an observation to an action (both unscaled)
+Controller = Callable[[Any], np.ndarray]
+
+
+def record_dataset(
+    dataset_id: str,
+    env: gym.Env | str,
+    controllers: Controller | list[Controller],
+    n_steps: int,
+    *,
+    seed: int = 0,
+    description: str | None = None,
+    algorithm_name: str | None = None,
+    overwrite: bool = False,
+    progress_bar: bool = False,
+) -> minari.MinariDataset:
+    """
+    Roll controllers out in turn, one episode each, and save the episodes as a local Minari dataset.
+
+    :param dataset_id: id of the new dataset, like "mine/pendulum/mixed-v0"
+    :param env: environment (or its id) with a time limit
+    :param controllers: one controller, or several that take turns by episode
+    :param n_steps: steps to record; the last episode is cut there and marked truncated
+    :param seed: seed of the first episode
+    :param description: description stored with the data
+    :param algorithm_name: name of the behaviour stored with the data
+    :param overwrite: replace a local dataset of this id
+    :param progress_bar: show a progress bar
+    :return: the dataset
+    :raises ImportError: if Minari is not installed
+    :raises DatasetError: if the id exists and ``overwrite`` is not set
+    """
+    try:
+        import minari
+        from minari.data_collector import EpisodeBuffer
+        from minari.storage.datasets_root_dir import get_dataset_path
+    except ImportError as error:
+        raise ImportError('Recording needs Minari: pip install "sb3-consistency[offline]".') from error
+    if (get_dataset_path(dataset_id) / "data").exists():
+        if not overwrite:
+            raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
+        minari.delete_dataset(dataset_id)
+    env = gym.make(env) if isinstance(env, str) else env
+    controllers = controllers if isinstance(controllers, list) else [controllers]
+    buffers: list[dict[str, Any]] = []
+    n_recorded = 0
+    with tqdm(total=n_steps, desc="Recording", unit="step", disable=not progress_bar) as bar:
+        while n_recorded < n_steps:
+            controller = controllers[len(buffers) % len(controllers)]
+            buffers.append(_record_episode(env, controller, seed + len(buffers), n_steps - n_recorded))
+            n_recorded += len(buffers[-1]["rewards"])
+            bar.update(len(buffers[-1]["rewards"]))
+    with warnings.catch_warnings():
+        # Minari asks for an author, an e-mail address and a permalink
+        warnings.filterwarnings("ignore", message=".*is set to None.*", category=UserWarning)
+        return minari.create_dataset_from_buffers(
+            dataset_id,
+            [EpisodeBuffer(**buffer) for buffer in buffers],
+            env=env,
+            algorithm_name=algorithm_name,
+            description=description,
+        )
+
+
+def _record_episode(env: gym.Env, controller: Controller, seed: int, max_steps: int) -> dict[str, Any]:
+    observation, _ = env.reset(seed=seed)
+    observations: list[Any] = [observation]
+    actions: list[np.ndarray] = []
+    rewards: list[float] = []
+    terminations: list[bool] = []
+    truncations: list[bool] = []
+    done = False
+    while not done and len(rewards) < max_steps:
+        action = controller(observation)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(float(reward))
+        terminations.append(terminated)
+        truncations.append(truncated)
+        done = terminated or truncated
+    truncations[-1] = truncations[-1] or not done
+    return {
+        "seed": seed,
+        "observations": _transpose(observations),
+        "actions": actions,
+        "rewards": rewards,
+        "terminations": terminations,
+        "truncations": truncations,
+    }
+
+
+def _transpose(observations: list[Any]) -> Any:
+    """From a list of (nested dict) observations to a (nested dict of) list, as Minari stores them."""
+    if isinstance(observations[0], dict):
+        return {key: _transpose([o[key] for o in observations]) for key in observations[0]}
+    return observations
+
+
+def model_controller(model: Any, deterministic: bool = False, noise: float = 0.0, seed: int = 0) -> Controller:
+    """
+    A controller that acts as an SB3 model does, with optional Gaussian noise.
+
+    :param model: any SB3 model
+    :param deterministic: whether to predict deterministically
+    :param noise: standard deviation of the noise, as a share of half the action range
+    :param seed: seed of the noise
+    :return: the controller
+    """
+    rng = np.random.default_rng(seed)
+
+    nested = isinstance(model.observation_space, spaces.Dict)
+
+    def act(observation: Any) -> np.ndarray:
+        observation = flatten_nested(observation) if nested else observation
+        action, _ = model.predict(observation, deterministic=deterministic)
+        if noise == 0:
+            return action
+        low, high = model.action_space.low, model.action_space.high
+        noisy = action + noise * (high - low) / 2 * rng.standard_normal(action.shape)
+        return np.clip(noisy, low, high).astype(model.action_space.dtype)
+
+    return act
+
+
+def find_algorithm(name: str) -> type[Any]:
+    """
+    :param name: name of an algorithm of this package, SB3 or sb3-contrib, in any case ("cpql", "SAC", "tqc")
+    :return: its class
+    :raises ValueError: if there is none of this name
+    """
+    import sb3_contrib
+    import stable_baselines3
+
+    import sb3_consistency
+
+    known = {
+        key.lower(): (package, key)
+        for package in (stable_baselines3, sb3_contrib, sb3_consistency)
+        for key in (package.__all__ if package is sb3_consistency else vars(package))
+        if key[:1].isupper() and key != "HerReplayBuffer"
+    }
+    if name.lower().replace("_", "") not in known:
+        raise ValueError(f"algo: {name!r} is none of {sorted(known)}.")
+    package, key = known[name.lower().replace("_", "")]
+    return getattr(package, key)
