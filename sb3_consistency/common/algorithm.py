@@ -343,21 +343,6 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
 
     _was_pretrained = False
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: Any,
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        row = replay_buffer.pos
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if self._reward_function is not None:
-            # on the stored reward: VecNormalize hands on the original one
-            replay_buffer.rewards[row] = self._reward_function(replay_buffer.rewards[row])
-
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if self._reference_returns is not None and not isinstance(self._logger, ScoreLogger):
             self._logger: Logger = ScoreLogger(self._logger, *self._reference_returns)

@@ -23,7 +23,9 @@ def karras_sigma(
     :return: sigma, the shape of ``level``
     """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return th.pow(low + level / (n_levels - 1) * (high - low), rho)
+    root: th.Tensor = low + level / (n_levels - 1) * (high - low)
+    sigma: th.Tensor = root**rho
+    return sigma
 
 
 def karras_level(
@@ -37,7 +39,8 @@ def karras_level(
     :return: level numbers in [0, n_levels - 1], the shape of ``sigma``
     """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (sigma.pow(1 / rho) - low) / (high - low) * (n_levels - 1)
+    level: th.Tensor = (sigma ** (1 / rho) - low) / (high - low) * (n_levels - 1)
+    return level
 
 
 def truncated_log_normal(u: th.Tensor, mean: float, std: float, sigma_min: float, sigma_max: float) -> th.Tensor:

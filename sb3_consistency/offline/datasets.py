@@ -274,3 +274,18 @@ class DatasetMixin(OffPolicyAlgorithm):
             return self._new_buffer(self.buffer_size)
         finally:
             self.keep_offline = keep
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: Any,
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        row = replay_buffer.pos
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if self._reward_function is not None:
+            # on the stored reward: VecNormalize hands on the original one
+            replay_buffer.rewards[row] = self._reward_function(replay_buffer.rewards[row])

@@ -230,11 +230,13 @@ class ArraySource(EpisodeSource):
         self.observation_space = arrays.get("observation_space")
         self.action_space = arrays.get("action_space")
         self.arrays = {key: map_observations(np.asarray, arrays[key]) for key in ARRAY_KEYS}
+        if self.arrays["rewards"].size == 0:
+            raise DatasetError(f"{name}: no transitions.")
         for key in ("rewards", "terminations", "truncations"):
-            self.arrays[key] = self.arrays[key].reshape(len(self.arrays[key]), -1)
-            if self.arrays[key].shape[1:] not in ((1,), (0,)):
-                raise DatasetError(f"{name}: {key} must have one number per step, got shape {arrays[key].shape}.")
-            self.arrays[key] = self.arrays[key].reshape(-1)
+            array = self.arrays[key]
+            if array.size != len(array):
+                raise DatasetError(f"{name}: {key} must have one number per step, got shape {array.shape}.")
+            self.arrays[key] = array.reshape(-1)
         n_rows = len(self.arrays["rewards"])
 
         def check(array: np.ndarray) -> None:
@@ -243,8 +245,6 @@ class ArraySource(EpisodeSource):
 
         for key in ARRAY_KEYS:
             map_observations(check, self.arrays[key])
-        if n_rows == 0:
-            raise DatasetError(f"{name}: no transitions.")
         self._infer_spaces()
         done = self.arrays["terminations"].astype(bool) | self.arrays["truncations"].astype(bool)
         ends = done.copy()
@@ -255,13 +255,8 @@ class ArraySource(EpisodeSource):
         self.arrays["truncations"] = self.arrays["truncations"].astype(bool) | (ends & ~done)
 
     def _infer_spaces(self) -> None:
-        def box(array: np.ndarray) -> spaces.Space:
-            return spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
-
         if self.observation_space is None:
-            observations = self.arrays["observations"]
-            nested = isinstance(observations, Mapping)
-            self.observation_space = spaces.Dict(map_observations(box, observations)) if nested else box(observations)
+            self.observation_space = _infer_space(self.arrays["observations"])
         actions = self.arrays["actions"]
         if self.action_space is None and actions.ndim > 1 and np.abs(actions).max(initial=0.0) <= 1:
             self.action_space = spaces.Box(-1, 1, actions.shape[1:], np.float32)
@@ -280,10 +275,20 @@ class ArraySource(EpisodeSource):
             yield Episode(**{key: map_observations(lambda x, r=rows: x[r], self.arrays[key]) for key in ARRAY_KEYS})
 
 
+def _infer_space(observations: Observations) -> spaces.Space:
+    if isinstance(observations, Mapping):
+        return spaces.Dict({key: _infer_space(entry) for key, entry in observations.items()})
+    if observations.dtype == np.uint8:
+        return spaces.Box(0, 255, observations.shape[1:], np.uint8)
+    return spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32)
+
+
 def _breaks(observations: Observations, next_observations: Observations) -> np.ndarray:
     """Rows t (but the last) whose next observation is not the observation of row t + 1."""
 
     def differs(now: np.ndarray, following: np.ndarray) -> np.ndarray:
+        if now.shape != following.shape:
+            raise DatasetError(f"observations have shape {now.shape}, next_observations {following.shape}.")
         a, b = following[:-1].reshape(len(now) - 1, -1), now[1:].reshape(len(now) - 1, -1)
         return ((a != b) & ~((a != a) & (b != b))).any(axis=1)  # NaN equals NaN here: it is reported later
 

@@ -133,7 +133,7 @@ class EpisodeConverter:
 
     def _actions(self, actions: np.ndarray, where: str) -> np.ndarray:
         shape = self.action_space.shape
-        if np.issubdtype(actions.dtype, np.integer) and int(np.prod(actions.shape[1:])) != int(np.prod(shape)):
+        if np.issubdtype(actions.dtype, np.integer) and actions.shape[1:] != shape:
             raise DatasetError(f"{where} are discrete ({actions.dtype}): only continuous (Box) actions can be learned.")
         if int(np.prod(actions.shape[1:])) != int(np.prod(shape)) or actions.ndim < 2:
             raise DatasetError(f"{where} have shape {actions.shape[1:]} per step, the environment's have {shape}.")
