@@ -7,6 +7,7 @@ python examples/03_online_vs_sac.py --env Pendulum-v1 --steps 10000 --seeds 0 1 
 import argparse
 import ast
 import csv
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -23,13 +24,11 @@ def train(algo: str, env_id: str, seed: int, steps: int, options: dict) -> list[
     package = stable_baselines3 if algo in ("SAC", "TD3") else sb3_consistency
     model = getattr(package, algo)("MlpPolicy", make_vec_env(env_id, seed=seed), seed=seed, **options)
     eval_env = make_vec_env(env_id, n_envs=5, seed=1000 + seed)
-    callback = EvalCallback(eval_env, n_eval_episodes=10, eval_freq=steps // 10, verbose=0)
-    curve = []
-    callback.callback = None
-    model.learn(
-        steps, callback=[callback, lambda local, _: curve.append((local["self"].num_timesteps, callback.last_mean_reward))]
-    )
-    return [(step, value) for step, value in curve if step % (steps // 10) == 0]
+    with tempfile.TemporaryDirectory() as folder:
+        callback = EvalCallback(eval_env, n_eval_episodes=10, eval_freq=steps // 10, log_path=folder, verbose=0)
+        model.learn(steps, callback=callback)
+        log = np.load(Path(folder) / "evaluations.npz")
+    return list(zip(log["timesteps"].tolist(), log["results"].mean(axis=1).tolist(), strict=True))
 
 
 if __name__ == "__main__":

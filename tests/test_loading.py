@@ -352,7 +352,7 @@ def test_unknown_id_malformed_id_and_no_network(minari_folder, monkeypatch):
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr("minari.storage.hosting.download_dataset", no_network)
-    with pytest.raises(DatasetError, match="could not be downloaded.*Name or service"):
+    with pytest.raises(DatasetError, match=r"could not be downloaded.*Name or service"):
         ConsistencyBC.from_dataset("no/such-v0")
     with pytest.raises(DatasetError, match="neither a Minari id"):
         ConsistencyBC.from_dataset("hopper medium")

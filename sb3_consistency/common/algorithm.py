@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
@@ -168,12 +168,15 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         """
         :return: what this algorithm needs from the policy, as its constructor arguments
         """
-        return {"target_networks": ()}
+        return {"target_networks": (), "model_kwargs": {}}
 
     def _setup_model(self) -> None:
-        user_kwargs = self.policy_kwargs
+        if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer:
+            self.replay_buffer_class = None  # set by an earlier call and saved: SB3 would take it for the user's
+        user_kwargs, options = self.policy_kwargs, self.policy_options()
         # the caller's (and the saved) policy_kwargs stay as they were given
-        self.policy_kwargs = {**self.policy_options(), **user_kwargs}
+        model_kwargs = {**options["model_kwargs"], **user_kwargs.get("model_kwargs", {})}
+        self.policy_kwargs = {**options, **user_kwargs, "model_kwargs": model_kwargs}
         try:
             super()._setup_model()
         finally:

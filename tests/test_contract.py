@@ -1,0 +1,509 @@
+"""SB3's contract, for every algorithm: predict, save and load, seeds, callbacks, logs, spaces, several environments."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, configure
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import VecNormalize
+
+import sb3_consistency
+from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC
+from sb3_consistency.common.algorithm import GenerativeAlgorithm
+from sb3_consistency.offline.episodes import DatasetError
+from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
+
+every = pytest.mark.parametrize("cls", ALGORITHMS)
+actor_critics = pytest.mark.parametrize("cls", ACTOR_CRITICS)
+MODES = [(ConsistencyBC, {}), (ConsistencyAC, {}), (CPQL, {}), (CPQL, {"value_mode": "iql"})]
+
+
+def box_env(**kwargs):
+    return VectorEnv(action_space=spaces.Box(-1, 1, (1,), np.float32), **kwargs)
+
+
+def make(cls, env=None, policy="MlpPolicy", **kwargs):
+    """A model with data loaded and an environment."""
+    model = cls(policy, env or box_env(), **{**SMALL, **kwargs})
+    model.load_dataset(make_arrays())
+    return model
+
+
+def trained(cls, **kwargs):
+    return make(cls, **kwargs).pretrain(5)
+
+
+def assert_same(a, b):
+    """Equal weights, optimizer states and predictions."""
+    for name, ours in a.get_parameters().items():
+        theirs = b.get_parameters()[name]
+        flat = [th.utils._pytree.tree_leaves(x) for x in (ours, theirs)]
+        assert len(flat[0]) == len(flat[1])
+        for x, y in zip(*flat, strict=True):
+            assert th.equal(x, y) if isinstance(x, th.Tensor) else x == y, name
+    obs = np.random.default_rng(0).uniform(-1, 1, (4, *a.observation_space.shape)).astype(np.float32)
+    np.testing.assert_array_equal(a.predict(obs, deterministic=True)[0], b.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(("cls", "kwargs"), MODES)
+def test_save_and_load(cls, kwargs, tmp_path):
+    model = trained(cls, **kwargs)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model")
+    assert_same(model, loaded)
+    assert loaded._n_updates == 5 and loaded.env is None
+    loaded = cls.load(tmp_path / "model", env=box_env(), batch_size=7)
+    assert loaded.batch_size == 7
+    loaded.load_dataset(make_arrays())
+    loaded.pretrain(2)
+
+
+@every
+def test_training_continues_identically_after_loading(cls, tmp_path):
+    model = trained(cls, curriculum_steps=20)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=box_env())
+    loaded.load_dataset(make_arrays())
+    for m in (model, loaded):
+        m.set_random_seed(1)
+        m.pretrain(5)
+    assert_same(model, loaded)
+
+
+@every
+def test_same_seed_same_result(cls):
+    assert_same(trained(cls), trained(cls))
+    different = trained(cls, seed=1)
+    with pytest.raises(AssertionError):
+        assert_same(trained(cls), different)
+
+
+@every
+def test_policy_alone_is_saved_and_loaded(cls, tmp_path):
+    model = trained(cls)
+    model.policy.save(tmp_path / "policy")
+    loaded = type(model.policy).load(tmp_path / "policy")
+    obs = np.zeros((2, 3), np.float32)
+    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
+
+
+@every
+def test_state_dict_is_floating_point_and_restored(cls):
+    model = make(cls)
+    params = model.get_parameters()
+    for key, value in params["policy"].items():
+        assert value.is_floating_point(), key
+        params["policy"][key] = th.rand_like(value)
+    model.set_parameters(params)
+    for key, value in model.get_parameters()["policy"].items():
+        assert th.equal(value, params["policy"][key]), key
+    with pytest.raises(ValueError):
+        model.set_parameters({"nothing": {}})
+
+
+@every
+def test_unknown_arguments_are_type_errors(cls, tmp_path):
+    with pytest.raises(TypeError, match="etta"):
+        make(cls, etta=1)
+    with pytest.raises(TypeError, match=r"ent_coef.*no entropy"):
+        make(cls, ent_coef=1)
+    model = make(cls)
+    model.save(tmp_path / "model")
+    with pytest.raises(TypeError, match="lerning_rate"):
+        cls.load(tmp_path / "model", lerning_rate=1)
+
+
+@every
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-np.inf, 1, (2,)), spaces.MultiBinary(2)])
+def test_unsupported_action_spaces(cls, space):
+    for error in (ValueError, AssertionError):
+        with pytest.raises(error, match="env:"):
+            cls("MlpPolicy", VectorEnv(action_space=space))
+
+
+@every
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1, 1, (2, 2), np.float32),
+        spaces.Box(np.array([-3.0, 0.0]), np.array([1.0, 0.5]), dtype=np.float64),
+        spaces.Box(5, 7, (1,), np.float32),
+    ],
+)
+def test_predictions_lie_in_any_box(cls, space):
+    model = cls("MlpPolicy", VectorEnv(action_space=space), **SMALL)
+    obs = np.random.default_rng(0).normal(size=(50, 3))  # float64
+    for deterministic in (True, False):
+        actions, _ = model.predict(obs, deterministic=deterministic)
+        assert actions.shape == (50, *space.shape) and all(space.contains(a.astype(space.dtype)) for a in actions)
+    assert model.predict(obs[0])[0].shape == space.shape
+
+
+@every
+def test_deterministic_prediction_is_a_function_of_the_observation(cls):
+    model = trained(cls)
+    obs = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    batch = model.predict(obs, deterministic=True)[0]
+    th.manual_seed(3)
+    np.testing.assert_array_equal(batch, model.predict(obs, deterministic=True)[0])
+    rows = np.stack([model.predict(o, deterministic=True)[0] for o in obs])
+    np.testing.assert_allclose(batch, rows, atol=1e-5)
+    assert not np.allclose(model.predict(obs)[0], model.predict(obs)[0])
+    assert model.policy.actor.fixed_noise.abs().min() > 0
+
+
+@actor_critics
+@pytest.mark.parametrize("selection", ["softmax", "argmax"])
+def test_candidates_raise_the_value(cls, selection):
+    env = VectorEnv()
+    one = cls("MlpPolicy", env, n_candidates=1, **SMALL)
+    many = cls("MlpPolicy", env, n_candidates=50, candidate_selection=selection, candidate_temperature=1e-3, **SMALL)
+    many.policy.load_state_dict(one.policy.state_dict())
+    obs = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+
+    def value(model, deterministic=False):
+        actions = th.as_tensor(model.predict(obs, deterministic=deterministic)[0])
+        return one.critic_target(th.as_tensor(obs), actions).amin(dim=1).mean().item()
+
+    assert value(many) > value(one)
+    best_of_bank = cls("MlpPolicy", env, n_eval_candidates=20, **SMALL)
+    best_of_bank.policy.load_state_dict(one.policy.state_dict())
+    assert value(best_of_bank, True) > value(one, True)
+    np.testing.assert_array_equal(
+        best_of_bank.predict(obs, deterministic=True)[0], best_of_bank.predict(obs, deterministic=True)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"n_candidates": 0},
+        {"candidate_selection": "x"},
+        {"candidate_temperature": 0},
+        {"actor_q": "x"},
+        {"target_policy": "x"},
+        {"value_mode": "x"},
+        {"value_critic": "x"},
+        {"expectile": 1.0},
+        {"alpha": -1},
+        {"bc_loss": "x"},
+        {"metric": "x"},
+        {"sampling_steps": 0},
+        {"consistency_ema_decay": 2},
+        {"actor_ema_decay": -1},
+        {"max_grad_norm": 0},
+        {"offline_fraction": 1.5},
+        {"pretrain_steps": -1},
+    ],
+)
+def test_bad_hyperparameters_name_themselves(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        CPQL("MlpPolicy", box_env(), **SMALL, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"bc_loss": "consistency"},
+        {"bc_loss": "consistency", "consistency_ema_decay": 0.99, "loss_scaling": True},
+        {"bc_loss": "consistency", "metric": "pseudo_huber"},
+        {"bc_loss": "ict", "curriculum": (4, 8)},
+        {"bc_loss": "reconstruction"},
+        {"sampling_steps": 3, "train_sampling_steps": 2},
+        {"eta": lambda step: 1.0 / (1 + step)},
+        {"max_q_backup": True},
+        {"q_norm": True},
+        {"actor_q": "min", "normalize_actor_q": False},
+        {"actor_q": "mean"},
+        {"target_policy": "current"},
+        {"actor_ema_interval": 5, "actor_ema_start": 3},
+        {"actor_learning_rate": 1e-5, "cosine_lr_decay": True, "max_grad_norm": 1.0},
+        {"policy_kwargs": {"n_critics": 4, "layer_norm": True, "net_arch": [16, 16]}},
+        {"policy_kwargs": {"n_critics": 1}},
+        {"policy_kwargs": {"network": "ln_resnet", "net_arch": [16, 16]}},
+        {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [16]}, "share_features_extractor": True}},
+        {"policy_kwargs": {"net_arch": []}},
+        {"policy_kwargs": {"model_kwargs": {"sigma_max": 20.0}, "embedding_scale": 250.0}},
+        {"policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": None, "activation_fn": th.nn.ReLU}},
+        {"n_steps": 3},
+        {"tau": 0.1, "target_update_interval": 3},
+    ],
+)
+@actor_critics
+def test_every_option_trains_and_survives_saving(cls, kwargs, tmp_path):
+    given = {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
+    model = trained(cls, **kwargs)
+    assert kwargs == given  # the caller's arguments stay as they are
+    model.save(tmp_path / "model")
+    assert_same(model, cls.load(tmp_path / "model"))
+    assert all(th.isfinite(p).all() for p in model.policy.parameters())
+
+
+def test_cpiql_value_of_target_or_current_critic():
+    for value_critic in ("target", "current"):
+        model = trained(CPQL, value_mode="iql", value_critic=value_critic, expectile=0.9)
+        assert list(model.losses()) == ["value", "critic", "actor"]
+
+
+@actor_critics
+def test_actor_loss_leaves_the_critic_alone(cls):
+    model = trained(cls)
+    batch = next(model._batches(1, 16))
+    model.critic.optimizer.zero_grad(set_to_none=True)
+    model._descend("actor", model.actor_loss(batch)[0])
+    assert all(p.grad is None for p in model.critic.parameters())
+    assert any(p.grad is not None for p in model.actor.parameters())
+
+
+@actor_critics
+def test_targets_move_by_polyak_weights(cls):
+    model = make(cls, tau=0.25, target_update_interval=2, actor_ema_decay=0.9, actor_ema_start=0)
+    before = [p.clone() for p in model.critic_target.parameters()]
+    model.pretrain(1)
+    assert all(th.equal(p, q) for p, q in zip(before, model.critic_target.parameters(), strict=True))
+    actor_before = [p.clone() for p in model.actor_target.parameters()]
+    model.pretrain(1)
+    for old, new, source in zip(before, model.critic_target.parameters(), model.critic.parameters(), strict=True):
+        assert th.allclose(new, 0.75 * old + 0.25 * source, atol=1e-6)
+    for old, new, source in zip(actor_before, model.actor_target.parameters(), model.actor.parameters(), strict=True):
+        assert th.allclose(new, 0.9 * old + 0.1 * source, atol=1e-6)
+
+
+@actor_critics
+@pytest.mark.parametrize("kwargs", [{}, {"train_freq": (1, "episode"), "gradient_steps": -1}, {"learning_starts": 15}])
+def test_online_from_scratch(cls, kwargs):
+    model = cls(
+        "MlpPolicy", "Pendulum-v1", action_noise=NormalActionNoise(np.zeros(1), 0.1 * np.ones(1)), **{**SMALL, **kwargs}
+    )
+    model.learn(210)
+    assert model.num_timesteps >= 210 and model._n_updates > 0
+    model.learn(20, reset_num_timesteps=False)
+    assert model.num_timesteps >= 230
+
+
+@actor_critics
+def test_several_environments_vec_normalize_and_n_steps(cls, tmp_path):
+    env = VecNormalize(make_vec_env(box_env, n_envs=2))
+    model = cls("MlpPolicy", env, n_steps=3, learning_starts=10, **SMALL)
+    model.load_dataset(make_arrays())
+    model.pretrain(3)
+    model.learn(40)
+    model.save(tmp_path / "model")
+    env.save(tmp_path / "vec_normalize.pkl")
+    fresh = VecNormalize.load(tmp_path / "vec_normalize.pkl", make_vec_env(box_env, n_envs=2))
+    cls.load(tmp_path / "model", env=fresh).learn(20)
+
+
+@every
+def test_image_and_dict_observations(cls):
+    image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    mixed = spaces.Dict({"image": image, "vector": spaces.Box(-1, 1, (4,)), "kind": spaces.Discrete(3)})
+    for policy, space in (("CnnPolicy", image), ("MultiInputPolicy", mixed)):
+        env = VectorEnv(observation_space=space)
+        collector = CPQL(policy, env, buffer_size=60, learning_starts=100, **SMALL).learn(30)
+        model = cls(policy, env, buffer_size=60, **SMALL)
+        model.load_dataset(collector.replay_buffer)
+        model.pretrain(2)
+        obs = space.sample()
+        assert model.predict(obs, deterministic=True)[0].shape == (2,)
+
+
+class Counter(BaseCallback):
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.stop_at = stop_at
+        self.steps = []
+        self.started = self.ended = 0
+
+    def _on_training_start(self):
+        self.started += 1
+
+    def _on_step(self):
+        self.steps.append(self.model.num_timesteps)
+        return self.stop_at is None or len(self.steps) < self.stop_at
+
+    def _on_training_end(self):
+        self.ended += 1
+
+
+@every
+def test_callbacks_in_pretraining(cls, tmp_path):
+    model = make(cls)
+    counter = Counter()
+    checkpoints = CheckpointCallback(5, str(tmp_path))
+    evaluation = EvalCallback(make_vec_env(box_env), n_eval_episodes=1, eval_freq=5, verbose=0)
+    model.pretrain(10, callback=[counter, checkpoints, evaluation])
+    assert counter.steps == list(range(1, 11)) and (counter.started, counter.ended) == (1, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rl_model_10_steps.zip", "rl_model_5_steps.zip"]
+    assert evaluation.n_calls == 10 and np.isfinite(evaluation.last_mean_reward)
+    assert model.num_timesteps == 0 and model._n_updates == 10
+    stopper = Counter(stop_at=3)
+    model.pretrain(10, callback=stopper)
+    assert len(stopper.steps) == 3 and stopper.steps[0] == 11 and model._n_updates == 13
+
+
+@actor_critics
+def test_learn_pretrains_once_then_goes_online(cls, tmp_path):
+    counter = Counter()
+    model = cls("MlpPolicy", box_env(), dataset=make_arrays(), pretrain_steps=7, learning_starts=1000, **SMALL)
+    model.learn(12, callback=counter)
+    assert counter.steps == [*range(1, 8), *range(1, 13)]
+    assert model.offline_buffer.size() == 120 and model.replay_buffer.size() == 12
+    assert model._n_updates == 7 + 12  # no random warm-up after an offline phase
+    model.learn(5)
+    assert model._n_updates == 7 + 12 + 5
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=box_env())
+    loaded.learn(5)
+    assert loaded._n_updates == 24 + 5
+
+
+def test_stopping_the_pretraining_stops_learn():
+    model = CPQL("MlpPolicy", box_env(), dataset=make_arrays(), pretrain_steps=7, **SMALL)
+    model.learn(12, callback=Counter(stop_at=3))
+    assert model._n_updates == 3 and model.num_timesteps == 0
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(0.25, 8), (1.0, 32), (0.0, 0), (lambda progress: progress, 16), (None, None)]
+)
+def test_offline_fraction(fraction, expected):
+    model = make(CPQL, offline_fraction=fraction)
+    model.pretrain(1)
+    model.learn(120)
+    model._current_progress_remaining = 0.5
+    offline_ids = set(make_arrays()["observations"][:, 0].tolist())
+    counts = []
+    for batch in model._batches(200, 32):
+        counts.append(sum(x in offline_ids for x in batch.observations[:, 0].tolist()))
+    if expected is None:
+        assert np.mean(counts) == pytest.approx(16, abs=3)  # 120 offline, 120 online transitions
+    else:
+        assert set(counts) == {expected}
+
+
+def test_one_buffer_if_offline_data_need_not_be_kept():
+    model = make(CPQL, keep_offline=False, buffer_size=130)
+    model.pretrain(1)
+    buffer = model.replay_buffer
+    model.learn(20)
+    assert model.offline_buffer is None and model.replay_buffer is buffer and buffer.full and buffer.pos == 10
+
+
+def test_bc_needs_data_and_no_environment():
+    model = ConsistencyBC("MlpPolicy", box_env(), **SMALL)
+    with pytest.raises(DatasetError, match="load_dataset"):
+        model.learn(5)
+    with pytest.raises(ValueError, match="dataset"):
+        ConsistencyBC("MlpPolicy")
+    model = ConsistencyBC("MlpPolicy", dataset=make_arrays(), **SMALL).learn(6)
+    assert model.num_timesteps == 6 and model.env is None
+    model.learn(4, reset_num_timesteps=False)
+    assert model.num_timesteps == 10
+
+
+def test_actor_critics_pretrain_without_environment_but_do_not_collect():
+    data = {**make_arrays(), "observation_space": box_env().observation_space}
+    model = CPQL("MlpPolicy", dataset=data, pretrain_steps=3, **SMALL)
+    with pytest.raises(ValueError, match="set_env"):
+        model.learn(10)
+    assert model._n_updates == 3
+    model.set_env(box_env())
+    model.learn(10)
+    assert model.num_timesteps == 10
+
+
+class Recorder(KVWriter):
+    def __init__(self):
+        self.rows = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.rows.append((step, dict(key_values)))
+
+    def close(self):
+        pass
+
+
+def test_logs_of_both_phases_and_normalized_score():
+    model = make(CPQL)
+    model._reference_returns = (-10.0, 0.0)
+    recorder = Recorder()
+    model.set_logger(Logger(None, [recorder]))
+    model.pretrain(20, EvalCallback(make_vec_env(box_env), n_eval_episodes=2, eval_freq=10, verbose=0), log_interval=10)
+    losses = [row for _, row in recorder.rows if "train/actor_loss" in row]
+    assert [row["train/n_updates"] for row in losses] == [10, 20]
+    assert {"train/critic_loss", "train/bc_loss", "train/q_loss", "train/learning_rate"} <= losses[0].keys()
+    scores = [row for _, row in recorder.rows if "eval/mean_reward" in row]
+    assert len(scores) == 2
+    for row in scores:
+        assert row["eval/normalized_score"] == pytest.approx(100 * (row["eval/mean_reward"] + 10) / 10)
+
+
+@every
+def test_tensorboard(cls, tmp_path):
+    model = make(cls, tensorboard_log=str(tmp_path))
+    model.pretrain(3, log_interval=1)
+    if not cls.offline_only:
+        model.learn(30)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert f"{cls.__name__}_pretrain_1" in names and len(names) == (1 if cls.offline_only else 2)
+
+
+def test_user_logger_is_kept(tmp_path):
+    model = make(CPQL)
+    logger = configure(str(tmp_path), ["csv", "json", "log"])
+    model.set_logger(logger)
+    model.pretrain(2, log_interval=1)
+    assert model.logger is logger and (tmp_path / "progress.csv").read_text().count("\n") == 3
+    assert not any(isinstance(f, HumanOutputFormat) and f.file is sys.stdout for f in logger.output_formats)
+
+
+def test_bigger_batches_and_chunks_see_every_row():
+    model = make(ConsistencyBC)
+    seen = {x for batch in model._batches(130, 32) for x in batch.observations[:, 0].tolist()}
+    assert len(seen) == 120
+
+
+def test_loaded_in_a_new_process_it_goes_online(tmp_path):
+    model = CPQL("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.learn(120)
+    model.save(tmp_path / "model")
+    code = f"""
+        import gymnasium as gym
+        from sb3_consistency import CPQL
+        model = CPQL.load({str(tmp_path / "model")!r}, env=gym.make("Pendulum-v1"))
+        model.learn(20, reset_num_timesteps=False)
+        print(model.num_timesteps)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "140"
+
+
+def test_default_arguments_follow_sac():
+    import inspect
+
+    from stable_baselines3 import SAC
+
+    ours = inspect.signature(GenerativeAlgorithm.__init__).parameters
+    for name, parameter in inspect.signature(SAC.__init__).parameters.items():
+        if name in ours and name not in ("policy", "env", "self"):
+            assert ours[name].default == parameter.default, name
+
+
+def test_lazy_attributes():
+    assert set(dir(sb3_consistency)) == set(sb3_consistency.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        sb3_consistency.nothing  # noqa: B018
+
+
+def test_evaluate_policy():
+    mean, _ = evaluate_policy(trained(CPQL), make_vec_env(box_env, n_envs=2), n_eval_episodes=3)
+    assert -10 <= mean <= 0
