@@ -38,7 +38,13 @@ def test_bc_keeps_both_modes():
 
 
 @pytest.mark.parametrize(
-    ("cls", "kwargs"), [(CPQL, {}), (CPQL, {"value_mode": "iql"}), (ConsistencyAC, {"eta": 5.0}), (ConsistencyAC, {"eta": 5.0, "sampling_steps": 1})]
+    ("cls", "kwargs"),
+    [
+        (CPQL, {}),
+        (CPQL, {"value_mode": "iql"}),
+        (ConsistencyAC, {"eta": 5.0}),
+        (ConsistencyAC, {"eta": 5.0, "sampling_steps": 1}),
+    ],
 )
 def test_actor_critics_pick_the_better_mode(cls, kwargs):
     model = cls("MlpPolicy", dataset=bandit(), n_candidates=1, **BIG, **kwargs).pretrain(1500)

@@ -19,7 +19,11 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
     Objective: actor L_c + eta L_q, critics r + gamma (1 - terminal) min_j Q'_j(s', a'), a' from the actor's moving
     average. Source: Ding & Jin 2024, section 4.2, algorithm 1.
 
-    DOCSTRING_DIFFERENCES
+    Differences from the released code: the loss is improved consistency training (iCT) by default; two steps are
+    {80, 2.52}, not {80, 2}; the curriculum runs over the whole training, not over every chunk of 50k steps; the loss is
+    not clamped, and the Q term's gradient is projected at the bounds; the EMA actor follows from the first step (there
+    it is the random initial network until step 1000); loading restores targets and optimizers; time-outs bootstrap;
+    no loss scaling, clipping or cosine decay unless asked for.
 
     The options are those of :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
     :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic`.

@@ -26,7 +26,11 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     V(s') as the target of the critics. Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which
     is abbreviated CPQL too).
 
-    DOCSTRING_DIFFERENCES
+    Differences from the released code: a' comes from the actor's moving average, as the paper writes
+    (``target_policy="current"`` is the code); targets move at every step, from the first; the noise embedding is smooth
+    (``policy_kwargs=dict(embedding_scale=250.0)`` is the code); critics have no LayerNorm unless asked for
+    (``policy_kwargs=dict(layer_norm=True)``); V of CPIQL regresses on the target critics, has its own optimizer and is not
+    clipped with them; online, the Q term is normalised and time-limits bootstrap.
 
     :param alpha: weight of the behaviour-cloning term, a number or a function of the gradient step; None for
         ``1`` in and after an offline phase, ``0.05`` online from scratch
