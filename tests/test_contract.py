@@ -507,3 +507,12 @@ def test_lazy_attributes():
 def test_evaluate_policy():
     mean, _ = evaluate_policy(trained(CPQL), make_vec_env(box_env, n_envs=2), n_eval_episodes=3)
     assert -10 <= mean <= 0
+
+
+@actor_critics
+def test_layer_norm_is_on_by_default_and_can_be_switched_off(cls):
+    def norms(model):
+        return [m for m in model.critic.modules() if type(m).__name__ == "StackedLayerNorm"]
+
+    assert len(norms(make(cls))) == 2
+    assert not norms(make(cls, policy_kwargs={"layer_norm": False}))

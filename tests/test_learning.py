@@ -42,8 +42,8 @@ def test_bc_keeps_both_modes():
     [
         (CPQL, {}),
         (CPQL, {"value_mode": "iql"}),
-        (ConsistencyAC, {"eta": 5.0}),
-        (ConsistencyAC, {"eta": 5.0, "sampling_steps": 1}),
+        (ConsistencyAC, {"eta": 20.0}),
+        (ConsistencyAC, {"eta": 20.0, "sampling_steps": 1}),
     ],
 )
 def test_actor_critics_pick_the_better_mode(cls, kwargs):

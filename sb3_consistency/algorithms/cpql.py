@@ -28,9 +28,10 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
 
     Differences from the released code: a' comes from the actor's moving average, as the paper writes
     (``target_policy="current"`` is the code); targets move at every step, from the first; the noise embedding is smooth
-    (``policy_kwargs=dict(embedding_scale=250.0)`` is the code); critics have no LayerNorm unless asked for
-    (``policy_kwargs=dict(layer_norm=True)``); V of CPIQL regresses on the target critics, has its own optimizer and is not
-    clipped with them; online, the Q term is normalised and time-limits bootstrap.
+    (``policy_kwargs=dict(embedding_scale=250.0)`` is the code); critics have LayerNorm online too
+    (``policy_kwargs=dict(layer_norm=False)`` switches it off); V of CPIQL has LayerNorm, regresses on the target
+    critics, has its own optimizer and is not clipped with them; online, the Q term is normalised and time-limits
+    bootstrap.
 
     :param alpha: weight of the behaviour-cloning term, a number or a function of the gradient step; None for
         ``1`` in and after an offline phase, ``0.05`` online from scratch

@@ -182,6 +182,7 @@ class ValueNetwork(FeatureNetwork):
 
     :param net_arch: hidden layer sizes
     :param activation_fn: activation class
+    :param layer_norm: normalise the hidden layers
     :param share_features_extractor: the extractor is the actor's, trained by the actor's loss only
     """
 
@@ -193,12 +194,13 @@ class ValueNetwork(FeatureNetwork):
         features_dim: int,
         net_arch: list[int],
         activation_fn: type[nn.Module],
+        layer_norm: bool = False,
         share_features_extractor: bool = False,
         normalize_images: bool = True,
     ) -> None:
         super().__init__(observation_space, action_space, features_extractor, features_dim, normalize_images)
         self.share_features_extractor = share_features_extractor
-        self.value_net = StackedMlp(features_dim, net_arch, activation_fn=activation_fn)
+        self.value_net = StackedMlp(features_dim, net_arch, activation_fn=activation_fn, layer_norm=layer_norm)
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         """

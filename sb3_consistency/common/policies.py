@@ -75,7 +75,7 @@ class GenerativePolicy(BasePolicy):
         network: str = "mlp",
         embedding_scale: float = 1.0,
         n_critics: int = 2,
-        layer_norm: bool = False,
+        layer_norm: bool = True,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = False,
@@ -137,9 +137,10 @@ class GenerativePolicy(BasePolicy):
         value_kwargs: dict[str, Any] = {
             "net_arch": value_arch,
             "activation_fn": self.activation_fn,
+            "layer_norm": self.layer_norm,
             "share_features_extractor": self.share_features_extractor,
         }
-        critic_kwargs = {**value_kwargs, "n_critics": self.n_critics, "layer_norm": self.layer_norm}
+        critic_kwargs = {**value_kwargs, "n_critics": self.n_critics}
         self.actor = self._make_actor(actor_arch)
         self._add_optimizer(self.actor, lr_schedule)
         shared = self.actor.features_extractor if self.share_features_extractor else None

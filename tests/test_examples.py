@@ -1,0 +1,78 @@
+"""The examples and the command line run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3 import SAC
+
+from sb3_consistency import CPQL
+from sb3_consistency.__main__ import main
+from sb3_consistency.offline.opening import open_dataset
+from tests.conftest import SMALL
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run_example(name, *args, cwd):
+    env = {**os.environ, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "MINARI_DATASETS_PATH": str(cwd / "minari")}
+    command = [sys.executable, str(EXAMPLES / name), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=True).stdout
+
+
+def test_quickstart(tmp_path):
+    out = run_example("01_quickstart.py", "--steps", 200, "--folder", tmp_path / "out", cwd=tmp_path)
+    assert all(f"| {name} |" in out for name in ("behaviour", "offline", "online"))
+    assert (tmp_path / "out" / "learning_curve.png").stat().st_size > 10_000
+    CPQL.load(tmp_path / "out" / "cpql_pendulum")
+
+
+def test_multimodality(tmp_path):
+    out = run_example("02_multimodality.py", "--steps", 50, cwd=tmp_path)
+    assert "data: 8 of 8 modes" in out and (tmp_path / "multimodality.png").exists()
+
+
+@pytest.mark.slow
+def test_multimodality_of_the_default_loss(tmp_path):
+    out = run_example("02_multimodality.py", cwd=tmp_path)
+    modes, share = next(line for line in out.splitlines() if "ConsistencyBC" in line).split(": ")[1].split(" of 8 modes, ")
+    assert int(modes) >= 7 and float(share.split(" %")[0]) >= 90
+    assert "Gaussian policy: 8 of 8 modes, 4" in out
+
+
+def test_online_comparison(tmp_path):
+    run_example("03_online_vs_sac.py", "--steps", 200, "--algos", "CPQL", cwd=tmp_path)
+    assert len((tmp_path / "online.csv").read_text().splitlines()) == 10
+    assert (tmp_path / "online_Pendulum-v1.png").exists()
+    assert run_example("03_online_vs_sac.py", "--steps", 200, "--algos", "CPQL", cwd=tmp_path) == ""  # resumes
+
+
+@pytest.mark.parametrize(("algo", "cls"), [("sac", SAC), ("cpql", CPQL)])
+def test_record_command(algo, cls, minari_folder, tmp_path, capsys):
+    options = {"policy_kwargs": {"net_arch": [8]}} if cls is SAC else SMALL
+    cls("MlpPolicy", "Pendulum-v1", buffer_size=300, **options).save(tmp_path / "model")
+    command = ["record", "--algo", algo, "--model", str(tmp_path / "model"), "--env", "Pendulum-v1"]
+    assert main([*command, "--dataset-id", "test/recorded-v0", "-n", "250", "--noise", "0.1"]) == 0
+    assert "250 steps, 2 episodes" in capsys.readouterr().out
+    source = open_dataset("test/recorded-v0")
+    assert source.lengths.tolist() == [200, 50]
+    space = gym.make("Pendulum-v1").action_space
+    assert all(space.contains(action) for episode in source.episodes([0, 1]) for action in episode.actions)
+    assert main([*command, "--dataset-id", "test/recorded-v0", "-n", "10"]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert main(["record", "--algo", "nothing", *command[3:], "--dataset-id", "test/x-v0"]) == 1
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_from_dataset_recovers_a_recorded_environment(minari_folder):
+    from sb3_consistency.offline.record import record_dataset
+
+    record_dataset("test/p-v0", "Pendulum-v1", lambda obs: np.zeros(1, np.float32), 220)
+    model = CPQL.from_dataset("test/p-v0", **SMALL)
+    assert model.env.envs[0].spec.id == "Pendulum-v1"
+    model.pretrain(3)
+    model.learn(10)
