@@ -2,21 +2,19 @@
 
 from typing import Unpack
 
-import torch as th
-from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_consistency.common.actor_critic import GenerativeActorCritic
 from sb3_consistency.common.arguments import SharedArguments, StepSchedule
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
-from sb3_consistency.common.sampling import Batch
 
 
 class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
     """
     Actor-critic with a consistency policy, regularised by the consistency loss on the data.
 
-    Objective: actor L_c + eta L_q, critics r + gamma (1 - terminal) min_j Q'_j(s', a'), a' from the actor's moving
+    Objective: actor alpha L_c + eta L_q, critics r + gamma (1 - terminal) min_j Q'_j(s', a'), a' from the actor's moving
     average. Source: Ding & Jin 2024, section 4.2, algorithm 1.
 
     Differences from the released code: the loss is improved consistency training (iCT) by default; two steps are
@@ -38,6 +36,7 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
         learning_rate: float | Schedule = 3e-4,
         *,
         eta: StepSchedule = 1.0,
+        alpha: StepSchedule | None = None,
         sampling_steps: int = 2,
         train_sampling_steps: int | None = None,
         bc_loss: str = "ict",
@@ -64,6 +63,7 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
             env,
             learning_rate,
             eta=eta,
+            alpha=alpha,
             sampling_steps=sampling_steps,
             train_sampling_steps=train_sampling_steps,
             bc_loss=bc_loss,
@@ -85,7 +85,3 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
             actor_ema_start=actor_ema_start,
             **kwargs,
         )
-
-    def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
-        bc_loss, q_loss = self.bc_term(batch), self.q_term(batch)
-        return bc_loss + self.eta_now() * q_loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}

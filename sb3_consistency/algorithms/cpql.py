@@ -7,7 +7,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from sb3_consistency.common.actor_critic import GenerativeActorCritic
 from sb3_consistency.common.algorithm import LossFn
-from sb3_consistency.common.arguments import SharedArguments, StepSchedule, at_step, check_range
+from sb3_consistency.common.arguments import SharedArguments, StepSchedule
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch
@@ -33,8 +33,6 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     critics, has its own optimizer and is not clipped with them; online, the Q term is normalised and time-limits
     bootstrap.
 
-    :param alpha: weight of the behaviour-cloning term, a number or a function of the gradient step; None for
-        ``1`` in and after an offline phase, ``0.05`` online from scratch
     :param value_mode: "q" (CPQL) or "iql" (CPIQL)
     :param expectile: expectile of the value loss of CPIQL, in (0, 1)
     :param value_critic: critics that the value of CPIQL regresses on, "target" or "current"
@@ -51,11 +49,11 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
         env: GymEnv | str | None = None,
         learning_rate: float | Schedule = 3e-4,
         *,
-        alpha: StepSchedule | None = None,
         value_mode: str = "q",
         expectile: float = 0.7,
         value_critic: str = "target",
         eta: StepSchedule = 1.0,
+        alpha: StepSchedule | None = None,
         sampling_steps: int = 1,
         train_sampling_steps: int | None = None,
         bc_loss: str = "reconstruction",
@@ -83,9 +81,6 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
             raise ValueError(f"value_critic must be one of {VALUE_CRITICS}, got {value_critic!r}.")
         if not 0 < expectile < 1:
             raise ValueError(f"expectile must be in (0, 1), got {expectile}.")
-        if alpha is not None and not callable(alpha):
-            check_range("alpha", alpha, 0)
-        self.alpha = alpha
         self.value_mode = value_mode
         self.expectile = expectile
         self.value_critic = value_critic
@@ -94,6 +89,7 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
             env,
             learning_rate,
             eta=eta,
+            alpha=alpha,
             sampling_steps=sampling_steps,
             train_sampling_steps=train_sampling_steps,
             bc_loss=bc_loss,
@@ -138,16 +134,3 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
         if self.value_mode == "iql":
             return self.policy.value(batch.next_observations)
         return super().next_value(batch)
-
-    def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
-        bc_loss, q_loss = self.bc_term(batch), self.q_term(batch)
-        loss = self.alpha_now() * bc_loss + self.eta_now() * q_loss
-        return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
-
-    def alpha_now(self) -> float:
-        """
-        :return: the weight of the behaviour-cloning term at this gradient step
-        """
-        if self.alpha is None:
-            return 1.0 if self._offline_data() is not None or self._was_pretrained else 0.05
-        return at_step(self.alpha, self._n_updates)

@@ -20,6 +20,8 @@ class GenerativeActorCritic(GenerativeAlgorithm):
     An actor trained by behaviour cloning and by the critics, critics trained by temporal differences.
 
     :param eta: weight of the Q term, a number or a function of the gradient step
+    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 in and after an offline phase, 0.05 online from
+        scratch (where it keeps the policy from collapsing, and would otherwise clone its own past)
     :param n_candidates: actions drawn per stochastic prediction, of which one is picked by its value
     :param n_eval_candidates: fixed noise vectors per deterministic prediction, of which the best action is taken
     :param candidate_selection: "softmax" (probability proportional to exp(Q / temperature)) or "argmax"
@@ -39,6 +41,7 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         self,
         *args: Any,
         eta: StepSchedule,
+        alpha: StepSchedule | None,
         n_candidates: int,
         n_eval_candidates: int,
         candidate_selection: str,
@@ -58,10 +61,14 @@ class GenerativeActorCritic(GenerativeAlgorithm):
             raise ValueError(f"actor_q must be one of {ACTOR_Q}, got {actor_q!r}.")
         if target_policy not in TARGET_POLICIES:
             raise ValueError(f"target_policy must be one of {TARGET_POLICIES}, got {target_policy!r}.")
+        for name, weight in {"eta": eta, "alpha": alpha}.items():
+            if weight is not None and not callable(weight):
+                check_range(name, weight, 0)
         check_range("actor_ema_decay", actor_ema_decay, 0, 1)
         check_range("actor_ema_interval", actor_ema_interval, 1)
         check_range("actor_ema_start", actor_ema_start, 0)
         self.eta = eta
+        self.alpha = alpha
         self.n_candidates = n_candidates
         self.n_eval_candidates = n_eval_candidates
         self.candidate_selection = candidate_selection
@@ -82,10 +89,29 @@ class GenerativeActorCritic(GenerativeAlgorithm):
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
+        alpha L_bc + eta L_q.
+
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
+        bc_loss, q_loss = self.bc_term(batch), self.q_term(batch)
+        loss = self.alpha_now() * bc_loss + self.eta_now() * q_loss
+        return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+
+    def bc_term(self, batch: Batch) -> th.Tensor:
+        """
+        :param batch: transitions
+        :return: behaviour-cloning term of the actor, scalar
+        """
         raise NotImplementedError
+
+    def alpha_now(self) -> float:
+        """
+        :return: the weight of the behaviour-cloning term at this gradient step
+        """
+        if self.alpha is None:
+            return 1.0 if self._offline_data() is not None or self._was_pretrained else 0.05
+        return at_step(self.alpha, self._n_updates)
 
     def policy_options(self) -> dict[str, Any]:
         options = super().policy_options()
