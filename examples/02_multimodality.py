@@ -15,7 +15,7 @@ STD = 0.1
 
 
 def ring(n: int, rng: np.random.Generator) -> np.ndarray:
-    return MODES[rng.integers(8, size=n)] + STD * rng.standard_normal((n, 2))
+    return np.clip(MODES[rng.integers(8, size=n)] + STD * rng.standard_normal((n, 2)), -1, 1)
 
 
 def coverage(actions: np.ndarray) -> tuple[int, float]:
@@ -36,7 +36,7 @@ def train(steps: int, seed: int = 0, **options) -> ConsistencyBC:
         "rewards": np.zeros(n, np.float32),
         "terminations": np.ones(n, bool),
         "truncations": np.zeros(n, bool),
-        "action_space": spaces.Box(-1.5, 1.5, (2,), np.float32),
+        "action_space": spaces.Box(-1, 1, (2,), np.float32),
     }
     return ConsistencyBC("MlpPolicy", dataset=data, seed=seed, **options).learn(steps, progress_bar=True)
 
@@ -50,13 +50,18 @@ if __name__ == "__main__":
     rng = np.random.default_rng(1)
     data = ring(4000, rng)
     samples, _ = train(args.steps).predict(np.zeros((4000, 1), np.float32))
-    gaussian = rng.multivariate_normal(data.mean(0), np.cov(data.T), 4000)
+    gaussian = np.clip(rng.multivariate_normal(data.mean(0), np.cov(data.T), 4000), -1, 1)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharex=True, sharey=True)
     panels = {"data": data, "ConsistencyBC, one step": samples, "Gaussian policy": gaussian}
     for axis, (name, points) in zip(axes, panels.items(), strict=True):
         modes, near = coverage(points)
         print(f"{name}: {modes} of 8 modes, {100 * near:.1f} % of the samples within 3 standard deviations of a mode")
         axis.scatter(*points.T, s=2, alpha=0.4)
-        axis.set(title=f"{name}\n{modes} of 8 modes, {100 * near:.0f} % near a mode", aspect="equal", xlim=(-1.5, 1.5))
+        axis.set(
+            title=f"{name}\n{modes} of 8 modes, {100 * near:.0f} % near a mode",
+            aspect="equal",
+            xlim=(-1.1, 1.1),
+            ylim=(-1.1, 1.1),
+        )
     figure.tight_layout()
     figure.savefig(args.png, dpi=120)

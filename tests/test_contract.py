@@ -516,3 +516,21 @@ def test_layer_norm_is_on_by_default_and_can_be_switched_off(cls):
 
     assert len(norms(make(cls))) == 2
     assert not norms(make(cls, policy_kwargs={"layer_norm": False}))
+
+
+def test_a_loaded_online_buffer_does_not_replace_the_offline_data(tmp_path):
+    model = make(CPQL)
+    model.pretrain(1)
+    model.learn(12)
+    model.save_replay_buffer(tmp_path / "online.pkl")
+    resumed = make(CPQL)
+    resumed.load_replay_buffer(tmp_path / "online.pkl")
+    assert resumed.offline_buffer.size() == 120 and resumed.replay_buffer.size() == 12
+    resumed.learn(5)
+    assert resumed.replay_buffer.size() == 17
+
+
+def test_from_dataset_takes_an_environment_or_its_id():
+    data = {**make_arrays(action_dim=1), "action_space": None}
+    model = CPQL.from_dataset(data, env="Pendulum-v1", **SMALL)
+    assert model.replay_buffer.size() == 120 and model.env.num_envs == 1

@@ -41,7 +41,7 @@ def test_multimodality_of_the_default_loss(tmp_path):
     out = run_example("02_multimodality.py", cwd=tmp_path)
     modes, share = next(line for line in out.splitlines() if "ConsistencyBC" in line).split(": ")[1].split(" of 8 modes, ")
     assert int(modes) >= 7 and float(share.split(" %")[0]) >= 90
-    assert "Gaussian policy: 8 of 8 modes, 4" in out
+    assert float(out.split("Gaussian policy: ")[1].split(", ")[1].split(" %")[0]) < 60
 
 
 def test_online_comparison(tmp_path):

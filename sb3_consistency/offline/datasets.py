@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import pathlib
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from tqdm.auto import tqdm
 
@@ -79,7 +83,9 @@ class DatasetMixin(OffPolicyAlgorithm):
         """
         sources = open_datasets(dataset)
         if env is None:
-            env = flatten_if_nested(sources[0].make_env(eval_env=eval_env))
+            env = sources[0].make_env(eval_env=eval_env)
+        if not isinstance(env, VecEnv):
+            env = flatten_if_nested(gym.make(env) if isinstance(env, str) else env)
         if policy is None:
             space = env.observation_space
             is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
@@ -274,6 +280,16 @@ class DatasetMixin(OffPolicyAlgorithm):
             return self._new_buffer(self.buffer_size)
         finally:
             self.keep_offline = keep
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a buffer of online experience, as SB3 does; offline data loaded before stays, unless ``keep_offline`` is off.
+
+        :param path: file that ``save_replay_buffer`` wrote
+        :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
+        """
+        self._begin_online()
+        super().load_replay_buffer(path, truncate_last_traj)
 
     def _store_transition(
         self,

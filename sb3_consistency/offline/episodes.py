@@ -73,6 +73,8 @@ class EpisodeSource(ABC):
     action_space: spaces.Space | None = None
     #: returns of a random and of an expert policy, for normalized scores
     reference_returns: tuple[float, float] | None = None
+    #: whether ``action_space`` is stated, not inferred: then its bounds must be those of the environment
+    bounds_are_stated: bool = True
     #: whether actions are already scaled to [-1, 1], as in SB3's buffers
     scaled_actions: bool = False
 
@@ -258,7 +260,8 @@ class ArraySource(EpisodeSource):
         if self.observation_space is None:
             self.observation_space = _infer_space(self.arrays["observations"])
         actions = self.arrays["actions"]
-        if self.action_space is None and actions.ndim > 1 and np.abs(actions).max(initial=0.0) <= 1:
+        self.bounds_are_stated = self.action_space is not None
+        if not self.bounds_are_stated and actions.ndim > 1 and np.abs(actions).max(initial=0.0) <= 1:
             self.action_space = spaces.Box(-1, 1, actions.shape[1:], np.float32)
 
     @property
