@@ -51,7 +51,7 @@ if __name__ == "__main__":
     data = ring(4000, rng)
     samples, _ = train(args.steps).predict(np.zeros((4000, 1), np.float32))
     gaussian = np.clip(rng.multivariate_normal(data.mean(0), np.cov(data.T), 4000), -1, 1)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharex=True, sharey=True, layout="constrained")
     panels = {"data": data, "ConsistencyBC, one step": samples, "Gaussian policy": gaussian}
     for axis, (name, points) in zip(axes, panels.items(), strict=True):
         modes, near = coverage(points)
@@ -63,5 +63,4 @@ if __name__ == "__main__":
             xlim=(-1.1, 1.1),
             ylim=(-1.1, 1.1),
         )
-    figure.tight_layout()
     figure.savefig(args.png, dpi=120)
