@@ -17,6 +17,7 @@ def add_record_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("-n", "--n-steps", type=int, default=100_000, help="steps to record")
     parser.add_argument("--deterministic", action="store_true", help="act deterministically")
     parser.add_argument("--noise", type=float, default=0.0, help="deviation of added noise, as a share of half the range")
+    parser.add_argument("--vec-normalize", help="the vecnormalize.pkl that belongs to the model, if it was trained with one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace a local dataset of this id")
     parser.set_defaults(run=record)
@@ -29,14 +30,18 @@ def record(args: argparse.Namespace) -> None:
     :param args: its arguments
     """
     import gymnasium as gym
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
     from sb3_consistency.offline.record import find_algorithm, model_controller, record_dataset
+    from sb3_consistency.offline.wrappers import flatten_if_nested
 
-    model = find_algorithm(args.algo).load(args.model, device="cpu", custom_objects={"buffer_size": 1})
+    env = flatten_if_nested(gym.make(args.env))
+    model = find_algorithm(args.algo).load(args.model, env=env, device="cpu", custom_objects={"buffer_size": 1})
+    vec_normalize = VecNormalize.load(args.vec_normalize, DummyVecEnv([lambda: env])) if args.vec_normalize else None
     dataset = record_dataset(
         args.dataset_id,
         gym.make(args.env),
-        model_controller(model, args.deterministic, args.noise, args.seed),
+        model_controller(model, args.deterministic, args.noise, args.seed, vec_normalize),
         args.n_steps,
         seed=args.seed,
         algorithm_name=args.algo,
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -35,7 +35,9 @@ def test_only_allowed_imports(place):
             assert any(name == allowed or name.startswith(f"{allowed}.") for allowed in RULES[place]), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize(("lower", "upper"), [("common", "algorithms"), ("offline", "algorithms"), ("common", "__main__")])
+@pytest.mark.parametrize(
+    ("lower", "upper"), [("common", "algorithms"), ("offline", "common"), ("offline", "algorithms"), ("common", "__main__")]
+)
 def test_lower_layers_do_not_know_upper_ones(lower, upper):
     for path in (PACKAGE / lower).rglob("*.py"):
         assert not any(name.startswith(f"sb3_consistency.{upper}") for name in imports(path)), path

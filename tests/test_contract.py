@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -361,9 +363,10 @@ def test_learn_pretrains_once_then_goes_online(cls, tmp_path):
     model.learn(5)
     assert model._n_updates == 7 + 12 + 5
     model.save(tmp_path / "model")
-    loaded = cls.load(tmp_path / "model", env=box_env())
+    # the arrays are not saved with the model: experience gathers first, by the policy
+    loaded = cls.load(tmp_path / "model", env=box_env(), learning_starts=3)
     loaded.learn(5)
-    assert loaded._n_updates == 24 + 5
+    assert loaded._n_updates == 24 + 3 and loaded.learning_starts == 0
 
 
 def test_stopping_the_pretraining_stops_learn():
@@ -415,10 +418,12 @@ def test_actor_critics_pretrain_without_environment_but_do_not_collect():
     model = CPQL("MlpPolicy", dataset=data, pretrain_steps=3, **SMALL)
     with pytest.raises(ValueError, match="set_env"):
         model.learn(10)
+    assert model._n_updates == 0
+    model.learn(0)
     assert model._n_updates == 3
     model.set_env(box_env())
     model.learn(10)
-    assert model.num_timesteps == 10
+    assert model.num_timesteps == 10 and model._n_updates == 13
 
 
 class Recorder(KVWriter):
@@ -534,3 +539,68 @@ def test_from_dataset_takes_an_environment_or_its_id():
     data = {**make_arrays(action_dim=1), "action_space": None}
     model = CPQL.from_dataset(data, env="Pendulum-v1", **SMALL)
     assert model.replay_buffer.size() == 120 and model.env.num_envs == 1
+
+
+@actor_critics
+def test_a_checkpoint_of_the_pretraining_takes_the_steps_that_are_left(cls, tmp_path):
+    np.savez(tmp_path / "data.npz", **make_arrays())
+    model = cls("MlpPolicy", box_env(), dataset=str(tmp_path / "data.npz"), pretrain_steps=20, **SMALL)
+    model.learn(4, callback=CheckpointCallback(10, str(tmp_path)))
+    resumed = cls.load(tmp_path / "rl_model_10_steps.zip", env=box_env())
+    assert resumed.learning_starts == 0 and resumed.alpha_now() == 1.0
+    resumed.learn(3, reset_num_timesteps=False)
+    assert resumed._n_updates == 20 + 3 and resumed.num_timesteps == 3
+
+
+def test_evaluation_of_a_model_without_environment():
+    callback = EvalCallback(make_vec_env(box_env), n_eval_episodes=1, eval_freq=5, verbose=0)
+    data = {**make_arrays(), "observation_space": box_env().observation_space}
+    model = ConsistencyBC("MlpPolicy", dataset=data, **SMALL).learn(10, callback=callback)
+    assert np.isfinite(callback.last_mean_reward) and model.get_env() is None
+
+
+def test_one_buffer_stays_one_when_learning_continues():
+    model = CPQL("MlpPolicy", box_env(), dataset=make_arrays(), keep_offline=False, **SMALL)
+    model.learn(10)
+    model.learn(10)
+    assert model.offline_buffer is None and model.replay_buffer.size() == 140
+
+
+def test_curriculum_steps_count_online_too():
+    model = ConsistencyAC("MlpPolicy", box_env(), curriculum_steps=40, learning_starts=10, **SMALL).learn(30)
+    assert model.progress.item() == pytest.approx(19 / 40)
+
+
+def test_n_step_models_load_quietly_with_another_n(tmp_path):
+    kwargs = {"handle_timeout_termination": True}
+    model = make(CPQL, n_steps=3, replay_buffer_kwargs=kwargs)
+    assert kwargs == {"handle_timeout_termination": True}
+    model.save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert CPQL.load(tmp_path / "model", env=box_env()).replay_buffer.n_steps == 3
+        assert type(CPQL.load(tmp_path / "model", env=box_env(), n_steps=1).replay_buffer) is ReplayBuffer
+
+
+def test_network_arguments_join_the_architecture():
+    kwargs = {"net_arch": [16, 16], "network": "ln_resnet", "model_kwargs": {"network_kwargs": {"dropout": 0.0}}}
+    layers = make(CPQL, policy_kwargs=kwargs).actor.model.network.layers
+    assert layers[0].out_features == 16 and layers[2].layers[0].p == 0.0
+
+
+def test_schedules_are_clipped_to_shares():
+    model = make(CPQL, offline_fraction=lambda progress: 1.5)
+    model.pretrain(1)
+    model.learn(3)
+    assert len(next(model._batches(1, 8)).rewards) == 8
+
+
+def test_flat_action_dimensions_are_refused():
+    with pytest.raises(ValueError, match="low < high"):
+        CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(np.zeros(2, np.float32), np.array([1, 0], np.float32))))
+
+
+def test_continued_offline_learning_continues_the_decay():
+    model = ConsistencyBC("MlpPolicy", dataset=make_arrays(), **SMALL).learn(64)
+    model.learn(64, reset_num_timesteps=False)
+    assert model.actor.optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3)

@@ -82,7 +82,7 @@ def test_critic_bootstraps_through_time_outs_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cls", [CPQL])
+@pytest.mark.parametrize("cls", [CPQL, ConsistencyAC])
 def test_online_pendulum(cls):
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy

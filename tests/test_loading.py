@@ -399,3 +399,41 @@ def test_buffer_class_is_the_models(arrays):
     model = CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), **SMALL)
     model.load_dataset(arrays)
     assert type(model.replay_buffer) is ReplayBuffer
+
+
+def test_heldout_observations_are_normalised_as_the_batches_are(arrays):
+    env = VecNormalize(make_vec_env(lambda: VectorEnv(action_space=spaces.Box(-1, 1, (1,)))))
+    model = CPQL("MlpPolicy", env, **SMALL)
+    model.load_dataset(arrays, heldout_fraction=0.3)
+    seen = []
+    model.policy.actor.obs_normalizer.register_forward_hook(lambda module, args, output: seen.append(output))
+    model.heldout_loss(model._heldout)
+    assert seen[0].abs().max() < 10  # raw, the first coordinate goes up to 5019
+
+
+def test_fewer_transitions_than_environments(arrays):
+    env = make_vec_env(lambda: VectorEnv(action_space=spaces.Box(-1, 1, (1,))), n_envs=4)
+    model = CPQL("MlpPolicy", env, **SMALL)
+    with pytest.raises(DatasetError, match="fewer transitions"):
+        model.load_dataset([arrays, make_arrays(n_episodes=1, length=3)])
+
+
+def test_masks_and_numbers_select_episodes(arrays):
+    model = bc(arrays)
+    assert model.load_dataset(arrays, episodes=np.arange(6) == 3) == 20 and model.replay_buffer.rewards[0, 0] == 3
+    assert model.load_dataset([arrays, arrays], episodes=iter([1, 2])) == 80
+    assert model.load_dataset(arrays, episodes=5) == 20
+    assert model.load_dataset(arrays, heldout_fraction=0.8) == 20
+
+
+def test_equal_returns_have_no_spread(arrays):
+    with pytest.raises(ValueError, match="iql_locomotion"):
+        bc(arrays).load_dataset(arrays, episodes=[2], reward_transform="iql_locomotion")
+
+
+def test_her_with_a_share_of_one_row():
+    model = CPQL("MultiInputPolicy", GoalEnv(), replay_buffer_class=HerReplayBuffer, **SMALL)
+    model.load_dataset(dict_arrays())
+    model.offline_fraction = 31 / 32
+    model.learn(25)
+    assert len(next(model._batches(1, 32)).rewards) == 32

@@ -1,6 +1,6 @@
 """Critic loss and policy-improvement term shared by ConsistencyAC, CPQL and DiffusionQL."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
@@ -20,8 +20,8 @@ class GenerativeActorCritic(GenerativeAlgorithm):
     An actor trained by behaviour cloning and by the critics, critics trained by temporal differences.
 
     :param eta: weight of the Q term, a number or a function of the gradient step
-    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 in and after an offline phase, 0.05 online from
-        scratch (where it keeps the policy from collapsing, and would otherwise clone its own past)
+    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 in and after an offline phase, and
+        ``online_alpha`` online from scratch, where it would clone the policy's own past
     :param n_candidates: actions drawn per stochastic prediction, of which one is picked by its value
     :param n_eval_candidates: fixed noise vectors per deterministic prediction, of which the best action is taken
     :param candidate_selection: "softmax" (probability proportional to exp(Q / temperature)) or "argmax"
@@ -36,6 +36,9 @@ class GenerativeActorCritic(GenerativeAlgorithm):
     :param actor_ema_interval: gradient steps between its updates
     :param actor_ema_start: gradient steps for which it just follows the actor
     """
+
+    #: weight of the behaviour-cloning term online from scratch
+    online_alpha: ClassVar[float] = 0.05
 
     def __init__(
         self,
@@ -94,9 +97,11 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
-        bc_loss, q_loss = self.bc_term(batch), self.q_term(batch)
-        loss = self.alpha_now() * bc_loss + self.eta_now() * q_loss
-        return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+        alpha, q_loss = self.alpha_now(), self.q_term(batch)
+        if alpha == 0:
+            return self.eta_now() * q_loss, {"q_loss": q_loss.detach()}
+        bc_loss = self.bc_term(batch)
+        return alpha * bc_loss + self.eta_now() * q_loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
     def bc_term(self, batch: Batch) -> th.Tensor:
         """
@@ -110,7 +115,8 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         :return: the weight of the behaviour-cloning term at this gradient step
         """
         if self.alpha is None:
-            return 1.0 if self._offline_data() is not None or self._was_pretrained else 0.05
+            offline = self._offline_data() is not None or self._was_pretrained
+            return 1.0 if offline else self.online_alpha
         return at_step(self.alpha, self._n_updates)
 
     def policy_options(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -24,7 +23,6 @@ from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPoli
 from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
 from sb3_consistency.common.score_logger import ScoreLogger
 from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin
-from sb3_consistency.offline.opening import dataset_spaces, open_datasets
 
 LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
 
@@ -52,6 +50,7 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
     actor_lr_schedule: Schedule
     #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
     progress: th.Tensor | None = None
+    _n_step_class_is_derived = False
     #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
     offline_only: ClassVar[bool] = False
 
@@ -117,7 +116,8 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
             gradient_steps,
             action_noise,
             replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
+            # SB3 adds to this dict; the caller's stays as it is
+            replay_buffer_kwargs=None if replay_buffer_kwargs is None else dict(replay_buffer_kwargs),
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
             policy_kwargs=policy_kwargs,
@@ -143,20 +143,9 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         self._init_offline()
         if env is None and _init_setup_model:
             self._take_spaces_from_dataset()
+            check_action_space(self.action_space)
         if _init_setup_model:
             self._setup_model()
-
-    def _take_spaces_from_dataset(self) -> None:
-        if self.dataset is None:
-            raise ValueError(
-                f"env is None: pass an environment, or dataset=... to train offline "
-                f"({type(self).__name__}.from_dataset('<Minari id>') does both)."
-            )
-        self.observation_space, self.action_space = dataset_spaces(open_datasets(self.dataset)[0])
-        check_action_space(self.action_space)
-        if isinstance(self.observation_space, spaces.Dict) and self.policy_class in (MlpPolicy, CnnPolicy):
-            raise ValueError("policy: use 'MultiInputPolicy' for a dataset with Dict observations.")
-        self.n_envs = 1
 
     def losses(self) -> dict[str, LossFn]:
         """
@@ -171,8 +160,11 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         return {"target_networks": (), "model_kwargs": {}}
 
     def _setup_model(self) -> None:
-        if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer:
-            self.replay_buffer_class = None  # set by an earlier call and saved: SB3 would take it for the user's
+        if self.replay_buffer_class is NStepReplayBuffer and self._n_step_class_is_derived:
+            # set by an earlier call and saved: SB3 would take it for the user's
+            self.replay_buffer_class = None
+            self.replay_buffer_kwargs = {k: v for k, v in self.replay_buffer_kwargs.items() if k not in ("n_steps", "gamma")}
+        self._n_step_class_is_derived = self.replay_buffer_class is None
         user_kwargs, options = self.policy_kwargs, self.policy_options()
         # the caller's (and the saved) policy_kwargs stay as they were given
         model_kwargs = {**options["model_kwargs"], **user_kwargs.get("model_kwargs", {})}
@@ -208,8 +200,17 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
             self.logger.record("train/actor_learning_rate", actor_rate)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
+        if not self._ready_to_train():
+            return
         self._update_learning_rates()
         self._log_metrics([self._gradient_step(batch) for batch in self._batches(gradient_steps, batch_size)])
+
+    def _ready_to_train(self) -> bool:
+        """After an offline phase whose data is gone (it is not saved with a model), experience must gather first."""
+        if self._offline_data() is not None or not self._was_pretrained or self.replay_buffer is None:
+            return can_sample(self.replay_buffer) or can_sample(self.offline_buffer)
+        wanted = min(self.__dict__["learning_starts"] // self.n_envs, self.replay_buffer.buffer_size)
+        return can_sample(self.replay_buffer) and self.replay_buffer.size() >= wanted
 
     def _gradient_step(self, batch: Batch) -> TensorDict:
         if not self.policy.training:
@@ -277,11 +278,13 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
             # drawn, not rounded: a few online transitions among many offline ones must get their turn
             return int(np.random.binomial(batch_size, n_offline / (n_offline + n_online)))
         fraction = self.offline_fraction
-        return round(batch_size * (fraction(self._current_progress_remaining) if callable(fraction) else fraction))
+        share = fraction(self._current_progress_remaining) if callable(fraction) else fraction
+        return round(batch_size * min(max(share, 0.0), 1.0))
 
     def _update_progress(self) -> None:
-        if self._curriculum_end:
-            share = min(1.0, self._n_updates / self._curriculum_end)
+        end = self.curriculum_steps or self._curriculum_end
+        if end:
+            share = min(1.0, self._n_updates / end)
             self.progress = th.full((), share, device=self.device)
 
     def _log_metrics(self, metrics: list[TensorDict]) -> None:
@@ -305,6 +308,9 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         """
         Train: first on the constructor's ``dataset`` for ``pretrain_steps`` (once), then online as SB3 does.
 
+        Timesteps start anew after the offline phase: a checkpoint callback passed here names the files of both phases
+        alike; to keep both, call ``pretrain(..., callback=...)`` with a callback of its own.
+
         Algorithms that learn offline only take ``total_timesteps`` gradient steps on the dataset instead.
 
         :param total_timesteps: environment steps, or gradient steps of an offline algorithm
@@ -318,20 +324,22 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         :raises ValueError: if there is no environment to collect experience in
         """
         name = tb_log_name or type(self).__name__
+        self._restore_online_timesteps()
         self._load_constructor_dataset()
         if self.offline_only:
             self.num_timesteps = 0 if reset_num_timesteps else self.num_timesteps
             self._learn_offline(total_timesteps, callback, log_interval or 1000, name, reset_num_timesteps, progress_bar)
             return self
-        if self.pretrain_steps and not self._constructor_pretrained:
-            completed = self._pretrain(self.pretrain_steps, callback, 1000, f"{name}_pretrain", progress_bar)
-            self._constructor_pretrained = True
-            if not completed:
-                return self
-        if self.env is None:
-            if total_timesteps <= 0:
-                return self
+        if self.env is None and total_timesteps > 0:
             raise ValueError("env: learn() collects experience; call set_env(...) first, or pretrain(...) instead.")
+        if self.pretrain_steps and self._pretrain_end is None:
+            self._pretrain_end = self._n_updates + self.pretrain_steps
+        # a model loaded from a checkpoint of its pretraining takes the steps that are left
+        remaining = (self._pretrain_end or 0) - self._n_updates
+        if remaining > 0 and not self._pretrain(remaining, callback, 1000, f"{name}_pretrain", progress_bar):
+            return self
+        if self.env is None:
+            return self
         self._begin_online()
         return super().learn(total_timesteps, callback, log_interval or 4, name, reset_num_timesteps, progress_bar)
 
@@ -353,15 +361,8 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
 
     def _excluded_save_params(self) -> list[str]:
         networks = self.policy.network_names()
-        derived = [
-            "offline_buffer",
-            "_heldout",
-            "_segments",
-            "_replay_is_offline",
-            "_parameters",
-            "_batch_norm_pairs",
-            "progress",
-        ]
+        derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_in_offline_phase"]
+        derived += ["_parameters", "_batch_norm_pairs", "progress", "_constructor_dataset_loaded"]
         by_name = isinstance(self.dataset, str) or (
             isinstance(self.dataset, list) and all(isinstance(d, str) for d in self.dataset)
         )

@@ -115,6 +115,8 @@ def check_action_space(space: spaces.Space) -> None:
             f"env: the action space needs finite bounds, got {space}; "
             "wrap the environment with gymnasium.wrappers.TransformAction into a bounded space."
         )
+    if (space.low >= space.high).any():
+        raise UnsupportedSpaceError(f"env: every dimension of the action space needs low < high, got {space}.")
 
 
 def reject_unknown(class_name: str, unknown: Mapping[str, Any]) -> None:

@@ -5,17 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-
-def is_normalised_space(space: spaces.Space) -> bool:
-    """
-    :param space: an observation space, not a Dict
-    :return: whether its observations are normalised: continuous vectors are, images and discrete ones are not
-    """
-    return isinstance(space, spaces.Box) and not is_image_space(space) and np.issubdtype(space.dtype, np.floating)
+from sb3_consistency.offline.loading import is_normalised_space
 
 
 class _Standardise(nn.Module):

@@ -175,7 +175,8 @@ class GenerativePolicy(BasePolicy):
         network_kwargs: dict[str, Any] = {"net_arch": net_arch, "embedding_scale": self.embedding_scale}
         if self.network == "mlp":
             network_kwargs["activation_fn"] = self.activation_fn
-        model_kwargs = {"network": self.network, "network_kwargs": network_kwargs, **self.model_kwargs}
+        network_kwargs |= self.model_kwargs.get("network_kwargs", {})
+        model_kwargs = {"network": self.network, **self.model_kwargs, "network_kwargs": network_kwargs}
         actor: GenerativeActor = self._make(
             GenerativeActor, None, model_class=self.model_class, model_kwargs=model_kwargs, noise_seed=self.noise_seed
         )

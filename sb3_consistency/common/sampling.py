@@ -1,5 +1,6 @@
 """Mini-batches from SB3's replay buffers, many at once, offline and online data mixed."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,10 @@ def sample(
         chosen = np.random.choice(len(segments), size=size, p=[segment.share for segment in segments])
         starts, stops = np.array([(s.start, s.stop) for s in segments])[chosen].T
         data: Any = buffer._get_samples(np.random.randint(starts, stops), env=env)
+    elif isinstance(buffer, HerReplayBuffer) and int(buffer.her_ratio * size) == 0:
+        # SB3 would ask the environment for the rewards of no rows: draw more, keep the first
+        data = buffer.sample(math.ceil(1 / max(buffer.her_ratio, 1e-6)) if buffer.her_ratio > 0 else size, env=env)
+        data = type(data)(*tree_map(lambda x: x[:size], tuple(data)[:5]))
     else:
         data = buffer.sample(size, env=env)
     discounts = th.full_like(data.rewards, gamma) if data.discounts is None else data.discounts

@@ -24,10 +24,11 @@ from sb3_consistency.offline.loading import (
     ObservationStatistics,
     block_rows,
     converted_episodes,
+    hold_out,
     select_episodes,
     set_size,
 )
-from sb3_consistency.offline.opening import open_datasets
+from sb3_consistency.offline.opening import dataset_spaces, open_datasets
 from sb3_consistency.offline.rewards import RewardFunction, fit_reward_transform
 from sb3_consistency.offline.wrappers import flatten_if_nested
 
@@ -63,7 +64,10 @@ class DatasetMixin(OffPolicyAlgorithm):
         self._heldout: dict[str, Any] | None = None
         self._reference_returns: tuple[float, float] | None = None
         self._was_pretrained = False
-        self._constructor_pretrained = False
+        self._pretrain_end: int | None = None
+        self._online_timesteps: int | None = None
+        self._in_offline_phase = False
+        self._constructor_dataset_loaded = False
         self._curriculum_end: int | None = None
 
     @classmethod
@@ -94,6 +98,20 @@ class DatasetMixin(OffPolicyAlgorithm):
         model._load_constructor_dataset()
         return model
 
+    def _take_spaces_from_dataset(self) -> None:
+        if self.dataset is None:
+            raise ValueError(
+                f"env is None: pass an environment, or dataset=... to train offline "
+                f"({type(self).__name__}.from_dataset('<Minari id>') does both)."
+            )
+        self.observation_space, self.action_space = dataset_spaces(open_datasets(self.dataset)[0])
+        if (
+            isinstance(self.observation_space, spaces.Dict)
+            and self.policy_class is not self.policy_aliases["MultiInputPolicy"]
+        ):
+            raise ValueError("policy: use 'MultiInputPolicy' for a dataset with Dict observations.")
+        self.n_envs = 1
+
     def load_dataset(
         self,
         dataset: Any,
@@ -119,7 +137,7 @@ class DatasetMixin(OffPolicyAlgorithm):
             None draws every transition with the same probability
         :param episodes: a slice of the episodes (of each dataset), or their numbers
         :param top_fraction: load only this share of the episodes, those with the highest returns, in (0, 1]
-        :param heldout_fraction: keep this share of the episodes (every n-th) out of training; their
+        :param heldout_fraction: keep this share of the episodes (evenly spaced) out of training; their
             behaviour-cloning loss is logged as ``eval/heldout_bc_loss``
         :param reward_transform: "none", "normalize", "antmaze", "minus_one", "iql_locomotion" or a function of an
             array of rewards; applied to online rewards too
@@ -132,16 +150,22 @@ class DatasetMixin(OffPolicyAlgorithm):
             raise ValueError(f"top_fraction must be in (0, 1], got {top_fraction}.")
         if not 0 <= heldout_fraction < 1:
             raise ValueError(f"heldout_fraction must be in [0, 1), got {heldout_fraction}.")
+        if episodes is not None and not isinstance(episodes, slice):
+            episodes = np.asarray(list(episodes) if isinstance(episodes, Iterable) else [episodes])
         sources = open_datasets(dataset)
         shares = self._check_weights(weights, len(sources))
         converters = [EpisodeConverter(s, self.observation_space, self.action_space) for s in sources]  # type: ignore[arg-type]
         chosen = [select_episodes(source, episodes, top_fraction) for source in sources]
-        held = [c[:0] if heldout_fraction == 0 else c[:: max(2, round(1 / heldout_fraction))] for c in chosen]
+        held = [hold_out(c, heldout_fraction) for c in chosen]
         chosen = [np.setdiff1d(c, h) for c, h in zip(chosen, held, strict=True)]
         if any(len(c) == 0 for c in chosen):
             raise DatasetError(f"heldout_fraction={heldout_fraction} leaves no episode to train on: the dataset is too small.")
 
         sizes = [int(source.lengths[c].sum()) for source, c in zip(sources, chosen, strict=True)]
+        if min(sizes) < self.n_envs:
+            raise DatasetError(
+                f"{sources[int(np.argmin(sizes))].name} has fewer transitions than environments ({self.n_envs})."
+            )
         rows = [block_rows(size, self.n_envs) for size in sizes]
         buffer = self._new_buffer((sum(rows) + int(self.optimize_memory_usage)) * self.n_envs)
         statistics = ObservationStatistics(self.observation_space)
@@ -205,6 +229,8 @@ class DatasetMixin(OffPolicyAlgorithm):
         function = fit_reward_transform(transform, rewards, returns)
         if function is None:
             return None
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward:
+            raise ValueError("reward_transform can't be combined with VecNormalize(norm_reward=True): both rescale rewards.")
         if isinstance(buffer, HerReplayBuffer):
             raise ValueError("reward_transform can't be used with HerReplayBuffer, which asks the environment for rewards.")
         transformed = np.asarray(function(rewards.copy()), dtype=np.float32)
@@ -260,7 +286,8 @@ class DatasetMixin(OffPolicyAlgorithm):
         return self.replay_buffer if self._replay_is_offline else self.offline_buffer
 
     def _load_constructor_dataset(self) -> None:
-        if self.dataset is not None and self._offline_data() is None:
+        if self.dataset is not None and not self._constructor_dataset_loaded and self._offline_data() is None:
+            self._constructor_dataset_loaded = True
             self.load_dataset(self.dataset, **(self.dataset_kwargs or {}))
 
     def _begin_online(self) -> None:

@@ -14,7 +14,6 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.common.normalizer import is_normalised_space
 from sb3_consistency.offline.episodes import DatasetError, Episode, EpisodeSource
 from sb3_consistency.offline.wrappers import flatten_nested, is_nested
 
@@ -164,6 +163,14 @@ class EpisodeConverter:
             )
 
 
+def is_normalised_space(space: spaces.Space) -> bool:
+    """
+    :param space: an observation space, not a Dict
+    :return: whether its observations are normalised: continuous vectors are, images and discrete ones are not
+    """
+    return isinstance(space, spaces.Box) and not is_image_space(space) and np.issubdtype(space.dtype, np.floating)
+
+
 class ObservationStatistics:
     """
     Running mean and standard deviation of the continuous entries of observations.
@@ -303,7 +310,7 @@ def set_size(buffer: ReplayBuffer, n_rows: int) -> None:
 
 
 def select_episodes(
-    source: EpisodeSource, episodes: slice | Iterable[int] | None = None, top_fraction: float = 1.0
+    source: EpisodeSource, episodes: slice | np.ndarray | None = None, top_fraction: float = 1.0
 ) -> np.ndarray:
     """
     Numbers of the episodes to load, ascending.
@@ -317,7 +324,8 @@ def select_episodes(
     chosen = np.arange(len(source.lengths))
     if episodes is not None:
         try:
-            chosen = chosen[episodes if isinstance(episodes, slice) else np.asarray(list(episodes), dtype=int)]
+            # a boolean mask selects too
+            chosen = chosen[episodes if isinstance(episodes, slice) else np.asarray(episodes)]
         except IndexError as error:
             raise DatasetError(f"episodes={episodes!r}: {source.name} has {len(source.lengths)} episodes.") from error
     chosen = chosen[source.lengths[chosen] > 0]
@@ -327,6 +335,18 @@ def select_episodes(
     if len(chosen) == 0:
         raise DatasetError(f"{source.name}: the filter (episodes={episodes!r}) leaves no episode.")
     return chosen
+
+
+def hold_out(episodes: np.ndarray, fraction: float) -> np.ndarray:
+    """
+    :param episodes: episode numbers
+    :param fraction: share of them to hold out; a positive one holds out at least one
+    :return: evenly spaced ones of them
+    """
+    if fraction == 0:
+        return episodes[:0]
+    n_held = max(1, round(fraction * len(episodes)))
+    return episodes[np.arange(n_held) * len(episodes) // n_held]
 
 
 def converted_episodes(converter: EpisodeConverter, indices: Iterable[int]) -> Iterator[Episode]:

@@ -11,10 +11,12 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm.auto import tqdm
 
 from sb3_consistency.offline.datasets import DatasetMixin
 from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.offline.wrappers import SpacesOnlyEnv
 
 if TYPE_CHECKING:
     from typing import Self
@@ -66,14 +68,29 @@ class OfflinePretrainingMixin(DatasetMixin):
         progress_bar: bool,
     ) -> bool:
         self._load_constructor_dataset()
-        saved = self.num_timesteps, self._total_timesteps, self._num_timesteps_at_start
+        saved = self._total_timesteps, self._num_timesteps_at_start
+        # saved with checkpoints: a model loaded from one knows its environment steps again
+        self._online_timesteps = self.num_timesteps
         self.num_timesteps = self._n_updates
         name = tb_log_name or f"{type(self).__name__}_pretrain"
         try:
             return self._learn_offline(gradient_steps, callback, log_interval, name, self._n_updates == 0, progress_bar)
         finally:
-            self.num_timesteps, self._total_timesteps, self._num_timesteps_at_start = saved
+            self._total_timesteps, self._num_timesteps_at_start = saved
+            self._restore_online_timesteps()
             self._current_progress_remaining = 1.0
+
+    def _restore_online_timesteps(self) -> None:
+        if self._online_timesteps is not None:
+            self.num_timesteps, self._online_timesteps = self._online_timesteps, None
+
+    def get_env(self) -> VecEnv | None:
+        """
+        :return: the environment; without one, in an offline phase, a stand-in with its spaces, which callbacks ask for
+        """
+        if self.env is None and self._in_offline_phase:
+            return DummyVecEnv([lambda: SpacesOnlyEnv(self.observation_space, self.action_space)])
+        return super().get_env()
 
     def _learn_offline(
         self,
@@ -93,25 +110,30 @@ class OfflinePretrainingMixin(DatasetMixin):
         self.start_time = time.time_ns()
         self._num_timesteps_at_start = self.num_timesteps
         self._total_timesteps = self.num_timesteps + gradient_steps
-        if self._curriculum_end is None:
-            self._curriculum_end = self.curriculum_steps or self._n_updates + gradient_steps
+        if self._curriculum_end is None and gradient_steps > 0:
+            self._curriculum_end = self._n_updates + gradient_steps
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, new_tb_run)
-        callback = self._init_callback(callback)
-        callback.on_training_start({"self": self, "total_timesteps": self._total_timesteps}, globals())
-        with tqdm(total=gradient_steps, desc="Pretraining", unit="step", disable=not progress_bar) as bar:
-            completed = self._offline_steps(gradient_steps, callback, log_interval, bar)
-        callback.on_training_end()
-        self._was_pretrained = True
+        self._was_pretrained = self._in_offline_phase = True
+        try:
+            callback = self._init_callback(callback)
+            callback.on_training_start({"self": self, "total_timesteps": self._total_timesteps}, globals())
+            with tqdm(total=gradient_steps, desc="Pretraining", unit="step", disable=not progress_bar) as bar:
+                completed = self._offline_steps(gradient_steps, callback, log_interval, bar)
+            callback.on_training_end()
+        finally:
+            self._in_offline_phase = False
         return completed
 
     def _offline_steps(self, gradient_steps: int, callback: BaseCallback, log_interval: int, bar: Any) -> bool:
         metrics: list[TensorDict] = []
         first = self.num_timesteps
+        # SB3 counts the progress of a continued learn() from the first of its timesteps; pretrain() counts its own steps
+        origin = first if self._online_timesteps is not None else 0
         for batch in self._batches(gradient_steps, self.batch_size):
             done = self.num_timesteps - first
             if done % CHUNK == 0:
-                self._current_progress_remaining = 1.0 - done / gradient_steps
+                self._current_progress_remaining = 1.0 - (self.num_timesteps - origin) / (self._total_timesteps - origin)
                 self._update_learning_rates()
             metrics.append(self._gradient_step(batch))
             self.num_timesteps += 1
@@ -158,6 +180,8 @@ class OfflinePretrainingMixin(DatasetMixin):
         rows = np.linspace(0, len(heldout["actions"]) - 1, min(n_rows, len(heldout["actions"]))).astype(int)
         observations = heldout["observations"]
         taken = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
+        if self._vec_normalize_env is not None:
+            taken = self._vec_normalize_env.normalize_obs(taken)
         obs, _ = self.policy.obs_to_tensor(taken)
         actions = th.as_tensor(heldout["actions"][rows], device=self.device)
         generator = th.Generator().manual_seed(0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
 from sb3_consistency.offline.episodes import DatasetError
@@ -116,7 +117,13 @@ def _transpose(observations: list[Any]) -> Any:
     return observations
 
 
-def model_controller(model: Any, deterministic: bool = False, noise: float = 0.0, seed: int = 0) -> Controller:
+def model_controller(
+    model: Any,
+    deterministic: bool = False,
+    noise: float = 0.0,
+    seed: int = 0,
+    vec_normalize: VecNormalize | None = None,
+) -> Controller:
     """
     A controller that acts as an SB3 model does, with optional Gaussian noise.
 
@@ -124,6 +131,7 @@ def model_controller(model: Any, deterministic: bool = False, noise: float = 0.0
     :param deterministic: whether to predict deterministically
     :param noise: standard deviation of the noise, as a share of half the action range
     :param seed: seed of the noise
+    :param vec_normalize: statistics that the model's observations were normalised with
     :return: the controller
     """
     rng = np.random.default_rng(seed)
@@ -132,7 +140,10 @@ def model_controller(model: Any, deterministic: bool = False, noise: float = 0.0
 
     def act(observation: Any) -> np.ndarray:
         observation = flatten_nested(observation) if nested else observation
-        action, _ = model.predict(observation, deterministic=deterministic)
+        observation = observation if vec_normalize is None else vec_normalize.normalize_obs(observation)
+        action, state = model.predict(observation, deterministic=deterministic)
+        if state is not None:
+            raise ValueError("model: recurrent policies can't be recorded, they need their state from step to step.")
         if noise == 0:
             return action
         low, high = model.action_space.low, model.action_space.high

@@ -43,5 +43,8 @@ def fit_reward_transform(transform: str | RewardFunction, rewards: np.ndarray, r
     if transform == "minus_one":
         return AffineReward(1.0, -1.0)
     if transform == "iql_locomotion":
-        return AffineReward(1000 / max(float(returns.max() - returns.min()), 1e-6))
+        spread = float(returns.max() - returns.min())
+        if spread < 1e-6:
+            raise ValueError("reward_transform='iql_locomotion' divides by the spread of the returns: here all are equal.")
+        return AffineReward(1000 / spread)
     raise ValueError(f"reward_transform must be a function or one of {list(REWARD_TRANSFORMS)}, got {transform!r}.")

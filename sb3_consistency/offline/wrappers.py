@@ -55,3 +55,22 @@ def flatten_if_nested(env: gym.Env) -> gym.Env:
     :return: the environment, wrapped in :class:`FlattenNestedDict` if its observations are nested
     """
     return FlattenNestedDict(env) if is_nested(env.observation_space) else env
+
+
+class SpacesOnlyEnv(gym.Env):
+    """
+    Stands in for the environment of a model that has none: it has spaces and can't be reset or stepped.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def reset(self, **kwargs: Any) -> Any:
+        raise RuntimeError("The model has no environment to collect experience in: call set_env(...) first.")
+
+    def step(self, action: Any) -> Any:
+        return self.reset()
