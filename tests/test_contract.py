@@ -221,6 +221,7 @@ def test_bad_hyperparameters_name_themselves(kwargs):
         {"bc_loss": "reconstruction"},
         {"sampling_steps": 3, "train_sampling_steps": 2},
         {"eta": lambda step: 1.0 / (1 + step)},
+        {"alpha": lambda step: float(step < 2)},
         {"max_q_backup": True},
         {"q_norm": True},
         {"actor_q": "min", "normalize_actor_q": False},

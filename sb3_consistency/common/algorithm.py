@@ -291,8 +291,8 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if metrics:
             # the one host-device synchronisation of a call
-            names = list(metrics[0])
-            means = th.stack([th.stack([m[name] for m in metrics]).mean() for name in names]).tolist()
+            names = list(dict.fromkeys(name for m in metrics for name in m))
+            means = th.stack([th.stack([m[name] for m in metrics if name in m]).mean() for name in names]).tolist()
             for name, mean in zip(names, means, strict=True):
                 self.logger.record(f"train/{name}", mean)
 
