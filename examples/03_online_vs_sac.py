@@ -55,11 +55,12 @@ if __name__ == "__main__":
     for env_id, name, _, step, value in rows:
         if env_id == args.env:
             curves[name][int(step)].append(float(value))
+    plt.figure(figsize=(8, 6), layout="constrained")
     for name, points in curves.items():
         x = sorted(points)
         mean = np.array([np.mean(points[t]) for t in x])
-        plt.plot(x, mean, marker="o", label=f"{name} ({len(points[x[-1]])} seeds)")
+        plt.plot(x, mean, marker="o", label=f"{name} (seeds: {len(points[x[-1]])})")
         plt.fill_between(x, [min(points[t]) for t in x], [max(points[t]) for t in x], alpha=0.2)
     plt.gca().set(xlabel="environment steps", ylabel="return (deterministic)", title=args.env)
-    plt.legend()
+    plt.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
     plt.savefig(args.csv.with_name(f"online_{args.env}.png"), dpi=120)
