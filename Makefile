@@ -43,7 +43,7 @@ robotics:
 	$(PYTHON) -m venv .venv-robotics
 	.venv-robotics/bin/python -m pip install --quiet -c constraints-robotics.txt torch
 	.venv-robotics/bin/python -m pip install --quiet -c constraints-robotics.txt -e ".[all]"
-	OMP_NUM_THREADS=1 .venv-robotics/bin/python -m pytest -n 2 -k robotics
+	OMP_NUM_THREADS=1 .venv-robotics/bin/python -m pytest tests/test_robotics.py
 
 constraints: $(STAMP)
 	$(PY) -m pip freeze --exclude-editable --exclude sb3-consistency | sed 's/+cpu//' > constraints.txt

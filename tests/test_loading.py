@@ -390,6 +390,25 @@ def test_normalized_score_is_minaris(minari_folder):
     assert normalized_score(-400.0, -1500.0, -100.0) == pytest.approx(expected)
 
 
+class SharingEnv(VectorEnv):
+    """Hands out one array, changed in place, as FrankaKitchen does."""
+
+    def reset(self, **kwargs):
+        self.shared, info = super().reset(**kwargs)
+        return self.shared, info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        self.shared[:] = obs
+        return self.shared, *rest
+
+
+def test_recording_copies_shared_observations(minari_folder):
+    gym.register("Sharing-v0", SharingEnv)
+    dataset = record_dataset("test/sharing-v0", "Sharing-v0", lambda obs: np.zeros(2, np.float32), 10)
+    assert len(np.unique(dataset[0].observations, axis=0)) == 11
+
+
 def test_existing_dataset_is_not_overwritten(pendulum_dataset):
     with pytest.raises(DatasetError, match="exists"):
         record_dataset("test/pendulum-v0", "Pendulum-v1", lambda obs: np.zeros(1, np.float32), 5)

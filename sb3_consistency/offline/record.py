@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -84,7 +85,8 @@ def record_dataset(
 
 def _record_episode(env: gym.Env, controller: Controller, seed: int, max_steps: int) -> dict[str, Any]:
     observation, _ = env.reset(seed=seed)
-    observations: list[Any] = [observation]
+    # copied: some environments hand out the same arrays at every step
+    observations: list[Any] = [deepcopy(observation)]
     actions: list[np.ndarray] = []
     rewards: list[float] = []
     terminations: list[bool] = []
@@ -93,7 +95,7 @@ def _record_episode(env: gym.Env, controller: Controller, seed: int, max_steps: 
     while not done and len(rewards) < max_steps:
         action = controller(observation)
         observation, reward, terminated, truncated, _ = env.step(action)
-        observations.append(observation)
+        observations.append(deepcopy(observation))
         actions.append(action)
         rewards.append(float(reward))
         terminations.append(terminated)

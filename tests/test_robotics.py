@@ -1,0 +1,31 @@
+"""Environments of Gymnasium-Robotics: those that MuJoCo 4 can't make are skipped here and run by `make robotics`."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from sb3_consistency import CPQL
+from sb3_consistency.offline.record import record_dataset
+from tests.conftest import SMALL
+
+robotics = pytest.importorskip("gymnasium_robotics", reason="needs the extra mujoco")
+gym.register_envs(robotics)
+
+
+@pytest.mark.parametrize("env_id", ["FrankaKitchen-v1", "FetchReach-v4", "PointMaze_UMaze-v3"])
+def test_recorded_goals_load_pretrain_and_go_online(env_id, minari_folder):
+    try:
+        env = gym.make(env_id, max_episode_steps=6)
+        env.reset(seed=0)
+    except Exception as error:
+        pytest.skip(f"{env_id} can't be made with this MuJoCo (make robotics installs 3.3.7): {error!r}")
+    env.action_space.seed(0)
+    record_dataset("test/robotics-v0", env, lambda obs: env.action_space.sample(), 12)
+    model = CPQL.from_dataset("test/robotics-v0", **SMALL)
+    assert model.replay_buffer.size() == 12
+    if env_id == "FrankaKitchen-v1":
+        assert "achieved_goal/kettle" in model.observation_space.spaces
+    model.pretrain(2)
+    model.learn(3)
+    obs = model.env.reset()
+    assert np.isfinite(model.predict(obs, deterministic=True)[0]).all()
