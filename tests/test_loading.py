@@ -404,8 +404,11 @@ class SharingEnv(VectorEnv):
 
 
 def test_recording_copies_shared_observations(minari_folder):
-    gym.register("Sharing-v0", SharingEnv)
-    dataset = record_dataset("test/sharing-v0", "Sharing-v0", lambda obs: np.zeros(2, np.float32), 10)
+    with pytest.warns(UserWarning, match="will not name its environment"):
+        dataset = record_dataset("test/sharing-v0", SharingEnv(), lambda obs: np.zeros(2, np.float32), 10)
+    with pytest.raises(DatasetError, match="does not name its environment"):
+        CPQL.from_dataset("test/sharing-v0")
+    assert CPQL.from_dataset("test/sharing-v0", env=SharingEnv(), **SMALL).replay_buffer.size() == 10
     assert len(np.unique(dataset[0].observations, axis=0)) == 11
 
 

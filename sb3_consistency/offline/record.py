@@ -57,11 +57,11 @@ def record_dataset(
         from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError as error:
         raise ImportError('Recording needs Minari: pip install "sb3-consistency[offline]".') from error
-    if (get_dataset_path(dataset_id) / "data").exists():
-        if not overwrite:
-            raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
-        minari.delete_dataset(dataset_id)
+    exists = (get_dataset_path(dataset_id) / "data").exists()
+    if exists and not overwrite:
+        raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
     env = gym.make(env) if isinstance(env, str) else env
+    named = _describe_env(env)  # before the work, so that nothing recorded is lost
     controllers = controllers if isinstance(controllers, list) else [controllers]
     buffers: list[dict[str, Any]] = []
     n_recorded = 0
@@ -71,16 +71,33 @@ def record_dataset(
             buffers.append(_record_episode(env, controller, seed + len(buffers), n_steps - n_recorded))
             n_recorded += len(buffers[-1]["rewards"])
             bar.update(len(buffers[-1]["rewards"]))
+    if exists:
+        minari.delete_dataset(dataset_id)
     with warnings.catch_warnings():
         # Minari asks for an author, an e-mail address and a permalink
         warnings.filterwarnings("ignore", message=".*is set to None.*", category=UserWarning)
         return minari.create_dataset_from_buffers(
             dataset_id,
             [EpisodeBuffer(**buffer) for buffer in buffers],
-            env=env,
+            **named,
             algorithm_name=algorithm_name,
             description=description,
         )
+
+
+def _describe_env(env: gym.Env) -> dict[str, Any]:
+    """How Minari is told of the environment: itself where it can be made again, else its spaces."""
+    try:
+        assert env.spec is not None
+        env.spec.to_json()
+    except (AssertionError, ValueError) as error:
+        warnings.warn(
+            f"The dataset will not name its environment, which can't be made again from its spec ({error!r}); "
+            "load it with from_dataset(..., env=...).",
+            stacklevel=3,
+        )
+        return {"observation_space": env.observation_space, "action_space": env.action_space}
+    return {"env": env}
 
 
 def _record_episode(env: gym.Env, controller: Controller, seed: int, max_steps: int) -> dict[str, Any]:
