@@ -7,7 +7,7 @@ import torch as th
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.sampling import Batch
-from sb3_consistency.generative.consistency import BC_LOSSES, METRICS, ConsistencyModel
+from sb3_consistency.generative.consistency import ConsistencyModel
 
 
 class ConsistencyPolicyMixin(GenerativeAlgorithm):
@@ -34,12 +34,7 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
         consistency_ema_decay: float,
         **kwargs: Any,
     ) -> None:
-        check_range("sampling_steps", sampling_steps, 1)
         check_range("consistency_ema_decay", consistency_ema_decay, 0, 1)
-        if bc_loss not in BC_LOSSES:
-            raise ValueError(f"bc_loss must be one of {list(BC_LOSSES)}, got {bc_loss!r}.")
-        if metric is not None and metric not in METRICS:
-            raise ValueError(f"metric must be None or one of {list(METRICS)}, got {metric!r}.")
         self.sampling_steps = sampling_steps
         self.bc_loss = bc_loss
         self.metric = metric

@@ -29,6 +29,8 @@ class FeatureNetwork(BaseModel):
     """
 
     features_extractor: BaseFeaturesExtractor
+    #: whether the extractor is another network's (the actor's), whose loss alone trains it
+    share_features_extractor: bool = False
 
     def __init__(
         self,
@@ -51,7 +53,8 @@ class FeatureNetwork(BaseModel):
         :param obs: observations as the replay buffer holds them, (B, ...) or a dict
         :return: features, (B, F)
         """
-        return self.extract_features(obs, self.features_extractor)
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            return self.extract_features(obs, self.features_extractor)
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         preprocessed = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
@@ -163,10 +166,6 @@ class GenerativeCritic(FeatureNetwork):
         self.n_critics = n_critics
         self.q_networks = StackedCritic(features_dim, self.action_dim, net_arch, n_critics, activation_fn, layer_norm)
 
-    def features(self, obs: PyTorchObs) -> th.Tensor:
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
-            return super().features(obs)
-
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
         :param obs: observations, (B, ...)
@@ -207,9 +206,7 @@ class ValueNetwork(FeatureNetwork):
         :param obs: observations, (B, ...)
         :return: values, (B, 1)
         """
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
-            features = self.features(obs)
-        return self.value_net(features)
+        return self.value_net(self.features(obs))
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int) -> th.Tensor:

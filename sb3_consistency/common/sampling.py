@@ -67,9 +67,9 @@ def sample(
         chosen = np.random.choice(len(segments), size=size, p=[segment.share for segment in segments])
         starts, stops = np.array([(s.start, s.stop) for s in segments])[chosen].T
         data: Any = buffer._get_samples(np.random.randint(starts, stops), env=env)
-    elif isinstance(buffer, HerReplayBuffer) and int(buffer.her_ratio * size) == 0:
+    elif isinstance(buffer, HerReplayBuffer) and 0 < buffer.her_ratio * size < 1:
         # SB3 would ask the environment for the rewards of no rows: draw more, keep the first
-        data = buffer.sample(math.ceil(1 / max(buffer.her_ratio, 1e-6)) if buffer.her_ratio > 0 else size, env=env)
+        data = buffer.sample(math.ceil(1 / buffer.her_ratio), env=env)
         data = type(data)(*tree_map(lambda x: x[:size], tuple(data)[:5]))
     else:
         data = buffer.sample(size, env=env)

@@ -53,7 +53,7 @@ class NoiseLevelEmbedding(nn.Module):
     sin and cos of ``scale * ln(sigma)`` at frequencies exp(-i ln(1e4) / (h - 1)), through Linear, Mish, Linear.
 
     Source: Song et al. 2023, appendix C (scale 250); Ding & Jin 2024 (8 frequencies, 16 -> 32 -> 16). With scale 250
-    neighbouring noise levels look unrelated to the network; a smooth embedding learns sooner (docs/results/offline.md).
+    neighbouring noise levels look unrelated to the network; a smooth embedding learns sooner (docs/results/README.md).
 
     :param dim: size of the embedding, even
     :param scale: factor of ln(sigma)
@@ -90,7 +90,27 @@ def mlp_layers(dims: Sequence[int], activation_fn: type[nn.Module]) -> list[nn.M
     return layers[:-1]
 
 
-class ConditionalMlp(nn.Module):
+class _ConditionalNetwork(nn.Module):
+    """Layers on concat(x, embedding of sigma, condition); subclasses build ``layers``."""
+
+    layers: nn.Sequential
+
+    def __init__(self, embedding_dim: int, embedding_scale: float) -> None:
+        super().__init__()
+        self.embedding = NoiseLevelEmbedding(embedding_dim, embedding_scale)
+
+    def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy input, (B, x_dim)
+        :param sigma: noise levels, (B,), or (1,) when all rows share one level (then it is embedded only once)
+        :param cond: condition, (B, cond_dim)
+        :return: output, (B, x_dim)
+        """
+        embedding = self.embedding(sigma).expand(x.shape[0], -1)
+        return self.layers(th.cat([x, embedding, cond], dim=-1))  # type: ignore[no-any-return]
+
+
+class ConditionalMlp(_ConditionalNetwork):
     """
     MLP on concat(x, embedding of sigma, condition).
 
@@ -113,19 +133,8 @@ class ConditionalMlp(nn.Module):
         embedding_dim: int = 16,
         embedding_scale: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.embedding = NoiseLevelEmbedding(embedding_dim, embedding_scale)
+        super().__init__(embedding_dim, embedding_scale)
         self.layers = nn.Sequential(*mlp_layers([x_dim + embedding_dim + cond_dim, *net_arch, x_dim], activation_fn))
-
-    def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
-        """
-        :param x: noisy input, (B, x_dim)
-        :param sigma: noise levels, (B,), or (1,) when all rows share one level (then it is embedded only once)
-        :param cond: condition, (B, cond_dim)
-        :return: output, (B, x_dim)
-        """
-        embedding = self.embedding(sigma).expand(x.shape[0], -1)
-        return self.layers(th.cat([x, embedding, cond], dim=-1))  # type: ignore[no-any-return]
 
 
 class _ResidualBlock(nn.Module):
@@ -139,7 +148,7 @@ class _ResidualBlock(nn.Module):
         return x + self.layers(x)  # type: ignore[no-any-return]
 
 
-class LnResnet(nn.Module):
+class LnResnet(_ConditionalNetwork):
     """
     Residual network with layer normalisation, the alternative backbone of Ding & Jin's ablation.
 
@@ -164,11 +173,10 @@ class LnResnet(nn.Module):
         embedding_dim: int = 16,
         embedding_scale: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(embedding_dim, embedding_scale)
         if len(net_arch) == 0 or len(set(net_arch)) != 1:
             raise ValueError(f"network='ln_resnet' needs a net_arch with one width, once per block, got {list(net_arch)}.")
         width = net_arch[0]
-        self.embedding = NoiseLevelEmbedding(embedding_dim, embedding_scale)
         self.layers = nn.Sequential(
             nn.Linear(x_dim + embedding_dim + cond_dim, width),
             nn.ReLU(),
@@ -176,16 +184,6 @@ class LnResnet(nn.Module):
             nn.ReLU(),
             nn.Linear(width, x_dim),
         )
-
-    def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
-        """
-        :param x: noisy input, (B, x_dim)
-        :param sigma: noise levels, (B,) or (1,)
-        :param cond: condition, (B, cond_dim)
-        :return: output, (B, x_dim)
-        """
-        embedding = self.embedding(sigma).expand(x.shape[0], -1)
-        return self.layers(th.cat([x, embedding, cond], dim=-1))  # type: ignore[no-any-return]
 
 
 class StackedLinear(nn.Module):

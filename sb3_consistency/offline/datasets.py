@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from tqdm.auto import tqdm
 
-from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.offline.episodes import DatasetError, map_observations
 from sb3_consistency.offline.loading import (
     BlockWriter,
     EpisodeConverter,
@@ -95,7 +95,8 @@ class DatasetMixin(OffPolicyAlgorithm):
             is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
             policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy" if is_image else "MlpPolicy"
         model: Any = cls(policy, env, dataset=dataset, **kwargs)  # type: ignore[call-arg]
-        model._load_constructor_dataset()
+        model._constructor_dataset_loaded = True  # from the sources that are open already
+        model.load_dataset(sources, **(model.dataset_kwargs or {}))
         return model
 
     def _take_spaces_from_dataset(self) -> None:
@@ -167,7 +168,8 @@ class DatasetMixin(OffPolicyAlgorithm):
                 f"{sources[int(np.argmin(sizes))].name} has fewer transitions than environments ({self.n_envs})."
             )
         rows = [block_rows(size, self.n_envs) for size in sizes]
-        buffer = self._new_buffer((sum(rows) + int(self.optimize_memory_usage)) * self.n_envs)
+        size = (sum(rows) + int(self.optimize_memory_usage)) * self.n_envs
+        buffer = self._new_buffer(size if self.keep_offline else max(size, self.buffer_size))
         statistics = ObservationStatistics(self.observation_space)
         segments, first_row = [], 0
         with tqdm(total=sum(sizes), desc="Loading", unit="step", unit_scale=True, disable=not progress_bar) as bar:
@@ -205,7 +207,7 @@ class DatasetMixin(OffPolicyAlgorithm):
         return [weight / sum(weights) for weight in weights]
 
     def _new_buffer(self, size: int) -> ReplayBuffer:
-        """A buffer of the model's class with room for ``size`` transitions, and for ``buffer_size`` if it is to go on."""
+        """An empty buffer of the model's class with room for ``size`` transitions."""
         assert self.replay_buffer_class is not None
         kwargs = dict(self.replay_buffer_kwargs)
         if issubclass(self.replay_buffer_class, HerReplayBuffer):
@@ -213,7 +215,7 @@ class DatasetMixin(OffPolicyAlgorithm):
                 raise ValueError("HerReplayBuffer needs an environment to compute rewards: pass env=...")
             kwargs["env"] = self.env
         return self.replay_buffer_class(
-            size if self.keep_offline else max(size, self.buffer_size),
+            size,
             self.observation_space,
             self.action_space,
             device=self.device,
@@ -245,11 +247,7 @@ class DatasetMixin(OffPolicyAlgorithm):
         episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
         if not episodes:
             return None
-        observations: Any
-        if isinstance(self.observation_space, spaces.Dict):
-            observations = {k: np.concatenate([e.observations[k] for e in episodes]) for k in self.observation_space}
-        else:
-            observations = np.concatenate([e.observations for e in episodes])
+        observations = map_observations(lambda *parts: np.concatenate(parts), *(e.observations for e in episodes))
         return {"observations": observations, "actions": np.concatenate([e.actions for e in episodes])}
 
     def _install(self, buffer: ReplayBuffer) -> None:
@@ -293,20 +291,12 @@ class DatasetMixin(OffPolicyAlgorithm):
     def _begin_online(self) -> None:
         """Keep the offline data out of the way of SB3's circular overwriting, and start a fresh buffer."""
         if self._replay_is_offline and self.keep_offline:
-            self.offline_buffer, self.replay_buffer = self.replay_buffer, None
+            self.offline_buffer, self.replay_buffer = self.replay_buffer, self._new_buffer(self.buffer_size)
             self._replay_is_offline = False
-            self.replay_buffer = self._new_online_buffer()
         elif self._replay_is_offline and self.replay_buffer is not None:
             # one buffer: SB3's overwriting sets in once it is full, and the rows of a dataset no longer stay together
             self._replay_is_offline = False
             self._segments = []
-
-    def _new_online_buffer(self) -> ReplayBuffer:
-        keep, self.keep_offline = self.keep_offline, True
-        try:
-            return self._new_buffer(self.buffer_size)
-        finally:
-            self.keep_offline = keep
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm.auto import tqdm
 
 from sb3_consistency.offline.datasets import DatasetMixin
-from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.offline.episodes import DatasetError, map_observations
 from sb3_consistency.offline.wrappers import SpacesOnlyEnv
 
 if TYPE_CHECKING:
@@ -178,8 +178,7 @@ class OfflinePretrainingMixin(DatasetMixin):
         """
         self.policy.set_training_mode(False)
         rows = np.linspace(0, len(heldout["actions"]) - 1, min(n_rows, len(heldout["actions"]))).astype(int)
-        observations = heldout["observations"]
-        taken = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
+        taken = map_observations(lambda x: x[rows], heldout["observations"])
         if self._vec_normalize_env is not None:
             taken = self._vec_normalize_env.normalize_obs(taken)
         obs, _ = self.policy.obs_to_tensor(taken)
