@@ -7,12 +7,20 @@ if TYPE_CHECKING:
     from sb3_consistency.algorithms.consistency_ac import ConsistencyAC
     from sb3_consistency.algorithms.consistency_bc import ConsistencyBC
     from sb3_consistency.algorithms.cpql import CPQL
+    from sb3_consistency.algorithms.diffusion_bc import DiffusionBC
+    from sb3_consistency.algorithms.diffusion_ql import DiffusionQL
 
 __version__ = "0.1.0"
 
-_MODULES = {"CPQL": "cpql", "ConsistencyAC": "consistency_ac", "ConsistencyBC": "consistency_bc"}
+_MODULES = {
+    "CPQL": "cpql",
+    "ConsistencyAC": "consistency_ac",
+    "ConsistencyBC": "consistency_bc",
+    "DiffusionBC": "diffusion_bc",
+    "DiffusionQL": "diffusion_ql",
+}
 
-__all__ = ["CPQL", "ConsistencyAC", "ConsistencyBC", "__version__"]
+__all__ = ["CPQL", "ConsistencyAC", "ConsistencyBC", "DiffusionBC", "DiffusionQL", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,14 +18,15 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_consistency
-from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC
+from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.offline.episodes import DatasetError
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
 
 every = pytest.mark.parametrize("cls", ALGORITHMS)
 actor_critics = pytest.mark.parametrize("cls", ACTOR_CRITICS)
-MODES = [(ConsistencyBC, {}), (ConsistencyAC, {}), (CPQL, {}), (CPQL, {"value_mode": "iql"})]
+VARIANTS = [(CPQL, {"value_mode": "iql"}), (DiffusionQL, {"sampling_steps": 2, "sampler": "ddim"})]
+MODES = [*((cls, {}) for cls in ALGORITHMS), *VARIANTS]
 
 
 def box_env(**kwargs):
@@ -211,36 +212,45 @@ def test_bad_hyperparameters_name_themselves(kwargs):
         CPQL("MlpPolicy", box_env(), **SMALL, **kwargs)
 
 
+CONSISTENCY_OPTIONS = [
+    {"bc_loss": "consistency"},
+    {"bc_loss": "consistency", "consistency_ema_decay": 0.99, "loss_scaling": True},
+    {"bc_loss": "consistency", "metric": "pseudo_huber"},
+    {"bc_loss": "ict", "curriculum": (4, 8)},
+    {"bc_loss": "reconstruction"},
+    {"policy_kwargs": {"model_kwargs": {"sigma_max": 20.0}, "embedding_scale": 250.0}},
+]
+DIFFUSION_OPTIONS = [{"diffusion_steps": 1}, {"beta_schedule": "cosine"}, {"sampler": "ddim"}, {"sampling_steps": 2}]
+SHARED_OPTIONS = [
+    {"sampling_steps": 3, "train_sampling_steps": 2},
+    {"eta": lambda step: 1.0 / (1 + step)},
+    {"alpha": lambda step: float(step < 2)},
+    {"max_q_backup": True},
+    {"q_norm": True},
+    {"actor_q": "min", "normalize_actor_q": False},
+    {"actor_q": "mean"},
+    {"target_policy": "current"},
+    {"actor_ema_interval": 5, "actor_ema_start": 3},
+    {"actor_learning_rate": 1e-5, "cosine_lr_decay": True, "max_grad_norm": 1.0},
+    {"policy_kwargs": {"n_critics": 4, "layer_norm": True, "net_arch": [16, 16]}},
+    {"policy_kwargs": {"n_critics": 1}},
+    {"policy_kwargs": {"network": "ln_resnet", "net_arch": [16, 16]}},
+    {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [16]}, "share_features_extractor": True}},
+    {"policy_kwargs": {"net_arch": []}},
+    {"policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": None, "activation_fn": th.nn.ReLU}},
+    {"n_steps": 3},
+    {"tau": 0.1, "target_update_interval": 3},
+]
+
+
 @pytest.mark.parametrize(
-    "kwargs",
+    ("cls", "kwargs"),
     [
-        {"bc_loss": "consistency"},
-        {"bc_loss": "consistency", "consistency_ema_decay": 0.99, "loss_scaling": True},
-        {"bc_loss": "consistency", "metric": "pseudo_huber"},
-        {"bc_loss": "ict", "curriculum": (4, 8)},
-        {"bc_loss": "reconstruction"},
-        {"sampling_steps": 3, "train_sampling_steps": 2},
-        {"eta": lambda step: 1.0 / (1 + step)},
-        {"alpha": lambda step: float(step < 2)},
-        {"max_q_backup": True},
-        {"q_norm": True},
-        {"actor_q": "min", "normalize_actor_q": False},
-        {"actor_q": "mean"},
-        {"target_policy": "current"},
-        {"actor_ema_interval": 5, "actor_ema_start": 3},
-        {"actor_learning_rate": 1e-5, "cosine_lr_decay": True, "max_grad_norm": 1.0},
-        {"policy_kwargs": {"n_critics": 4, "layer_norm": True, "net_arch": [16, 16]}},
-        {"policy_kwargs": {"n_critics": 1}},
-        {"policy_kwargs": {"network": "ln_resnet", "net_arch": [16, 16]}},
-        {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [16]}, "share_features_extractor": True}},
-        {"policy_kwargs": {"net_arch": []}},
-        {"policy_kwargs": {"model_kwargs": {"sigma_max": 20.0}, "embedding_scale": 250.0}},
-        {"policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": None, "activation_fn": th.nn.ReLU}},
-        {"n_steps": 3},
-        {"tau": 0.1, "target_update_interval": 3},
+        *((cls, kwargs) for cls in ACTOR_CRITICS for kwargs in SHARED_OPTIONS),
+        *((cls, kwargs) for cls in (ConsistencyAC, CPQL) for kwargs in CONSISTENCY_OPTIONS),
+        *((DiffusionQL, kwargs) for kwargs in DIFFUSION_OPTIONS),
     ],
 )
-@actor_critics
 def test_every_option_trains_and_survives_saving(cls, kwargs, tmp_path):
     given = {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
     model = trained(cls, **kwargs)

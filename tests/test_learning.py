@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC
+from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC, DiffusionBC, DiffusionQL
 
 BIG = {"seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [64, 64]}, "batch_size": 128}
 
@@ -27,10 +27,15 @@ def bandit(n=4000, seed=0):
 OBS = np.random.default_rng(5).uniform(-1, 1, (1000, 2)).astype(np.float32)
 
 
-def test_bc_keeps_both_modes():
+# the last of few diffusion steps goes to the mean of what is left, between modes as near as these
+DIFFUSION = {"diffusion_steps": 20, "learning_rate": 5e-3}
+
+
+@pytest.mark.parametrize(("cls", "kwargs"), [(ConsistencyBC, {}), (DiffusionBC, DIFFUSION)])
+def test_bc_keeps_both_modes(cls, kwargs):
     data = bandit()
     data["observations"][:] = data["next_observations"][:] = 0
-    model = ConsistencyBC("MlpPolicy", dataset=data, **BIG).learn(3000)
+    model = cls("MlpPolicy", dataset=data, **BIG, **kwargs).learn(3000)
     actions = model.predict(np.zeros_like(OBS))[0][:, 0]
     near = np.minimum(np.abs(actions - 0.5), np.abs(actions + 0.5)) < 0.15
     assert near.mean() > 0.45  # a Gaussian with the data's moments has 0.24 there
@@ -44,6 +49,8 @@ def test_bc_keeps_both_modes():
         (CPQL, {"value_mode": "iql"}),
         (ConsistencyAC, {"eta": 20.0}),
         (ConsistencyAC, {"eta": 20.0, "sampling_steps": 1}),
+        (DiffusionQL, {}),
+        (DiffusionQL, {"sampling_steps": 2, "sampler": "ddim"}),
     ],
 )
 def test_actor_critics_pick_the_better_mode(cls, kwargs):
@@ -82,7 +89,7 @@ def test_critic_bootstraps_through_time_outs_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cls", [CPQL, ConsistencyAC])
+@pytest.mark.parametrize("cls", [CPQL, ConsistencyAC, DiffusionQL])
 def test_online_pendulum(cls):
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy

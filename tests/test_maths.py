@@ -90,7 +90,8 @@ class GaussianDenoiser(nn.Module):
         self.gain = gain
         self.unused = nn.Parameter(th.zeros(1))
 
-    def forward(self, scaled_x, sigma, cond):
+    def forward(self, scaled_x, log_sigma, cond):
+        sigma = log_sigma.exp()
         c_skip, c_out, c_in = boundary_scalings(sigma)
         factor = th.where(c_out == 0, 0, (self.gain(sigma) - c_skip) / (c_out * c_in).clamp(min=1e-12))
         return factor.unsqueeze(-1) * scaled_x

@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from sb3_consistency.common.algorithm import LossFn
-from sb3_consistency.common.arguments import SharedArguments
+from sb3_consistency.common.arguments import ConsistencyBCArguments
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch
@@ -28,11 +28,9 @@ class ConsistencyBC(ConsistencyPolicyMixin):
 
     :param sampling_steps: network evaluations K per action
     :param bc_loss: "ict", "consistency" or "reconstruction"
-    :param metric: distance of the consistency losses, "l2" or "pseudo_huber"; None for the source's own
-    :param loss_scaling: weight "consistency" by 100 / (sigma_{n+1} - sigma_n)
-    :param curriculum: first and last number of noise levels; None for the source's own
-    :param consistency_ema_decay: decay per gradient step of the target network of "consistency"; 0 for none
-    :param kwargs: (``cosine_lr_decay`` is True by default) see :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: (``cosine_lr_decay`` is True by default) see
+        :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
+        :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
 
     offline_only: ClassVar[bool] = True
@@ -45,11 +43,7 @@ class ConsistencyBC(ConsistencyPolicyMixin):
         *,
         sampling_steps: int = 1,
         bc_loss: str = "ict",
-        metric: str | None = None,
-        loss_scaling: bool = False,
-        curriculum: tuple[int, int] | None = None,
-        consistency_ema_decay: float = 0.0,
-        **kwargs: Unpack[SharedArguments],
+        **kwargs: Unpack[ConsistencyBCArguments],
     ) -> None:
         kwargs.setdefault("cosine_lr_decay", True)
         super().__init__(
@@ -58,10 +52,6 @@ class ConsistencyBC(ConsistencyPolicyMixin):
             learning_rate,
             sampling_steps=sampling_steps,
             bc_loss=bc_loss,
-            metric=metric,
-            loss_scaling=loss_scaling,
-            curriculum=curriculum,
-            consistency_ema_decay=consistency_ema_decay,
             **kwargs,
         )
 

@@ -7,7 +7,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from sb3_consistency.common.actor_critic import GenerativeActorCritic
 from sb3_consistency.common.algorithm import LossFn
-from sb3_consistency.common.arguments import SharedArguments, StepSchedule
+from sb3_consistency.common.arguments import ConsistencyActorCriticArguments, StepSchedule
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch
@@ -36,11 +36,13 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     :param value_mode: "q" (CPQL) or "iql" (CPIQL)
     :param expectile: expectile of the value loss of CPIQL, in (0, 1)
     :param value_critic: critics that the value of CPIQL regresses on, "target" or "current"
-
-    The other options are those of :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
-    :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic`.
-
-    :param kwargs: see :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param eta: weight of the Q term, a number or a function of the gradient step
+    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0.05 online from scratch
+    :param sampling_steps: network evaluations K per action
+    :param bc_loss: "ict", "consistency" or "reconstruction"
+    :param kwargs: see :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic`,
+        :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
+        :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
 
     def __init__(
@@ -55,25 +57,8 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
         eta: StepSchedule = 1.0,
         alpha: StepSchedule | None = None,
         sampling_steps: int = 1,
-        train_sampling_steps: int | None = None,
         bc_loss: str = "reconstruction",
-        metric: str | None = None,
-        loss_scaling: bool = False,
-        curriculum: tuple[int, int] | None = None,
-        consistency_ema_decay: float = 0.0,
-        n_candidates: int = 50,
-        n_eval_candidates: int = 1,
-        candidate_selection: str = "softmax",
-        candidate_temperature: float = 1.0,
-        max_q_backup: bool = False,
-        q_norm: bool = False,
-        actor_q: str = "random",
-        normalize_actor_q: bool = True,
-        target_policy: str = "ema",
-        actor_ema_decay: float = 0.995,
-        actor_ema_interval: int = 1,
-        actor_ema_start: int = 0,
-        **kwargs: Unpack[SharedArguments],
+        **kwargs: Unpack[ConsistencyActorCriticArguments],
     ) -> None:
         if value_mode not in VALUE_MODES:
             raise ValueError(f"value_mode must be one of {VALUE_MODES}, got {value_mode!r}.")
@@ -91,24 +76,7 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
             eta=eta,
             alpha=alpha,
             sampling_steps=sampling_steps,
-            train_sampling_steps=train_sampling_steps,
             bc_loss=bc_loss,
-            metric=metric,
-            loss_scaling=loss_scaling,
-            curriculum=curriculum,
-            consistency_ema_decay=consistency_ema_decay,
-            n_candidates=n_candidates,
-            n_eval_candidates=n_eval_candidates,
-            candidate_selection=candidate_selection,
-            candidate_temperature=candidate_temperature,
-            max_q_backup=max_q_backup,
-            q_norm=q_norm,
-            actor_q=actor_q,
-            normalize_actor_q=normalize_actor_q,
-            target_policy=target_policy,
-            actor_ema_decay=actor_ema_decay,
-            actor_ema_interval=actor_ema_interval,
-            actor_ema_start=actor_ema_start,
             **kwargs,
         )
 

@@ -65,6 +65,41 @@ class SharedArguments(TypedDict, total=False):
     _init_setup_model: bool
 
 
+class ActorCriticArguments(SharedArguments, total=False):
+    """What the actor-critics share; :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic` documents it."""
+
+    n_candidates: int
+    n_eval_candidates: int
+    candidate_selection: str
+    candidate_temperature: float
+    train_sampling_steps: int | None
+    max_q_backup: bool
+    q_norm: bool
+    actor_q: str
+    normalize_actor_q: bool
+    target_policy: str
+    actor_ema_decay: float
+    actor_ema_interval: int
+    actor_ema_start: int
+
+
+class ConsistencyArguments(TypedDict, total=False):
+    """What consistency actors share; :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` documents it."""
+
+    metric: str | None
+    loss_scaling: bool
+    curriculum: tuple[int, int] | None
+    consistency_ema_decay: float
+
+
+class ConsistencyBCArguments(ConsistencyArguments, SharedArguments, total=False):
+    """The further arguments of ConsistencyBC."""
+
+
+class ConsistencyActorCriticArguments(ConsistencyArguments, ActorCriticArguments, total=False):
+    """The further arguments of ConsistencyAC and CPQL."""
+
+
 def at_step(schedule: StepSchedule, step: int) -> float:
     """
     :param schedule: constant or function of the gradient step

@@ -28,10 +28,10 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
         *args: Any,
         sampling_steps: int,
         bc_loss: str,
-        metric: str | None,
-        loss_scaling: bool,
-        curriculum: tuple[int, int] | None,
-        consistency_ema_decay: float,
+        metric: str | None = None,
+        loss_scaling: bool = False,
+        curriculum: tuple[int, int] | None = None,
+        consistency_ema_decay: float = 0.0,
         **kwargs: Any,
     ) -> None:
         check_range("consistency_ema_decay", consistency_ema_decay, 0, 1)

@@ -38,7 +38,8 @@ class GenerativePolicy(BasePolicy):
     :param net_arch: hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``
     :param activation_fn: activation class of all networks
     :param network: the actor's backbone, "mlp" or "ln_resnet"
-    :param embedding_scale: factor of ln(sigma) in the actor's noise-level embedding; the papers' is 250
+    :param embedding_scale: factor of ln(sigma), or of the diffusion step, in the actor's noise-level embedding; the
+        consistency papers' is 250
     :param n_critics: number of critics
     :param layer_norm: layer normalisation in critics and value network
     :param features_extractor_class: features extractor

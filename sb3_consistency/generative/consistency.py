@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch as th
-from torch import nn
 
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
-from sb3_consistency.generative.networks import ConditionalMlp, LnResnet
+from sb3_consistency.generative.networks import make_network
 from sb3_consistency.generative.schedules import (
     consistency_curriculum,
     doubling_curriculum,
@@ -18,7 +17,6 @@ from sb3_consistency.generative.schedules import (
     truncated_log_normal,
 )
 
-NETWORKS: Mapping[str, type[nn.Module]] = {"mlp": ConditionalMlp, "ln_resnet": LnResnet}
 BC_LOSSES = ("ict", "consistency", "reconstruction")
 METRICS = ("l2", "pseudo_huber")
 
@@ -119,8 +117,6 @@ class ConsistencyModel(GenerativeModel):
         rho: float = 7.0,
     ) -> None:
         super().__init__((action_dim,))
-        if network not in NETWORKS:
-            raise ValueError(f"network must be one of {list(NETWORKS)}, got {network!r}.")
         if bc_loss not in BC_LOSSES:
             raise ValueError(f"bc_loss must be one of {list(BC_LOSSES)}, got {bc_loss!r}.")
         if metric is not None and metric not in METRICS:
@@ -139,7 +135,7 @@ class ConsistencyModel(GenerativeModel):
         if sampling_steps < 1:
             raise ValueError(f"sampling_steps must be at least 1, got {sampling_steps}.")
         self.sampling_steps = sampling_steps
-        self.network = NETWORKS[network](action_dim, cond_dim, **(network_kwargs or {}))
+        self.network = make_network(network, action_dim, cond_dim, network_kwargs)
 
     def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -149,7 +145,7 @@ class ConsistencyModel(GenerativeModel):
         :return: f(x, sigma | cond), not clamped, (B, A)
         """
         c_skip, c_out, c_in = (c.unsqueeze(-1) for c in boundary_scalings(sigma, self.sigma_min, self.sigma_data))
-        return c_skip * x + c_out * self.network(c_in * x, sigma, cond)  # type: ignore[no-any-return]
+        return c_skip * x + c_out * self.network(c_in * x, sigma.log(), cond)  # type: ignore[no-any-return]
 
     def loss(
         self,

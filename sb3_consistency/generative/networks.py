@@ -1,7 +1,7 @@
 """Networks: noise-level embedding, the two actor backbones, and the stacked critic."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -50,13 +50,16 @@ class NoiseLevelEmbedding(nn.Module):
     """
     Sinusoidal embedding of a noise level, followed by a small MLP.
 
-    sin and cos of ``scale * ln(sigma)`` at frequencies exp(-i ln(1e4) / (h - 1)), through Linear, Mish, Linear.
+    sin and cos of ``scale * level`` at frequencies exp(-i ln(1e4) / (h - 1)), through Linear, Mish, Linear.
 
-    Source: Song et al. 2023, appendix C (scale 250); Ding & Jin 2024 (8 frequencies, 16 -> 32 -> 16). With scale 250
-    neighbouring noise levels look unrelated to the network; a smooth embedding learns sooner (docs/results/README.md).
+    The level is ln(sigma) for a consistency model, the step number for a diffusion model.
+
+    Source: Song et al. 2023, appendix C (scale 250); Ding & Jin 2024 (8 frequencies, 16 -> 32 -> 16); Wang et al. 2022
+    (scale 1). With scale 250 neighbouring noise levels look unrelated to the network; a smooth embedding learns sooner
+    (docs/results/README.md).
 
     :param dim: size of the embedding, even
-    :param scale: factor of ln(sigma)
+    :param scale: factor of the level
     """
 
     frequencies: th.Tensor
@@ -68,12 +71,12 @@ class NoiseLevelEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), Mish(), nn.Linear(2 * dim, dim))
 
-    def forward(self, sigma: th.Tensor) -> th.Tensor:
+    def forward(self, level: th.Tensor) -> th.Tensor:
         """
-        :param sigma: noise levels, (B,)
+        :param level: noise levels as the network is to see them, (B,)
         :return: embedding, (B, dim)
         """
-        angles = sigma.log().unsqueeze(-1) * self.frequencies
+        angles = level.unsqueeze(-1) * self.frequencies
         return self.mlp(th.cat([angles.sin(), angles.cos()], dim=-1))  # type: ignore[no-any-return]
 
 
@@ -91,7 +94,7 @@ def mlp_layers(dims: Sequence[int], activation_fn: type[nn.Module]) -> list[nn.M
 
 
 class _ConditionalNetwork(nn.Module):
-    """Layers on concat(x, embedding of sigma, condition); subclasses build ``layers``."""
+    """Layers on concat(x, embedding of the noise level, condition); subclasses build ``layers``."""
 
     layers: nn.Sequential
 
@@ -99,20 +102,20 @@ class _ConditionalNetwork(nn.Module):
         super().__init__()
         self.embedding = NoiseLevelEmbedding(embedding_dim, embedding_scale)
 
-    def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
+    def forward(self, x: th.Tensor, level: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
         :param x: noisy input, (B, x_dim)
-        :param sigma: noise levels, (B,), or (1,) when all rows share one level (then it is embedded only once)
+        :param level: ln(sigma) or step number, (B,), or (1,) when all rows share one (then it is embedded only once)
         :param cond: condition, (B, cond_dim)
         :return: output, (B, x_dim)
         """
-        embedding = self.embedding(sigma).expand(x.shape[0], -1)
+        embedding = self.embedding(level).expand(x.shape[0], -1)
         return self.layers(th.cat([x, embedding, cond], dim=-1))  # type: ignore[no-any-return]
 
 
 class ConditionalMlp(_ConditionalNetwork):
     """
-    MLP on concat(x, embedding of sigma, condition).
+    MLP on concat(x, embedding of the noise level, condition).
 
     Source: the released networks of Ding & Jin and of CPQL (three layers of 256, Mish).
 
@@ -121,7 +124,7 @@ class ConditionalMlp(_ConditionalNetwork):
     :param net_arch: hidden layer sizes
     :param activation_fn: activation class
     :param embedding_dim: size of the noise-level embedding
-    :param embedding_scale: its factor of ln(sigma)
+    :param embedding_scale: its factor of the level
     """
 
     def __init__(
@@ -160,7 +163,7 @@ class LnResnet(_ConditionalNetwork):
     :param net_arch: the width, once per block (all entries equal)
     :param dropout: dropout probability inside the blocks
     :param embedding_dim: size of the noise-level embedding
-    :param embedding_scale: its factor of ln(sigma)
+    :param embedding_scale: its factor of the level
     :raises ValueError: if ``net_arch`` is empty or its entries differ
     """
 
@@ -184,6 +187,23 @@ class LnResnet(_ConditionalNetwork):
             nn.ReLU(),
             nn.Linear(width, x_dim),
         )
+
+
+NETWORKS: Mapping[str, type[nn.Module]] = {"mlp": ConditionalMlp, "ln_resnet": LnResnet}
+
+
+def make_network(name: str, x_dim: int, cond_dim: int, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
+    """
+    :param name: "mlp" or "ln_resnet"
+    :param x_dim: size of the noisy input and of the output
+    :param cond_dim: size of the condition
+    :param kwargs: further arguments of the network
+    :return: a network of (x, level, cond)
+    :raises ValueError: if there is none of that name
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {list(NETWORKS)}, got {name!r}.")
+    return NETWORKS[name](x_dim, cond_dim, **(kwargs or {}))
 
 
 class StackedLinear(nn.Module):

@@ -1,6 +1,8 @@
 """Noise levels and curricula. Levels ascend: level 0 is sigma_min, level n - 1 is sigma_max."""
 
 import math
+from itertools import accumulate, pairwise
+from operator import mul
 
 import torch as th
 
@@ -105,3 +107,53 @@ def doubling_curriculum(progress: th.Tensor, n_first: int, n_last: int) -> th.Te
     """
     doublings = th.floor(progress * (math.log2(n_last / n_first) + 1))
     return th.clamp(n_first * 2**doublings, max=n_last) + 1
+
+
+def vp_alpha_bars(n_steps: int, beta_min: float = 0.1, beta_max: float = 10.0) -> tuple[float, ...]:
+    """
+    Signal power left after t = 1..T steps of the variance-preserving schedule.
+
+    alpha_t = exp(-b_min / T - (b_max - b_min) (2 t - 1) / (2 T^2)), whose product telescopes.
+
+    Source: Wang et al. 2022 (Diffusion-QL), appendix; Xiao et al. 2021.
+
+    :param n_steps: number of steps T
+    :param beta_min: noise rate at the start
+    :param beta_max: noise rate at the end
+    :return: abar_1, ..., abar_T, descending
+    """
+    shares = [t / n_steps for t in range(1, n_steps + 1)]
+    return tuple(math.exp(-beta_min * s - 0.5 * (beta_max - beta_min) * s**2) for s in shares)
+
+
+def cosine_alpha_bars(n_steps: int, offset: float = 0.008, beta_limit: float = 0.999) -> tuple[float, ...]:
+    """
+    Signal power left after t = 1..T steps of the cosine schedule.
+
+    Source: Nichol & Dhariwal 2021, equation 17, with beta_t = 1 - abar_t / abar_{t-1} at most ``beta_limit``.
+
+    :param n_steps: number of steps T
+    :param offset: the paper's s, which keeps the first steps from adding too little noise
+    :param beta_limit: largest beta_t
+    :return: abar_1, ..., abar_T, descending
+    """
+    curve = [math.cos((t / n_steps + offset) / (1 + offset) * math.pi / 2) ** 2 for t in range(n_steps + 1)]
+    alphas = (max(after / before, 1 - beta_limit) for before, after in pairwise(curve))
+    return tuple(accumulate(alphas, mul))
+
+
+BETA_SCHEDULES = {"vp": vp_alpha_bars, "cosine": cosine_alpha_bars}
+
+
+def diffusion_steps_taken(n_steps: int, n_taken: int) -> tuple[int, ...]:
+    """
+    The steps at which a sampler evaluates a diffusion model, highest first: evenly spaced, step T among them.
+
+    :param n_steps: number of steps T that the model was trained on
+    :param n_taken: number of network evaluations, in 1..T
+    :return: ``n_taken`` descending step numbers, the first is T
+    :raises ValueError: if ``n_taken`` is out of its range
+    """
+    if not 1 <= n_taken <= n_steps:
+        raise ValueError(f"sampling_steps must be in [1, diffusion_steps = {n_steps}], got {n_taken}.")
+    return tuple(round(n_steps * i / n_taken) for i in range(n_taken, 0, -1))

@@ -1,0 +1,67 @@
+"""Diffusion-BC: behaviour cloning with a diffusion policy."""
+
+from typing import ClassVar, Unpack
+
+import torch as th
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+
+from sb3_consistency.common.algorithm import LossFn
+from sb3_consistency.common.arguments import SharedArguments
+from sb3_consistency.common.diffusion import DiffusionPolicyMixin
+from sb3_consistency.common.policies import GenerativePolicy
+from sb3_consistency.common.sampling import Batch
+
+
+class DiffusionBC(DiffusionPolicyMixin):
+    """
+    Behaviour cloning with a diffusion policy: offline, without rewards; the many-step peer of ConsistencyBC.
+
+    Objective: the squared error of the predicted noise on the data's actions. Source: Wang et al. 2022 (Diffusion-BC).
+
+    Needs data, no environment: ``learn(n)`` takes n gradient steps on the dataset.
+
+    Differences from the released code: the learning rate starts at 1e-3 and decays to 0, as for ConsistencyBC (3e-4,
+    constant); no moving average of the actor; DDIM sampling with fewer steps is an option.
+
+    :param diffusion_steps: number T of noise levels
+    :param beta_schedule: "vp" or "cosine"
+    :param sampling_steps: network evaluations per action, at most T; None for T
+    :param sampler: "ddpm" (ancestral sampling) or "ddim" (deterministic given its first noise)
+    :param kwargs: (``cosine_lr_decay`` is True by default) see :class:`~sb3_consistency.common.arguments.SharedArguments`
+    """
+
+    offline_only: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        policy: str | type[GenerativePolicy],
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        diffusion_steps: int = 5,
+        beta_schedule: str = "vp",
+        sampling_steps: int | None = None,
+        sampler: str = "ddpm",
+        **kwargs: Unpack[SharedArguments],
+    ) -> None:
+        kwargs.setdefault("cosine_lr_decay", True)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            diffusion_steps=diffusion_steps,
+            beta_schedule=beta_schedule,
+            sampling_steps=sampling_steps,
+            sampler=sampler,
+            **kwargs,
+        )
+
+    def losses(self) -> dict[str, LossFn]:
+        return {"actor": self.actor_loss}
+
+    def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
+        """
+        :param batch: transitions
+        :return: loss of the actor, scalars to log
+        """
+        return self.bc_term(batch), {}

@@ -1,0 +1,124 @@
+"""The diffusion model of an action: variance-preserving schedules, the epsilon loss, DDPM and DDIM sampling."""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch as th
+
+from sb3_consistency.generative.consistency import squared_error
+from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
+from sb3_consistency.generative.networks import make_network
+from sb3_consistency.generative.schedules import BETA_SCHEDULES, diffusion_steps_taken
+
+SAMPLERS = ("ddpm", "ddim")
+
+
+class DiffusionModel(GenerativeModel):
+    """
+    Variance-preserving diffusion of an action: the network predicts the noise that was added.
+
+    x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps, t = 1..T; abar_0 = 1.
+
+    Source: Ho et al. 2020 (DDPM); Song et al. 2021 (DDIM, arXiv 2010.02502); as a policy: Wang et al. 2022.
+
+    :param action_dim: size A of the action
+    :param cond_dim: size F of the condition
+    :param network: backbone, "mlp" or "ln_resnet"
+    :param network_kwargs: further arguments of the backbone (``net_arch``, ``activation_fn``, ...)
+    :param diffusion_steps: number T of noise levels
+    :param beta_schedule: "vp" (Wang et al. 2022) or "cosine" (Nichol & Dhariwal 2021)
+    :param sampling_steps: default number of network evaluations of :meth:`sample`, at most T; None for T
+    :param sampler: "ddpm" (ancestral: fresh noise in every step) or "ddim" (deterministic given the first noise)
+    :raises ValueError: if an option is unknown or out of its range
+    """
+
+    alpha_bar: th.Tensor
+
+    def __init__(
+        self,
+        action_dim: int,
+        cond_dim: int,
+        network: str = "mlp",
+        network_kwargs: Mapping[str, Any] | None = None,
+        diffusion_steps: int = 5,
+        beta_schedule: str = "vp",
+        sampling_steps: int | None = None,
+        sampler: str = "ddpm",
+    ) -> None:
+        super().__init__((action_dim,))
+        if diffusion_steps < 1:
+            raise ValueError(f"diffusion_steps must be at least 1, got {diffusion_steps}.")
+        if beta_schedule not in BETA_SCHEDULES:
+            raise ValueError(f"beta_schedule must be one of {list(BETA_SCHEDULES)}, got {beta_schedule!r}.")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {SAMPLERS}, got {sampler!r}.")
+        self.diffusion_steps = diffusion_steps
+        self.sampler = sampler
+        self.sampling_steps = diffusion_steps if sampling_steps is None else sampling_steps
+        diffusion_steps_taken(diffusion_steps, self.sampling_steps)
+        # plain numbers for the sampler, whose steps are known; a table for the loss, whose steps are drawn
+        self.alpha_bars = (1.0, *BETA_SCHEDULES[beta_schedule](diffusion_steps))
+        self.register_buffer("alpha_bar", th.tensor(self.alpha_bars[1:]), persistent=False)
+        self.network = make_network(network, action_dim, cond_dim, network_kwargs)
+
+    def forward(self, x: th.Tensor, t: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy actions, (B, A)
+        :param t: step numbers in 1..T, (B,), or (1,) when all rows share one
+        :param cond: condition, (B, F)
+        :return: predicted noise eps, (B, A)
+        """
+        return self.network(x, (t - 1).to(x.dtype), cond)  # type: ignore[no-any-return]
+
+    def loss(
+        self,
+        x0: th.Tensor,
+        cond: th.Tensor,
+        *,
+        noise: th.Tensor,
+        u: th.Tensor,
+        target: Denoiser | None = None,
+        progress: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """
+        Squared error of the predicted noise, mean over the dimensions, at a uniformly drawn step.
+
+        Source: Ho et al. 2020, equation 14; Wang et al. 2022, equation 2. ``target`` and ``progress`` are not used.
+
+        See :meth:`GenerativeModel.loss` for the parameters.
+        """
+        # rounding may lift u to 1
+        index = (u[:, 0] * self.diffusion_steps).long().clamp(max=self.diffusion_steps - 1)
+        alpha_bar = self.alpha_bar[index].unsqueeze(-1)
+        noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+        return squared_error(self(noisy, index + 1, cond), noise)
+
+    def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        From pure noise down S of the T steps, with the predicted clean action clamped to [-1, 1] in each.
+
+        A step from t to s goes to sqrt(abar_s) a + sqrt(1 - abar_s - v) eps + sqrt(v) z, where eps is the noise that
+        belongs to the clamped a. With v = (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s) this is the posterior
+        q(x_s | x_t, a) of DDPM (Ho et al. 2020, equation 7), with v = 0 it is DDIM (Song et al. 2021, equation 12).
+
+        See :meth:`GenerativeModel.sample` for the parameters.
+        """
+        x = noise[0]
+        steps = diffusion_steps_taken(self.diffusion_steps, noise.shape[0])
+        for i, (t, s) in enumerate(pairwise((*steps, 0))):
+            abar_t, abar_s = self.alpha_bars[t], self.alpha_bars[s]
+            eps = self(x, th.full((1,), t, device=x.device), cond)
+            x0 = clamp_action((x - math.sqrt(1 - abar_t) * eps) / math.sqrt(abar_t))
+            if s == 0:
+                return x0
+            variance = (1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s) if self.sampler == "ddpm" else 0.0
+            towards_noise = math.sqrt(1 - abar_s - variance) / math.sqrt(1 - abar_t)
+            x = (math.sqrt(abar_s) - towards_noise * math.sqrt(abar_t)) * x0 + towards_noise * x
+            if variance > 0:
+                x = x + math.sqrt(variance) * noise[i + 1]
+        raise AssertionError("a sampler takes at least one step")
+
+    def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
+        return (n_steps or self.sampling_steps, batch_size, *self.event_shape)
