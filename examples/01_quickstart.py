@@ -12,21 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_consistency import CPQL
-from sb3_consistency.offline.record import record_dataset
-
-
-def swing_up(noise: float, seed: int):
-    """Pump energy into the pendulum until it stands, then balance it; ``noise`` makes it worse."""
-    rng = np.random.default_rng(seed)
-
-    def act(observation: np.ndarray) -> np.ndarray:
-        cos, sin, velocity = observation
-        angle = np.arctan2(sin, cos)
-        energy = velocity**2 / 6 + 5 * (cos - 1)
-        torque = -12 * angle - 3 * velocity if abs(angle) < 0.5 else -0.6 * np.sign(velocity + 1e-3) * energy
-        return np.clip([torque + noise * rng.standard_normal()], -2, 2).astype(np.float32)
-
-    return act
+from sb3_consistency.offline.record import record_dataset, swing_up
 
 
 def score(model: CPQL, env: VecEnv) -> float:

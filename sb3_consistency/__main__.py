@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sb3_consistency.benchmark import command as benchmark
+
 
 def add_record_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """
@@ -58,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit status
     """
     parser = argparse.ArgumentParser(prog="python -m sb3_consistency", description=__doc__)
-    add_record_parser(parser.add_subparsers(required=True, metavar="COMMAND"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_record_parser(commands)
+    benchmark.add_parser(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

@@ -172,6 +172,26 @@ def model_controller(
     return act
 
 
+def swing_up(noise: float, seed: int) -> Controller:
+    """
+    Pump energy into the pendulum until it stands, then balance it.
+
+    :param noise: standard deviation of the noise on the torque, which makes it worse
+    :param seed: seed of the noise
+    :return: a controller for Pendulum-v1
+    """
+    rng = np.random.default_rng(seed)
+
+    def act(observation: np.ndarray) -> np.ndarray:
+        cos, sin, velocity = observation
+        angle = np.arctan2(sin, cos)
+        energy = velocity**2 / 6 + 5 * (cos - 1)
+        torque = -12 * angle - 3 * velocity if abs(angle) < 0.5 else -0.6 * np.sign(velocity + 1e-3) * energy
+        return np.clip([torque + noise * rng.standard_normal()], -2, 2).astype(np.float32)
+
+    return act
+
+
 def find_algorithm(name: str) -> type[Any]:
     """
     :param name: name of an algorithm of this package, SB3 or sb3-contrib, in any case ("cpql", "SAC", "tqc")

@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m sb3_consistency benchmark SUITE``."""

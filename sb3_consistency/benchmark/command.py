@@ -1,0 +1,107 @@
+"""The ``benchmark`` command."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sb3_consistency.benchmark.records import Records
+
+QUICK_STEPS = 500
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """
+    :param commands: sub-commands to add ``benchmark`` to
+    """
+    parser = commands.add_parser(
+        "benchmark",
+        help="compare algorithms: speed, denoising steps, offline, online, offline-to-online",
+        epilog="Interrupted runs resume: call the same command with the same --folder.",
+    )
+    suites = parser.add_subparsers(required=True, metavar="SUITE", dest="suite")
+    speed = suites.add_parser("speed", help="gradient steps per second and acting latency, as ratios")
+    speed.add_argument("--rounds", type=int, help="turns of every system per figure (default 15, quick 3)")
+    speed.add_argument("--force", action="store_true", help="measure on a loaded machine, too")
+    for name, text in {
+        "denoising": "score, training and acting time as the number of steps goes 1, 2, 5, 10, 20",
+        "offline": "algorithms x datasets x seeds",
+        "online": "algorithms x environments x seeds, from scratch",
+        "offline-to-online": "algorithms x datasets x seeds: gradient steps on the data, then environment steps",
+    }.items():
+        suite = suites.add_parser(name, help=text)
+        suite.add_argument("--algos", nargs="+", help="algorithms (default: all that the suite is for)")
+        what = "--envs" if name == "online" else "--datasets"
+        suite.add_argument(what, dest="data", nargs="+", help="environment ids" if name == "online" else "Minari datasets")
+        suite.add_argument("--seeds", nargs="+", type=int, default=[0])
+        if name != "online":
+            suite.add_argument("--steps", dest="offline_steps", type=int, help="gradient steps on the data")
+        if name in ("online", "offline-to-online"):
+            suite.add_argument("--online-steps", type=int, help="environment steps")
+        suite.add_argument("--options", default="{}", help="constructor arguments of all algorithms, as a dict")
+        suite.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
+        suite.add_argument("--evaluations", type=int, default=5, help="evaluations per phase")
+        suite.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each if more than one")
+    suites.add_parser("report", help="draw tables and plots again from the records in --folder")
+    for name, suite in suites.choices.items():
+        suite.add_argument("--folder", type=Path, default=Path("benchmark"), help="records, tables and plots go here")
+        if name != "report":
+            suite.add_argument("--quick", action="store_true", help="minutes on 2 cores, on data recorded here: a trial run")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """
+    Run the ``benchmark`` command.
+
+    :param args: its arguments
+    :raises ImportError: if a library that draws or measures is missing
+    :raises RuntimeError: if runs failed, or the machine is too loaded to measure speeds
+    """
+    failures: list[str] = []
+    try:
+        import matplotlib  # noqa: F401
+        import psutil  # noqa: F401
+        import scipy  # noqa: F401
+        import tabulate  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'benchmark: {error.name} is missing: pip install "sb3-consistency[benchmark]".') from error
+    if args.suite == "speed":
+        from sb3_consistency.benchmark.speed import measure
+
+        rounds = args.rounds or (3 if args.quick else 15)
+        measure(Records(args.folder, "speed"), rounds, args.quick, args.force)
+    elif args.suite != "report":
+        failures = _train(args)
+    from sb3_consistency.benchmark.report import write_report
+
+    if (args.folder / "runs.jsonl").exists() or (args.folder / "speed.jsonl").exists() or args.suite == "report":
+        print(f"Report: {write_report(args.folder).resolve()}")
+    if failures:
+        raise RuntimeError("Some runs failed; the same command runs them again.\n" + "\n".join(failures))
+
+
+def _train(args: argparse.Namespace) -> list[str]:
+    from sb3_consistency.benchmark.suites import DEFAULTS, jobs_of, run_jobs
+
+    if args.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {args.jobs}.")
+    settings: dict[str, Any] = dict(DEFAULTS[args.suite])
+    if args.quick:
+        quick = {"data": ("Pendulum-v1",) if args.suite == "online" else (_quick_dataset(),)}
+        settings |= {**quick, **{k: QUICK_STEPS for k in ("offline_steps", "online_steps") if settings[k]}}
+    settings |= {k: getattr(args, k) for k in settings if getattr(args, k, None) is not None}
+    more = {"seeds": args.seeds, "options": args.options, "episodes": args.episodes, "evaluations": args.evaluations}
+    return run_jobs(jobs_of(args.suite, **settings, **more), args.folder, args.jobs)
+
+
+def _quick_dataset() -> str:
+    """Mixed-quality behaviour on Pendulum, recorded once: no download."""
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    from sb3_consistency.offline.record import record_dataset, swing_up
+
+    dataset_id = "sb3-consistency/pendulum/mixed-v0"
+    if not (get_dataset_path(dataset_id) / "data").exists():
+        controllers = [swing_up(noise, seed) for seed, noise in enumerate([0.5, 2.0, 4.0, 8.0])]
+        record_dataset(dataset_id, "Pendulum-v1", controllers, 10_000, progress_bar=True)
+    return dataset_id

@@ -1,0 +1,372 @@
+"""Tables and plots from the records of a benchmark run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sb3_consistency.benchmark.published import published_score
+from sb3_consistency.benchmark.records import PACKAGES, Records
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SPEED_REFERENCES = ("SAC", "DiffusionQL (T = 5)", "DiffusionQL (T = 50)", "DiffusionQL (T = 100)")
+SUITE_TITLES = {
+    "offline": "Offline",
+    "online": "Online from scratch",
+    "offline-to-online": "Offline, then online",
+    "denoising": "Number of denoising steps",
+}
+
+
+def write_report(folder: Path) -> Path:
+    """
+    Write ``README.md`` with all tables, ``runs.csv`` and ``speed.csv``, and the plots, from the folder's records.
+
+    :param folder: folder of the benchmark run
+    :return: path of the report
+    :raises ValueError: if the folder holds no records
+    """
+    import pandas as pd
+
+    runs, speed = (Records(folder, kind).read() for kind in ("runs", "speed"))
+    if not runs and not speed:
+        raise ValueError(f"folder: there are no benchmark records (runs.jsonl, speed.jsonl) in {folder.resolve()}.")
+    parts = ["# Benchmark", provenance_lines([*runs, *speed])]
+    if speed:
+        frame = pd.DataFrame(speed)
+        frame.to_csv(folder / "speed.csv", index=False)
+        parts += speed_sections(frame, folder)
+    if runs:
+        flat = pd.DataFrame([{k: v for k, v in run.items() if k != "curve"} for run in runs])
+        flat.to_csv(folder / "runs.csv", index=False)
+        for suite, title in SUITE_TITLES.items():
+            chosen = [run for run in runs if run["suite"] == suite]
+            if chosen:
+                parts += [f"## {title}", *score_sections(suite, chosen, folder)]
+    path = folder / "README.md"
+    path.write_text("\n\n".join(parts) + "\n")
+    return path
+
+
+def provenance_lines(records: Sequence[dict[str, Any]]) -> str:
+    """
+    :param records: records of any kind
+    :return: every combination of versions, commit and processor among them, as a list
+    """
+    names = [name for name in PACKAGES if any(record.get(name) for record in records)]
+    lines = {
+        ", ".join(f"{name} {record[name]}" for name in names if record.get(name))
+        + f"; commit {record['commit'] or 'unknown'}; {record['processor']}": None
+        for record in records
+    }
+    return "Measured with\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def label(run: dict[str, Any]) -> str:
+    """
+    :param run: record of a run
+    :return: its algorithm and options, as the tables name them
+    """
+    return str(run["algo"]) + ("" if run["options"] == "{}" else f" `{run['options'][1:-1]}`")
+
+
+def score_of(run: dict[str, Any]) -> float:
+    """
+    :param run: record of a run
+    :return: its normalized score; its return where the data has no reference returns
+    """
+    return float(run.get("deterministic_score", run["deterministic_return"]))
+
+
+def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list[str]:
+    """
+    :param suite: name of the suite
+    :param runs: its records
+    :param folder: where the plots go
+    :return: Markdown: table, learning curves, aggregate, times
+    """
+    places = list(dict.fromkeys(run["data"] for run in runs))
+    parts = [score_table(runs)]
+    for place in places:
+        name = f"{suite}_{place.replace('/', '_')}.png"
+        save(folder / name, draw_curves([run for run in runs if run["data"] == place], place))
+        parts.append(f"![{place}]({name})")
+    if suite == "denoising":
+        save(folder / "denoising.png", draw_denoising(runs))
+        parts.append("![score and acting time by the number of steps](denoising.png)")
+    elif len(runs) > len({label(run) for run in runs}):
+        save(folder / f"{suite}_aggregate.png", draw_aggregate(runs))
+        parts.append(f"![interquartile means]({suite}_aggregate.png)")
+    parts.append(time_table(runs))
+    return parts
+
+
+def score_table(runs: list[dict[str, Any]]) -> str:
+    """
+    :param runs: records of one suite
+    :return: mean and standard deviation over seeds per dataset, beside the behaviour and published scores
+    """
+    import pandas as pd
+
+    rows = []
+    for place in dict.fromkeys(run["data"] for run in runs):
+        for name in dict.fromkeys(label(run) for run in runs):
+            group = [run for run in runs if run["data"] == place and label(run) == name]
+            if not group:
+                continue
+            scored = "deterministic_score" in group[0]
+            row = {
+                "data": place,
+                "algorithm": name,
+                "offline steps": group[0]["offline_steps"] or "",
+                "online steps": group[0]["online_steps"] or "",
+                "score" if scored else "return": spread([score_of(run) for run in group]),
+                "sampled": spread([run["sampled_score" if scored else "sampled_return"] for run in group]),
+                "behaviour": format_number(group[0].get("behaviour_score" if scored else "behaviour_return")),
+                "seeds": len(group),
+                "published (theirs, D4RL v2)": format_number(published_score(group[0]["algo"], place)),
+            }
+            rows.append(row)
+    frame = pd.DataFrame(rows).fillna("")
+    return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
+
+
+def spread(values: Sequence[float]) -> str:
+    """
+    :param values: one value per seed
+    :return: mean and, for several, standard deviation
+    """
+    mean = format_number(float(np.mean(values)))
+    return mean if len(values) == 1 else f"{mean} ± {format_number(float(np.std(values, ddof=1)))}"
+
+
+def format_number(value: float | None) -> str:
+    """
+    :param value: number or None
+    :return: one decimal, none from 1000 on; empty for None
+    """
+    if value is None or np.isnan(value):
+        return ""
+    return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def time_table(runs: list[dict[str, Any]]) -> str:
+    """
+    :param runs: records of one suite
+    :return: times of the runs that had the machine to themselves; a sentence if there are none
+    """
+    import pandas as pd
+
+    alone = [run for run in runs if run.get("processes") == 1]
+    if not alone:
+        return "Times are left out: the runs shared the machine (`--jobs 1` measures them)."
+    rows = []
+    for name in dict.fromkeys(label(run) for run in alone):
+        group = [run for run in alone if label(run) == name]
+        row: dict[str, Any] = {"algorithm": name}
+        for phase in ("offline", "online"):
+            rates = [run[f"{phase}_seconds"] / run[f"{phase}_steps"] for run in group if run[f"{phase}_steps"]]
+            row[f"{phase}: ms per step"] = f"{1000 * np.mean(rates):.2f}" if rates else ""
+        row["`predict`, one observation: us"] = f"{np.median([run['acting_us'] for run in group]):.0f}"
+        row["threads"] = group[0]["threads"]
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
+
+
+def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
+    """
+    :param frame: the records of the speed suite
+    :param folder: where the plots go
+    :return: Markdown: a table per device, number of threads and figure, with ratios
+    """
+    parts = ["## Speed"]
+    if (frame["load_percent"] > 20).any():
+        parts.append("**Measured on a loaded machine: these figures mean little.**")
+    parts.append("Ratios say how many times as fast as the reference a system is, in the same run.")
+    for (device, threads), setting in frame.groupby(["device", "threads"], sort=False):
+        place = f"{device}, {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
+        training = setting[setting["what"] == "gradient step"]
+        parts += [f"### Gradient steps, {place}", ratio_table(training, steps_per_second=True)]
+        acting = setting[setting["what"] != "gradient step"]
+        for (what, batch), group in acting.groupby(["what", "batch"], sort=False):
+            parts += [f"### Acting, {place}: {what}, batch {batch}", ratio_table(group)]
+        name = f"speed_{device}_{threads}.png"
+        save(folder / name, draw_speed(training, place))
+        parts.append(f"![gradient steps, {place}]({name})")
+    return parts
+
+
+def ratio_table(group: "pd.DataFrame", steps_per_second: bool = False) -> str:
+    """
+    :param group: figures of one kind
+    :param steps_per_second: show the rate and not the time
+    :return: Markdown table; systems that draw candidates are compared with references that don't
+    """
+    import pandas as pd
+
+    plain = group[~(group["candidates"] > 1)] if "candidates" in group else group
+    references = {name: plain.loc[plain["system"] == name, "median_us"] for name in SPEED_REFERENCES}
+    rows = []
+    for _, figure in group.iterrows():
+        row: dict[str, Any] = {"system": figure["system"]}
+        if figure.get("candidates", 0) > 1:
+            row["system"] += f", {figure['candidates']:.0f} candidates"
+        if steps_per_second:
+            row["steps/s"] = f"{1e6 / figure['median_us']:.1f}"
+        else:
+            row |= {"median us": f"{figure['median_us']:.0f}", "95 % us": f"{figure['p95_us']:.0f}"}
+        for name, reference in references.items():
+            row[f"x {name}"] = f"{reference.iloc[-1] / figure['median_us']:.2f}" if len(reference) else ""
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
+
+
+def interquartile_mean(*samples: Any, axis: int = -1) -> Any:
+    """
+    :param samples: one array of scores per dataset, resampled independently by the bootstrap
+    :param axis: axis of the seeds
+    :return: mean of the middle half of all scores (Agarwal et al. 2021)
+    """
+    from scipy.stats import trim_mean
+
+    return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+
+def aggregate(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """
+    :param runs: records of one algorithm
+    :return: interquartile mean of the scores and its 95 % bootstrap confidence interval, stratified by dataset; the
+        interval is not a number where a dataset has a single seed
+    """
+    from scipy.stats import bootstrap
+
+    groups = [
+        np.array([score_of(run) for run in runs if run["data"] == place]) for place in dict.fromkeys(r["data"] for r in runs)
+    ]
+    mean = float(interquartile_mean(*groups))
+    if min(len(group) for group in groups) < 2:
+        return mean, float("nan"), float("nan")
+    result = bootstrap(groups, interquartile_mean, n_resamples=2000, method="percentile", random_state=0)
+    return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def draw_aggregate(runs: list[dict[str, Any]]) -> "Figure":
+    """
+    :param runs: records of one suite
+    :return: interquartile mean per algorithm
+    """
+    names = list(dict.fromkeys(label(run) for run in runs))
+    values = np.array([aggregate([run for run in runs if label(run) == name]) for name in names])
+    figure, axis = new_figure(height=1 + 0.5 * len(names))
+    axis.errorbar(values[:, 0], names, xerr=_bars(values), fmt="o", capsize=4)
+    axis.set(xlabel="interquartile mean (95 % bootstrap interval where there are several seeds)")
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.4)
+    return figure
+
+
+def _bars(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]])).clip(min=0)
+
+
+def draw_curves(runs: list[dict[str, Any]], title: str) -> "Figure":
+    """
+    :param runs: records of one dataset or environment
+    :param title: its name
+    :return: learning curves: mean over seeds, and their range
+    """
+    figure, axis = new_figure()
+    scored = all("score" in point for run in runs for point in run["curve"])
+    for name in dict.fromkeys(label(run) for run in runs):
+        group = [run for run in runs if label(run) == name]
+        offset = {"offline": 0, "online": group[0]["offline_steps"]}
+        steps = [offset[point["phase"]] + point["step"] for point in group[0]["curve"]]
+        values = np.array([[point["score" if scored else "return"] for point in run["curve"]] for run in group])
+        (line,) = axis.plot(steps, values.mean(axis=0), marker="o", label=f"{name} (seeds: {len(group)})")
+        axis.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color())
+        if group[0]["offline_steps"] and group[0]["online_steps"]:
+            axis.axvline(group[0]["offline_steps"], color="black", linestyle=":")
+    behaviour = runs[0].get("behaviour_score" if scored else "behaviour_return")
+    if behaviour is not None:
+        axis.axhline(behaviour, color="grey", linestyle="--", label="behaviour in the data")
+    unit = {(True, False): "gradient steps", (False, True): "environment steps"}
+    phases = bool(runs[0]["offline_steps"]), bool(runs[0]["online_steps"])
+    axis.set(
+        title=title,
+        xlabel=unit.get(phases, "gradient steps offline, then environment steps online"),
+        ylabel="normalized score" if scored else "return",
+    )
+    axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    return figure
+
+
+def draw_denoising(runs: list[dict[str, Any]]) -> "Figure":
+    """
+    :param runs: records of the denoising suite
+    :return: score and acting time by the number of steps
+    """
+    import ast
+
+    from sb3_consistency.benchmark.suites import STEPS_OPTION
+
+    def n_steps(run: dict[str, Any]) -> int:
+        return int(ast.literal_eval(run["options"])[STEPS_OPTION[run["algo"].lower().replace("_", "")]])
+
+    figure, axes = new_figure(n_columns=2)
+    what: list[tuple[str, Callable[[dict[str, Any]], float]]] = [
+        ("score", score_of),
+        ("predict, one observation (us)", lambda run: run["acting_us"]),
+    ]
+    for axis, (title, value) in zip(axes, what, strict=True):
+        for algo in dict.fromkeys(run["algo"] for run in runs):
+            group = [run for run in runs if run["algo"] == algo]
+            x = sorted({n_steps(run) for run in group})
+            axis.plot(x, [np.mean([value(r) for r in group if n_steps(r) == n]) for n in x], marker="o", label=algo)
+        axis.set(xlabel="network passes per action", ylabel=title, xscale="log", xticks=x, xticklabels=x)
+        axis.legend()
+    axes[1].set(yscale="log")
+    return figure
+
+
+def draw_speed(training: "pd.DataFrame", place: str) -> "Figure":
+    """
+    :param training: gradient step figures of one setting
+    :param place: name of the setting
+    :return: rates relative to SAC
+    """
+    sac = training.loc[training["system"] == "SAC", "median_us"].iloc[-1]
+    figure, axis = new_figure(height=1.5 + 0.35 * len(training))
+    bars = axis.barh(training["system"], sac / training["median_us"])
+    axis.bar_label(bars, fmt="%.2f", padding=3)
+    axis.axvline(1, color="grey", linestyle="--")
+    axis.set(xlabel="gradient steps per second, relative to SAC", title=place)
+    axis.invert_yaxis()
+    return figure
+
+
+def new_figure(n_columns: int = 1, height: float = 5.5) -> tuple["Figure", Any]:
+    """
+    :param n_columns: number of panels
+    :param height: height in inches
+    :return: figure and its panel or panels; drawn without a display
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8 if n_columns == 1 else 12, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, n_columns)
+
+
+def save(path: Path, figure: "Figure") -> None:
+    """
+    :param path: PNG to write
+    :param figure: figure
+    """
+    figure.savefig(path, dpi=120)

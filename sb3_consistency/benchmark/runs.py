@@ -1,0 +1,178 @@
+"""One training run of a benchmark: from a job to its record."""
+
+import ast
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_consistency.benchmark.records import provenance
+from sb3_consistency.common.score_logger import normalized_score
+from sb3_consistency.offline.opening import open_dataset
+from sb3_consistency.offline.record import find_algorithm
+from sb3_consistency.offline.wrappers import flatten_if_nested
+
+# evaluation environments start from these seeds, the same at every evaluation of every run with one seed
+EVALUATION_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    What to train on what; equal jobs give equal records, so a finished one is not run again.
+
+    :param suite: "offline", "online", "offline-to-online" or "denoising"
+    :param algo: name of an algorithm of this package, SB3 or sb3-contrib
+    :param options: its constructor arguments, as the text of a dict
+    :param data: Minari dataset, or the environment's id where there is none
+    :param seed: seed of the model; evaluations are seeded with it too
+    :param offline_steps: gradient steps on the dataset
+    :param online_steps: environment steps
+    :param episodes: episodes per evaluation
+    :param evaluations: evaluations per phase, evenly spread, the last at its end
+    """
+
+    suite: str
+    algo: str
+    options: str
+    data: str
+    seed: int
+    offline_steps: int
+    online_steps: int
+    episodes: int
+    evaluations: int
+
+    @property
+    def steps(self) -> int:
+        return self.offline_steps + self.online_steps
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Leave the global random states as they were: how often a run is evaluated must not change it."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with th.random.fork_rng():
+        yield
+    np.random.set_state(numpy_state)
+    random.setstate(python_state)
+
+
+class Evaluation(BaseCallback):
+    """
+    Evaluate the deterministic policy at evenly spread steps.
+
+    :param env: evaluation environments
+    :param job: the job that runs
+    :param phase: "offline" or "online"
+    :param report: told how many steps went by
+    """
+
+    def __init__(self, env: VecEnv, job: Job, phase: str, report: Callable[[int], None]) -> None:
+        super().__init__()
+        self.env, self.job, self.phase, self.report = env, job, phase, report
+        n_steps = job.offline_steps if phase == "offline" else job.online_steps
+        self.due = [round(n_steps * i / job.evaluations) for i in range(1, job.evaluations + 1)]
+        self.points: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.start = 0
+
+    def _on_training_start(self) -> None:
+        self.start = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.report(self.training_env.num_envs if self.phase == "online" else 1)
+        done = self.model.num_timesteps - self.start
+        if self.due and done >= self.due[0]:
+            del self.due[0]
+            began = time.perf_counter()
+            value = mean_return(self.model, self.env, self.job, deterministic=True)
+            self.points.append({"phase": self.phase, "step": done, "return": value})
+            self.seconds += time.perf_counter() - began
+        return True
+
+
+def mean_return(model: Any, env: VecEnv, job: Job, deterministic: bool) -> float:
+    """
+    :param model: trained model
+    :param env: evaluation environments
+    :param job: the job that runs
+    :param deterministic: whether to act deterministically
+    :return: mean return over the job's episodes, from the same initial states every time
+    """
+    env.seed(EVALUATION_SEED + job.seed)
+    with random_states_kept():
+        th.manual_seed(EVALUATION_SEED + job.seed)
+        returns = evaluate_policy(model, env, job.episodes, deterministic, return_episode_rewards=True)[0]
+    return float(np.mean(returns))
+
+
+def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: int | None = None) -> dict[str, Any]:
+    """
+    Train and evaluate.
+
+    :param job: what to run
+    :param report: told how many steps went by
+    :param threads: PyTorch threads; None for all
+    :return: the record: the job, final returns and scores, learning curve, times and versions
+    """
+    if threads is not None:
+        th.set_num_threads(threads)
+    options = ast.literal_eval(job.options)
+    cls = find_algorithm(job.algo)
+    source = open_dataset(job.data) if job.offline_steps else None
+
+    def make_env() -> gym.Env:
+        return flatten_if_nested(source.make_env() if source else gym.make(job.data))
+
+    # as many environments as episodes: all states of a time step go through the network at once
+    eval_env = make_vec_env(make_env, n_envs=job.episodes)
+    if job.offline_steps:
+        model: Any = cls.from_dataset(job.data, seed=job.seed, **options)
+    else:
+        model = cls("MlpPolicy", make_vec_env(make_env, seed=job.seed), seed=job.seed, **options)
+    curve, seconds = [], {}
+    for phase in [name for name, n in {"offline": job.offline_steps, "online": job.online_steps}.items() if n]:
+        callback = Evaluation(eval_env, job, phase, report)
+        began = time.perf_counter()
+        if phase == "offline":
+            model.pretrain(job.offline_steps, callback=callback)
+        else:
+            model.learn(job.online_steps, callback=callback)
+        seconds[f"{phase}_seconds"] = round(time.perf_counter() - began - callback.seconds, 1)
+        curve += callback.points
+    record = {**asdict(job), **seconds, "acting_us": acting_microseconds(model)}
+    record["behaviour_return"] = float(source.returns.mean()) if source else None
+    for name, deterministic in {"deterministic": True, "sampled": False}.items():
+        record[f"{name}_return"] = mean_return(model, eval_env, job, deterministic)
+    if source and source.reference_returns:
+        for name in ("deterministic", "sampled", "behaviour"):
+            record[f"{name}_score"] = round(normalized_score(record[f"{name}_return"], *source.reference_returns), 2)
+        for point in curve:
+            point["score"] = round(normalized_score(point["return"], *source.reference_returns), 2)
+    return {**record, "curve": curve, "threads": th.get_num_threads(), **provenance()}
+
+
+def acting_microseconds(model: Any, n_calls: int = 200) -> float:
+    """
+    :param model: any SB3 model
+    :param n_calls: calls to time
+    :return: median time of ``model.predict`` for one observation, in microseconds
+    """
+    obs = model.observation_space.sample()
+    seconds = []
+    with random_states_kept():
+        for _ in range(n_calls):
+            began = time.perf_counter()
+            model.predict(obs)
+            seconds.append(time.perf_counter() - began)
+    return round(1e6 * float(np.median(seconds)), 1)

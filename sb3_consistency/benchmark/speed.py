@@ -1,0 +1,236 @@
+"""The speed suite: every system in one run, interleaved, so that ratios hold even where absolute figures drift."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+from tqdm.auto import tqdm
+
+from sb3_consistency.benchmark.records import Records, provenance
+from sb3_consistency.offline.record import find_algorithm
+from sb3_consistency.offline.wrappers import SpacesOnlyEnv
+
+# Hopper's sizes
+OBSERVATION_SIZE, ACTION_SIZE = 11, 3
+WIDTHS = [256, 256, 256]
+BATCH_SIZE = 256
+ACTING_BATCHES = (1, 256)
+# above this share of busy time, other work on the machine would be measured too
+LOAD_LIMIT = 20.0
+# seconds of one turn of one system; long enough to make the clock and the caches not matter
+TURN = 0.3
+
+
+class System(NamedTuple):
+    """
+    Something to measure.
+
+    :param label: name in the tables
+    :param algo: algorithm
+    :param options: its constructor arguments
+    """
+
+    label: str
+    algo: str
+    options: dict[str, Any]
+
+
+def systems() -> list[System]:
+    """
+    :return: the systems of the suite; the first is what the ratios refer to
+    """
+    papers: dict[str, Any] = {"policy_kwargs": {"net_arch": WIDTHS, "layer_norm": False}}
+    silu: dict[str, Any] = {"policy_kwargs": {**papers["policy_kwargs"], "activation_fn": nn.SiLU}}
+    peers: dict[str, Any] = {"policy_kwargs": {"net_arch": WIDTHS}}
+    return [
+        System("SAC", "SAC", peers),
+        System("TD3", "TD3", peers),
+        System("ConsistencyBC", "ConsistencyBC", papers),
+        System("DiffusionBC (T = 5)", "DiffusionBC", papers),
+        System("ConsistencyAC", "ConsistencyAC", papers),
+        System("ConsistencyAC, SiLU", "ConsistencyAC", silu),
+        System("CPQL", "CPQL", papers),
+        System("CPQL, SiLU", "CPQL", silu),
+        *(System(f"DiffusionQL (T = {n})", "DiffusionQL", {**papers, "diffusion_steps": n}) for n in (5, 50, 100)),
+        System("DiffusionQL (T = 5), SiLU", "DiffusionQL", silu),
+    ]
+
+
+def build(system: System, device: str) -> Any:
+    """
+    :param system: what to build
+    :param device: device to build it on
+    :return: the model, with a replay buffer full of random transitions
+    """
+    env = DummyVecEnv([_random_env])
+    # SAC adds to its policy_kwargs
+    given = deepcopy(system.options)
+    options = {"buffer_size": 10_000, "batch_size": BATCH_SIZE, "seed": 0, "device": device, **given}
+    model = find_algorithm(system.algo)("MlpPolicy", env, **options)
+    model.set_logger(Logger(None, []))
+    rng = np.random.default_rng(0)
+    buffer = model.replay_buffer
+    for name, scale in {"observations": 1, "next_observations": 1, "actions": 0.3, "rewards": 1}.items():
+        array = getattr(buffer, name)
+        array[:] = np.clip(scale * rng.standard_normal(array.shape), -1, 1)
+    buffer.full, buffer.pos = True, 0
+    return model
+
+
+def _random_env() -> gym.Env:
+    return SpacesOnlyEnv(
+        spaces.Box(-1, 1, (OBSERVATION_SIZE,), np.float32),
+        spaces.Box(-1, 1, (ACTION_SIZE,), np.float32),
+    )
+
+
+def training_turn(model: Any, n_steps: int) -> float:
+    """
+    :param model: model to train
+    :param n_steps: gradient steps
+    :return: seconds per gradient step
+    """
+    _wait_for(model)
+    began = time.perf_counter()
+    model.train(n_steps, BATCH_SIZE)
+    _wait_for(model)
+    return (time.perf_counter() - began) / n_steps
+
+
+def acting_call(model: Any, batch: int, through: str) -> Callable[[], Any]:
+    """
+    :param model: model to act with
+    :param batch: number of observations
+    :param through: "predict" (SB3's whole path, arrays in and out) or "sampler" (tensors in and out)
+    :return: one call
+    """
+    obs = np.random.default_rng(0).uniform(-1, 1, (batch, OBSERVATION_SIZE)).astype(np.float32)
+    if through == "predict":
+        single = obs[0] if batch == 1 else obs
+        return lambda: model.predict(single)
+    tensor = th.as_tensor(obs, device=model.device)
+    model.policy.set_training_mode(False)
+
+    def call() -> None:
+        with th.no_grad():
+            model.policy._predict(tensor)
+
+    return call
+
+
+def _wait_for(model: Any) -> None:
+    if model.device.type == "cuda":
+        th.cuda.synchronize()
+
+
+def timed_calls(model: Any, call: Callable[[], Any], n: int) -> list[float]:
+    """
+    :param model: model that acts
+    :param call: one call
+    :param n: number of calls
+    :return: seconds of every call
+    """
+    seconds = []
+    for _ in range(n):
+        began = time.perf_counter()
+        call()
+        _wait_for(model)
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def candidate_counts(model: Any) -> tuple[int | None, ...]:
+    """
+    :param model: model that acts
+    :return: numbers of candidates to measure; None where there is no such option
+    """
+    return (1, 50) if getattr(model.policy, "use_critic", False) and hasattr(model.policy, "n_candidates") else (None,)
+
+
+def busy() -> float:
+    """
+    :return: share of busy processor time in one second in which this process sleeps, in percent
+    """
+    return float(psutil.cpu_percent(interval=1.0))
+
+
+def measure(records: Records, rounds: int, quick: bool = False, force: bool = False) -> None:
+    """
+    Measure training and acting of every system, with one and with all threads, on the CPU and on CUDA if there is any.
+
+    :param records: where to write the figures
+    :param rounds: turns of every system per figure
+    :param quick: shorter turns and the systems of up to 5 diffusion steps only
+    :param force: measure on a loaded machine, too
+    :raises RuntimeError: if the machine is loaded
+    """
+    load = busy()
+    if load > LOAD_LIMIT and not force:
+        raise RuntimeError(
+            f"The processors are {load:.0f} % busy (limit {LOAD_LIMIT:.0f} %): speeds measured now mean nothing. Stop the "
+            "other work, or measure all the same with --force (the report will say so)."
+        )
+    chosen = [s for s in systems() if not quick or s.options.get("diffusion_steps", 5) <= 5]
+    settings = [("cpu", n) for n in dict.fromkeys((1, th.get_num_threads()))]
+    settings += [("cuda", 1)] if th.cuda.is_available() else []
+    turn = TURN / 10 if quick else TURN
+    before = th.get_num_threads()
+    try:
+        for device, threads in settings:
+            th.set_num_threads(threads)
+            models = {system.label: build(system, device) for system in chosen}
+            common = {"device": device, "threads": threads, "load_percent": load, "rounds": rounds, **provenance()}
+            for figure in [*_training_figures(models, rounds, turn), *_acting_figures(models, rounds, turn)]:
+                records.append({**figure, **common})
+    finally:
+        th.set_num_threads(before)
+
+
+def _training_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterator[dict[str, Any]]:
+    n_steps = {}
+    for label, model in models.items():
+        training_turn(model, 3)  # warm up
+        n_steps[label] = max(1, min(64, round(turn / training_turn(model, 1))))
+    seconds: dict[str, list[float]] = {label: [] for label in models}
+    for _ in tqdm(range(rounds), desc="gradient steps", unit="round"):
+        for label, model in models.items():
+            seconds[label].append(training_turn(model, n_steps[label]))
+    for label, values in seconds.items():
+        yield {"system": label, "what": "gradient step", "batch": BATCH_SIZE, **_summary(values)}
+
+
+def _acting_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterator[dict[str, Any]]:
+    calls: dict[tuple[Any, ...], tuple[Any, int | None, Callable[[], Any]]] = {}
+    for label, model in models.items():
+        for through in ("predict", "sampler"):
+            for batch in ACTING_BATCHES:
+                for n_candidates in candidate_counts(model):
+                    calls[label, through, batch, n_candidates] = (model, n_candidates, acting_call(model, batch, through))
+    seconds: dict[tuple[Any, ...], list[float]] = {key: [] for key in calls}
+    for round_number in tqdm(range(rounds + 1), desc="acting", unit="round"):
+        for key, (model, n_candidates, call) in calls.items():
+            if n_candidates is not None:
+                model.policy.n_candidates = n_candidates
+            (once,) = timed_calls(model, call, 1)
+            if round_number > 0:  # the first round warms up
+                seconds[key] += timed_calls(model, call, max(1, min(100, round(turn / 4 / once))))
+    for (label, through, batch, n_candidates), values in seconds.items():
+        yield {"system": label, "what": through, "batch": batch, "candidates": n_candidates, **_summary(values)}
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    return {
+        "median_us": 1e6 * statistics.median(seconds),
+        "p95_us": 1e6 * float(np.percentile(seconds, 95)),
+        "samples": len(seconds),
+    }

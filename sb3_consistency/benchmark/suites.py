@@ -1,0 +1,166 @@
+"""The suites that train: which jobs they consist of, and running them in parallel, resumable processes."""
+
+import ast
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sb3_consistency.benchmark.records import Records
+from sb3_consistency.benchmark.runs import Job, execute
+
+OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL")
+ONLINE_ALGORITHMS = ("SAC", "TD3", "ConsistencyAC", "CPQL", "DiffusionQL")
+FINE_TUNED_ALGORITHMS = ("ConsistencyAC", "CPQL", "DiffusionQL")
+DATASETS = ("mujoco/hopper/medium-v0", "mujoco/halfcheetah/medium-v0", "mujoco/walker2d/medium-v0")
+ENVIRONMENTS = ("Pendulum-v1", "Hopper-v5")
+DENOISING_STEPS = (1, 2, 5, 10, 20)
+# the option that sets the number of network passes per action, in training and acting alike
+STEPS_OPTION = {"consistencybc": "sampling_steps", "diffusionbc": "diffusion_steps"}
+STEPS_OPTION |= {"consistencyac": "sampling_steps", "cpql": "sampling_steps", "diffusionql": "diffusion_steps"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "offline": {"algos": OFFLINE_ALGORITHMS, "data": DATASETS, "offline_steps": 100_000, "online_steps": 0},
+    "online": {"algos": ONLINE_ALGORITHMS, "data": ENVIRONMENTS, "offline_steps": 0, "online_steps": 100_000},
+    "offline-to-online": {
+        "algos": FINE_TUNED_ALGORITHMS,
+        "data": DATASETS,
+        "offline_steps": 100_000,
+        "online_steps": 50_000,
+    },
+    "denoising": {
+        "algos": ("ConsistencyBC", "DiffusionBC"),
+        "data": DATASETS[:1],
+        "offline_steps": 50_000,
+        "online_steps": 0,
+    },
+}
+
+_steps_done: "Synchronized[int] | None" = None
+
+
+def jobs_of(
+    suite: str,
+    algos: Sequence[str],
+    data: Sequence[str],
+    seeds: Sequence[int],
+    offline_steps: int,
+    online_steps: int,
+    options: str = "{}",
+    episodes: int = 10,
+    evaluations: int = 5,
+) -> list[Job]:
+    """
+    :param suite: name of the suite
+    :param algos: algorithms
+    :param data: Minari datasets, or environments of the online suite
+    :param seeds: seeds
+    :param offline_steps: gradient steps on the dataset
+    :param online_steps: environment steps
+    :param options: constructor arguments of all algorithms, as the text of a dict
+    :param episodes: episodes per evaluation
+    :param evaluations: evaluations per phase
+    :return: the jobs, all algorithms of one seed next to each other, so that an early stop leaves a comparison
+    :raises ValueError: if ``options`` is no dict, or an algorithm has no number of denoising steps
+    """
+    try:
+        given = dict(ast.literal_eval(options))
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(f"--options must be the text of a dict of plain values, got {options!r}.") from error
+    variants: dict[str, list[dict[str, Any]]] = {algo: [given] for algo in algos}
+    if suite == "denoising":
+        for algo in algos:
+            if algo.lower().replace("_", "") not in STEPS_OPTION:
+                raise ValueError(f"--algos: the denoising suite knows the steps of {sorted(STEPS_OPTION)}, not of {algo!r}.")
+            name = STEPS_OPTION[algo.lower().replace("_", "")]
+            variants[algo] = [{**given, name: n} for n in DENOISING_STEPS]
+    return [
+        Job(suite, algo, repr(variant), place, seed, offline_steps, online_steps, episodes, evaluations)
+        for seed in seeds
+        for place in data
+        for algo in algos
+        for variant in variants[algo]
+    ]
+
+
+def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[str]:
+    """
+    Run the jobs that have no record yet, each in a process of its own; the records are written as they come.
+
+    With more than one process each takes one thread: PyTorch's threads wait for each other busily, and become
+    hundreds of times slower when they outnumber the cores.
+
+    :param jobs: the jobs
+    :param folder: folder of the benchmark run
+    :param n_processes: processes at a time
+    :return: what went wrong, a line per failed job
+    """
+    records = Records(folder, "runs")
+    names = tuple(Job.__dataclass_fields__)
+    done = {tuple(record[name] for name in names) for record in records.read()}
+    waiting = [job for job in jobs if tuple(asdict(job).values()) not in done]
+    threads = 1 if n_processes > 1 else None
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers' own PyTorch when it starts
+    context = get_context("spawn")
+    counter = context.Value("q", 0)
+    failures: list[str] = []
+    with (
+        tqdm(total=sum(job.steps for job in waiting), unit="step", smoothing=0) as bar,
+        ProcessPoolExecutor(
+            n_processes, mp_context=context, max_tasks_per_child=1, initializer=_initialise, initargs=(counter,)
+        ) as pool,
+    ):
+        bar.set_description(f"0 of {len(waiting)} runs")
+        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job, threads): job for job in waiting}
+        pending = set(futures)
+        while pending:
+            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            bar.update(counter.value - bar.n)
+            for future in finished:
+                job = futures[future]
+                error = future.exception()
+                if error is None:
+                    records.append({**future.result(), "processes": n_processes})
+                else:
+                    failures.append(f"{job.algo} on {job.data}, seed {job.seed}: {error!r}")
+                    tqdm.write(f"failed: {failures[-1]}")
+                bar.set_description(f"{len(futures) - len(pending)} of {len(waiting)} runs")
+    return failures
+
+
+def _initialise(counter: "Synchronized[int]") -> None:
+    global _steps_done
+    _steps_done = counter
+
+
+def _work(job: Job, threads: int | None) -> dict[str, Any]:
+    progress = _Progress()
+    try:
+        return execute(job, progress, threads)
+    finally:
+        progress.flush()
+
+
+class _Progress:
+    """Adds to the shared counter now and then: taking its lock in every step would slow a step down."""
+
+    def __init__(self) -> None:
+        self.pending, self.last = 0, time.monotonic()
+
+    def __call__(self, n: int) -> None:
+        self.pending += n
+        if time.monotonic() - self.last > 0.5:
+            self.flush()
+
+    def flush(self) -> None:
+        if _steps_done is not None:
+            with _steps_done.get_lock():
+                _steps_done.value += self.pending
+        self.pending, self.last = 0, time.monotonic()
