@@ -44,13 +44,6 @@ def test_multimodality_of_the_default_loss(tmp_path):
     assert float(out.split("Gaussian policy: ")[1].split(", ")[1].split(" %")[0]) < 60
 
 
-def test_online_comparison(tmp_path):
-    run_example("03_online_vs_sac.py", "--steps", 200, "--algos", "CPQL", cwd=tmp_path)
-    assert len((tmp_path / "online.csv").read_text().splitlines()) == 10
-    assert (tmp_path / "online_Pendulum-v1.png").exists()
-    assert run_example("03_online_vs_sac.py", "--steps", 200, "--algos", "CPQL", cwd=tmp_path) == ""  # resumes
-
-
 @pytest.mark.parametrize(("algo", "cls"), [("sac", SAC), ("cpql", CPQL)])
 def test_record_command(algo, cls, minari_folder, tmp_path, capsys):
     options = {"policy_kwargs": {"net_arch": [8]}} if cls is SAC else SMALL

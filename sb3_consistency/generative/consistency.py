@@ -88,6 +88,8 @@ class ConsistencyModel(GenerativeModel):
     :param curriculum: first and last number of noise levels; None for the source's own:
         (10, 1280) for "ict", (2, 150) for "consistency"
     :param reconstruction_levels: size of the Karras grid that "reconstruction" draws its noise level from
+    :param sampling_share: share of the draws of "reconstruction" that fall on the levels at which :meth:`sample` evaluates
+        the model in its ``sampling_steps``; 0 is the source's own
     :param p_mean: mean of ln sigma in "ict"
     :param p_std: standard deviation of ln sigma in "ict"
     :param sigma_min: lowest noise level
@@ -109,6 +111,7 @@ class ConsistencyModel(GenerativeModel):
         loss_scaling: bool = False,
         curriculum: tuple[int, int] | None = None,
         reconstruction_levels: int = 40,
+        sampling_share: float = 0.5,
         p_mean: float = -1.1,
         p_std: float = 2.0,
         sigma_min: float = 0.002,
@@ -129,7 +132,10 @@ class ConsistencyModel(GenerativeModel):
         self.bc_loss = bc_loss
         self.metric = metric or ("pseudo_huber" if bc_loss == "ict" else "l2")
         self.loss_scaling = loss_scaling
+        if not 0 <= sampling_share <= 1:
+            raise ValueError(f"sampling_share must be in [0, 1], got {sampling_share}.")
         self.reconstruction_levels = reconstruction_levels
+        self.sampling_share = sampling_share
         self.p_mean, self.p_std = p_mean, p_std
         self.sigma_min, self.sigma_max, self.sigma_data, self.rho = sigma_min, sigma_max, sigma_data, rho
         if sampling_steps < 1:
@@ -214,11 +220,18 @@ class ConsistencyModel(GenerativeModel):
 
         See :meth:`GenerativeModel.loss` for the parameters.
         """
-        n = self.reconstruction_levels
-        level = (1 + (u[:, 0] * (n - 1)).floor()).clamp(max=n - 1)
-        sigma = karras_sigma(level, n, self.sigma_min, self.sigma_max, self.rho)
+        sigma = self._reconstruction_sigma(u[:, 0])
         prediction = self(x0 + sigma.unsqueeze(-1) * noise, sigma, cond)
         return (sigma**-2 + self.sigma_data**-2) * squared_error(prediction, x0)
+
+    def _reconstruction_sigma(self, u: th.Tensor) -> th.Tensor:
+        n, share = self.reconstruction_levels, self.sampling_share
+        grid = (self.sigma_min, self.sigma_max, self.rho)
+        # u below the share picks one of the sampler's levels, the rest of it one of the grid's above sigma_min
+        level = 1 + ((u - share) / max(1 - share, 1e-6) * (n - 1)).floor().clamp(0, n - 2)
+        # the sampler's levels are a Karras grid, too
+        step = 1 + (u / max(share, 1e-6) * self.sampling_steps).floor().clamp(max=self.sampling_steps - 1)
+        return th.where(u < share, karras_sigma(step, self.sampling_steps + 1, *grid), karras_sigma(level, n, *grid))
 
     def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
