@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_consistency.generative.consistency import ConsistencyModel, boundary_scalings, pseudo_huber, squared_error
 from sb3_consistency.generative.model import clamp_action
-from sb3_consistency.generative.networks import LnResnet, Mish, StackedCritic, StackedMlp
+from sb3_consistency.generative.networks import LnResnet, Mish, StackedCritic, StackedMlp, _MishFunction, make_network
 from sb3_consistency.generative.schedules import (
     consistency_curriculum,
     doubling_curriculum,
@@ -18,6 +18,7 @@ from sb3_consistency.generative.schedules import (
     sampling_sigmas,
     truncated_log_normal,
 )
+from tests.conftest import FixedNetwork
 
 
 def test_levels_ascend_from_sigma_min_to_sigma_max():
@@ -67,6 +68,27 @@ def test_identity_at_the_boundary(network):
     assert th.equal(model(x, th.full((16,), model.sigma_min), cond), x)
 
 
+@pytest.mark.parametrize("network", ["mlp", "ln_resnet"])
+@pytest.mark.parametrize("n_levels", [1, 3])
+def test_network_at_fixed_levels_equals_the_network(network, n_levels):
+    net = make_network(network, 2, 3, {"net_arch": [8, 8]}).double().eval()
+    levels, cond = th.arange(n_levels, dtype=th.float64) - 0.7, th.randn(5, 3, dtype=th.float64)
+    fixed = net.at_levels(tuple(levels.tolist()), cond)
+    for i in range(n_levels):
+        x = th.randn(5, 2, dtype=th.float64, requires_grad=True)
+        plain, fast = net(x, levels[i : i + 1], cond), fixed(x, i)
+        assert th.allclose(plain, fast, atol=1e-6)
+        grads = [th.autograd.grad(y.sum(), [x, *net.parameters()], retain_graph=True) for y in (plain, fast)]
+        assert all(th.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def test_one_step_sample_is_the_consistency_function_of_pure_noise():
+    model = ConsistencyModel(2, 3).double()
+    noise, cond = 0.1 * th.randn(1, 8, 2, dtype=th.float64), th.randn(8, 3, dtype=th.float64)
+    expected = model(80 * noise[0], th.full((8,), 80.0, dtype=th.float64), cond).clamp(-1, 1)
+    assert th.allclose(model.sample(noise, cond), expected)
+
+
 def test_scalings_reject_matrices():
     with pytest.raises(ValueError, match="one-dimensional"):
         boundary_scalings(th.ones(3, 1))
@@ -78,7 +100,7 @@ def test_one_row_of_sigma_equals_many():
     assert th.allclose(model(x, th.full((8,), 5.0), cond), model(x, th.full((1,), 5.0), cond), atol=1e-6)
 
 
-class GaussianDenoiser(nn.Module):
+class GaussianDenoiser(FixedNetwork):
     """
     Backbone for which the model equals x * gain(sigma): the exact consistency function or denoiser of N(0, s^2) data.
 
@@ -220,12 +242,13 @@ def test_bad_options_name_the_argument(kwargs):
 
 
 def test_mish_equals_pytorchs():
-    x = th.tensor([-100.0, -20, -1, 0, 1, 20, 50, 1000], dtype=th.float64, requires_grad=True)
+    # many enough for the form with a single exponential
+    x = th.tensor([-100.0, -20, -1, 0, 1, 20, 50, 1000], dtype=th.float64).repeat(1000).requires_grad_()
     ours, theirs = Mish()(x), nn.functional.mish(x)
     assert th.allclose(ours, theirs)
     grads = [th.autograd.grad(y.sum(), x)[0] for y in (ours, theirs)]
     assert th.allclose(*grads)
-    assert th.autograd.gradcheck(Mish(), th.randn(5, dtype=th.float64, requires_grad=True))
+    assert th.autograd.gradcheck(_MishFunction.apply, th.randn(5, dtype=th.float64, requires_grad=True))
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

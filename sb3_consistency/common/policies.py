@@ -253,9 +253,12 @@ class GenerativePolicy(BasePolicy):
 
         :param mode: True for training mode
         """
-        for name in self.trained_networks():
-            getattr(self, name).set_training_mode(mode)
-        self.training = mode
+        networks = [getattr(self, name) for name in self.trained_networks()]
+        # going through all modules takes as long as a small network's pass, and predict() asks for it every time
+        if self.training != mode or any(network.training != mode for network in networks):
+            for network in networks:
+                network.set_training_mode(mode)
+            self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         names = """

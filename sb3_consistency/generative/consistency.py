@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
-from sb3_consistency.generative.networks import make_network
+from sb3_consistency.generative.networks import ConditionalNetwork, make_network
 from sb3_consistency.generative.schedules import (
     consistency_curriculum,
     doubling_curriculum,
@@ -17,28 +17,27 @@ from sb3_consistency.generative.schedules import (
     truncated_log_normal,
 )
 
+Sigma = TypeVar("Sigma", th.Tensor, float)
 BC_LOSSES = ("ict", "consistency", "reconstruction")
 METRICS = ("l2", "pseudo_huber")
 
 
-def boundary_scalings(
-    sigma: th.Tensor, sigma_min: float = 0.002, sigma_data: float = 0.5
-) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+def boundary_scalings(sigma: Sigma, sigma_min: float = 0.002, sigma_data: float = 0.5) -> tuple[Sigma, Sigma, Sigma]:
     """
     Coefficients of f(x, sigma) = c_skip x + c_out F(c_in x, sigma) that force f(x, sigma_min) = x.
 
     Source: Song et al. 2023, appendix C.
 
-    :param sigma: noise level, (B,), in [sigma_min, sigma_max], in units of the data (actions scaled to [-1, 1])
+    :param sigma: noise level, (B,) or a number, in [sigma_min, sigma_max], in units of the data (actions in [-1, 1])
     :param sigma_min: lowest noise level
     :param sigma_data: standard deviation of the data
-    :return: c_skip, c_out, c_in, each (B,)
-    :raises ValueError: if ``sigma`` is not one-dimensional
+    :return: c_skip, c_out, c_in, each of the type of ``sigma``
+    :raises ValueError: if ``sigma`` is a tensor that is not one-dimensional
     """
-    if sigma.ndim != 1:
+    if isinstance(sigma, th.Tensor) and sigma.ndim != 1:
         raise ValueError(f"sigma must be one-dimensional, got shape {tuple(sigma.shape)}.")
     above = sigma - sigma_min
-    scale = th.sqrt(sigma**2 + sigma_data**2)
+    scale = (sigma**2 + sigma_data**2) ** 0.5
     return sigma_data**2 / (above**2 + sigma_data**2), sigma_data * above / scale, 1 / scale
 
 
@@ -141,7 +140,7 @@ class ConsistencyModel(GenerativeModel):
         if sampling_steps < 1:
             raise ValueError(f"sampling_steps must be at least 1, got {sampling_steps}.")
         self.sampling_steps = sampling_steps
-        self.network = make_network(network, action_dim, cond_dim, network_kwargs)
+        self.network: ConditionalNetwork = make_network(network, action_dim, cond_dim, network_kwargs)
 
     def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -242,10 +241,13 @@ class ConsistencyModel(GenerativeModel):
         See :meth:`GenerativeModel.sample` for the parameters.
         """
         sigmas = sampling_sigmas(noise.shape[0], self.sigma_min, self.sigma_max, self.rho)
-        x = clamp_action(self(self.sigma_max * noise[0], noise.new_full((1,), self.sigma_max), cond))
-        for tau, z in zip(sigmas[1:], noise[1:], strict=True):
-            renoised = x + math.sqrt(tau**2 - self.sigma_min**2) * z
-            x = clamp_action(self(renoised, noise.new_full((1,), tau), cond))
+        network = self.network.at_levels(tuple(map(math.log, sigmas)), cond)
+        x = self.sigma_max * noise[0]
+        for i, sigma in enumerate(sigmas):
+            if i > 0:
+                x = x + math.sqrt(sigma**2 - self.sigma_min**2) * noise[i]
+            c_skip, c_out, c_in = boundary_scalings(sigma, self.sigma_min, self.sigma_data)
+            x = clamp_action(th.add(c_skip * x, network(c_in * x, i), alpha=c_out))
         return x
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch as th
 
 from sb3_consistency.generative.consistency import squared_error
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
-from sb3_consistency.generative.networks import make_network
+from sb3_consistency.generative.networks import ConditionalNetwork, make_network
 from sb3_consistency.generative.schedules import BETA_SCHEDULES, diffusion_steps_taken
 
 SAMPLERS = ("ddpm", "ddim")
@@ -61,7 +61,7 @@ class DiffusionModel(GenerativeModel):
         # plain numbers for the sampler, whose steps are known; a table for the loss, whose steps are drawn
         self.alpha_bars = (1.0, *BETA_SCHEDULES[beta_schedule](diffusion_steps))
         self.register_buffer("alpha_bar", th.tensor(self.alpha_bars[1:]), persistent=False)
-        self.network = make_network(network, action_dim, cond_dim, network_kwargs)
+        self.network: ConditionalNetwork = make_network(network, action_dim, cond_dim, network_kwargs)
 
     def forward(self, x: th.Tensor, t: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -107,9 +107,10 @@ class DiffusionModel(GenerativeModel):
         """
         x = noise[0]
         steps = diffusion_steps_taken(self.diffusion_steps, noise.shape[0])
+        network = self.network.at_levels(tuple(float(t - 1) for t in steps), cond)
         for i, (t, s) in enumerate(pairwise((*steps, 0))):
             abar_t, abar_s = self.alpha_bars[t], self.alpha_bars[s]
-            eps = self(x, th.full((1,), t, device=x.device), cond)
+            eps = network(x, i)
             x0 = clamp_action((x - math.sqrt(1 - abar_t) * eps) / math.sqrt(abar_t))
             if s == 0:
                 return x0

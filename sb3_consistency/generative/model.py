@@ -35,6 +35,8 @@ def clamp_action(x: th.Tensor) -> th.Tensor:
     :param x: actions, any shape
     :return: clamped actions, the same shape
     """
+    if not th.is_grad_enabled():
+        return x.clamp(-1, 1)
     return _BoundedGradientClamp.apply(x)  # type: ignore[no-any-return,no-untyped-call]
 
 

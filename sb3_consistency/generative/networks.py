@@ -1,7 +1,8 @@
 """Networks: noise-level embedding, the two actor backbones, and the stacked critic."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -41,8 +42,8 @@ class Mish(nn.Module):
     """Mish activation x tanh(softplus(x)) (Misra 2019), equal to ``torch.nn.Mish`` and faster on CPUs."""
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        if th.compiler.is_compiling():
-            return F.mish(x)  # the compiler fuses the plain form
+        if th.compiler.is_compiling() or x.numel() <= 4096:
+            return F.mish(x)  # the compiler fuses the plain form; for few numbers the calls cost more than the arithmetic
         return _MishFunction.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -66,9 +67,8 @@ class NoiseLevelEmbedding(nn.Module):
 
     def __init__(self, dim: int = 16, scale: float = 1.0) -> None:
         super().__init__()
-        half = dim // 2
-        frequencies = scale * th.exp(-math.log(10_000) / (half - 1) * th.arange(half))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.scale = scale
+        self.register_buffer("frequencies", sinusoid_frequencies(dim // 2, scale), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), Mish(), nn.Linear(2 * dim, dim))
 
     def forward(self, level: th.Tensor) -> th.Tensor:
@@ -76,8 +76,40 @@ class NoiseLevelEmbedding(nn.Module):
         :param level: noise levels as the network is to see them, (B,)
         :return: embedding, (B, dim)
         """
-        angles = level.unsqueeze(-1) * self.frequencies
-        return self.mlp(th.cat([angles.sin(), angles.cos()], dim=-1))  # type: ignore[no-any-return]
+        return self.mlp(sinusoids(level, self.frequencies))  # type: ignore[no-any-return]
+
+    def constant(self, levels: tuple[float, ...]) -> th.Tensor:
+        """
+        :param levels: noise levels that are known numbers
+        :return: embedding, (len(levels), dim); all of it that no parameter changes is computed only once
+        """
+        frequencies = self.frequencies
+        fixed = _fixed_sinusoids(levels, frequencies.shape[0], self.scale, frequencies.device, frequencies.dtype)
+        return self.mlp(fixed)  # type: ignore[no-any-return]
+
+
+def sinusoids(level: th.Tensor, frequencies: th.Tensor) -> th.Tensor:
+    """
+    :param level: noise levels, (B,)
+    :param frequencies: (h,)
+    :return: sines, then cosines, (B, 2 h)
+    """
+    angles = level.unsqueeze(-1) * frequencies
+    return th.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def sinusoid_frequencies(n: int, scale: float) -> th.Tensor:
+    """
+    :param n: how many
+    :param scale: factor of all of them
+    :return: scale exp(-i ln(1e4) / (n - 1)), (n,)
+    """
+    return scale * th.exp(-math.log(10_000) / (n - 1) * th.arange(n))
+
+
+@lru_cache
+def _fixed_sinusoids(levels: tuple[float, ...], n: int, scale: float, device: th.device, dtype: th.dtype) -> th.Tensor:
+    return sinusoids(th.tensor(levels), sinusoid_frequencies(n, scale)).to(device, dtype)
 
 
 def mlp_layers(dims: Sequence[int], activation_fn: type[nn.Module]) -> list[nn.Module]:
@@ -93,13 +125,14 @@ def mlp_layers(dims: Sequence[int], activation_fn: type[nn.Module]) -> list[nn.M
     return layers[:-1]
 
 
-class _ConditionalNetwork(nn.Module):
+class ConditionalNetwork(nn.Module):
     """Layers on concat(x, embedding of the noise level, condition); subclasses build ``layers``."""
 
     layers: nn.Sequential
 
-    def __init__(self, embedding_dim: int, embedding_scale: float) -> None:
+    def __init__(self, x_dim: int, cond_dim: int, embedding_dim: int, embedding_scale: float) -> None:
         super().__init__()
+        self.input_sizes = [x_dim, embedding_dim, cond_dim]
         self.embedding = NoiseLevelEmbedding(embedding_dim, embedding_scale)
 
     def forward(self, x: th.Tensor, level: th.Tensor, cond: th.Tensor) -> th.Tensor:
@@ -112,8 +145,35 @@ class _ConditionalNetwork(nn.Module):
         embedding = self.embedding(level).expand(x.shape[0], -1)
         return self.layers(th.cat([x, embedding, cond], dim=-1))  # type: ignore[no-any-return]
 
+    def at_levels(self, levels: tuple[float, ...], cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+        """
+        The network with its noise levels and condition fixed, as a sampler calls it.
 
-class ConditionalMlp(_ConditionalNetwork):
+        The embedding of a fixed level is a constant and goes into the first layer's bias, and the condition passes
+        through the first layer only once, so a call costs one plain MLP pass.
+
+        :param levels: the S levels that will be used
+        :param cond: condition, (B, cond_dim)
+        :return: function of (x (B, x_dim), number of the level), equal to :meth:`forward` at that level
+        """
+        first, *rest = self.layers
+        assert isinstance(first, nn.Linear)
+        x_weight, level_weight, cond_weight = th.split(first.weight, self.input_sizes, dim=1)
+        biases = F.linear(self.embedding.constant(levels), level_weight, first.bias)
+        # with one level, its bias is added in the same product
+        single = len(levels) == 1
+        fixed = F.linear(cond, cond_weight, biases[0] if single else None)
+
+        def evaluate(x: th.Tensor, i: int) -> th.Tensor:
+            h = th.addmm(fixed if single else fixed + biases[i], x, x_weight.T)
+            for layer in rest:
+                h = layer(h)
+            return h
+
+        return evaluate
+
+
+class ConditionalMlp(ConditionalNetwork):
     """
     MLP on concat(x, embedding of the noise level, condition).
 
@@ -136,7 +196,7 @@ class ConditionalMlp(_ConditionalNetwork):
         embedding_dim: int = 16,
         embedding_scale: float = 1.0,
     ) -> None:
-        super().__init__(embedding_dim, embedding_scale)
+        super().__init__(x_dim, cond_dim, embedding_dim, embedding_scale)
         self.layers = nn.Sequential(*mlp_layers([x_dim + embedding_dim + cond_dim, *net_arch, x_dim], activation_fn))
 
 
@@ -151,7 +211,7 @@ class _ResidualBlock(nn.Module):
         return x + self.layers(x)  # type: ignore[no-any-return]
 
 
-class LnResnet(_ConditionalNetwork):
+class LnResnet(ConditionalNetwork):
     """
     Residual network with layer normalisation, the alternative backbone of Ding & Jin's ablation.
 
@@ -176,7 +236,7 @@ class LnResnet(_ConditionalNetwork):
         embedding_dim: int = 16,
         embedding_scale: float = 1.0,
     ) -> None:
-        super().__init__(embedding_dim, embedding_scale)
+        super().__init__(x_dim, cond_dim, embedding_dim, embedding_scale)
         if len(net_arch) == 0 or len(set(net_arch)) != 1:
             raise ValueError(f"network='ln_resnet' needs a net_arch with one width, once per block, got {list(net_arch)}.")
         width = net_arch[0]
@@ -189,10 +249,10 @@ class LnResnet(_ConditionalNetwork):
         )
 
 
-NETWORKS: Mapping[str, type[nn.Module]] = {"mlp": ConditionalMlp, "ln_resnet": LnResnet}
+NETWORKS: Mapping[str, Callable[..., ConditionalNetwork]] = {"mlp": ConditionalMlp, "ln_resnet": LnResnet}
 
 
-def make_network(name: str, x_dim: int, cond_dim: int, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
+def make_network(name: str, x_dim: int, cond_dim: int, kwargs: Mapping[str, Any] | None = None) -> ConditionalNetwork:
     """
     :param name: "mlp" or "ln_resnet"
     :param x_dim: size of the noisy input and of the output

@@ -1,6 +1,7 @@
 """Noise levels and curricula. Levels ascend: level 0 is sigma_min, level n - 1 is sigma_max."""
 
 import math
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from operator import mul
 
@@ -67,6 +68,7 @@ def truncated_log_normal(u: th.Tensor, mean: float, std: float, sigma_min: float
     return sigma.clamp(sigma_min, sigma_max)
 
 
+@lru_cache
 def sampling_sigmas(n_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> tuple[float, ...]:
     """
     The noise levels at which an ``n_steps``-step consistency sampler evaluates the model, highest first.
@@ -145,6 +147,7 @@ def cosine_alpha_bars(n_steps: int, offset: float = 0.008, beta_limit: float = 0
 BETA_SCHEDULES = {"vp": vp_alpha_bars, "cosine": cosine_alpha_bars}
 
 
+@lru_cache
 def diffusion_steps_taken(n_steps: int, n_taken: int) -> tuple[int, ...]:
     """
     The steps at which a sampler evaluates a diffusion model, highest first: evenly spaced, step T among them.
