@@ -614,4 +614,4 @@ def test_flat_action_dimensions_are_refused():
 def test_continued_offline_learning_continues_the_decay():
     model = ConsistencyBC("MlpPolicy", dataset=make_arrays(), **SMALL).learn(64)
     model.learn(64, reset_num_timesteps=False)
-    assert model.actor.optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3)
+    assert model.actor.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 3e-3)

@@ -22,8 +22,9 @@ class ConsistencyBC(ConsistencyPolicyMixin):
 
     Differences from the released code: the loss is improved consistency training (iCT) by default, because the
     paper's needs far more than 100k steps (``bc_loss="consistency", consistency_ema_decay=0.999`` is close to it);
-    the curriculum runs over the whole training; the loss is not clamped; two steps are {80, 2.52}, not {80, 2};
-    the network has CM's input scaling c_in and a smooth log-noise embedding; the learning rate starts at 1e-3 and
+    the curriculum runs over the whole training and ends at 160 levels; the loss is not clamped; two steps are {80, 2.52},
+    not {80, 2};
+    the network has CM's input scaling c_in and a smooth log-noise embedding; the learning rate starts at 3e-3 and
     decays to 0 (3e-4, constant).
 
     :param sampling_steps: network evaluations K per action
@@ -39,7 +40,7 @@ class ConsistencyBC(ConsistencyPolicyMixin):
         self,
         policy: str | type[GenerativePolicy],
         env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule = 3e-3,
         *,
         sampling_steps: int = 1,
         bc_loss: str = "ict",

@@ -20,7 +20,7 @@ class DiffusionBC(DiffusionPolicyMixin):
 
     Needs data, no environment: ``learn(n)`` takes n gradient steps on the dataset.
 
-    Differences from the released code: the learning rate starts at 1e-3 and decays to 0, as for ConsistencyBC (3e-4,
+    Differences from the released code: the learning rate starts at 3e-3 and decays to 0, as for ConsistencyBC (3e-4,
     constant); no moving average of the actor; DDIM sampling with fewer steps is an option.
 
     :param diffusion_steps: number T of noise levels
@@ -36,7 +36,7 @@ class DiffusionBC(DiffusionPolicyMixin):
         self,
         policy: str | type[GenerativePolicy],
         env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule = 3e-3,
         *,
         diffusion_steps: int = 5,
         beta_schedule: str = "vp",

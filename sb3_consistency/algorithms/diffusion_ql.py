@@ -19,7 +19,8 @@ class DiffusionQL(DiffusionPolicyMixin, GenerativeActorCritic):
 
     Differences from the released code: predicted clean actions are clamped with the gradient projected at the bounds,
     not cut; the EMA actor follows from the first step; critics have LayerNorm
-    (``policy_kwargs=dict(layer_norm=False)`` switches it off); observations are standardised; no clipping or cosine
+    (``policy_kwargs=dict(layer_norm=False)`` switches it off); observations are standardised; the actor's learning rate is
+    1e-3 (3e-4); no clipping or cosine
     decay unless asked for; DDIM sampling with fewer steps is an option; time-outs bootstrap.
 
     :param eta: weight of the Q term, a number or a function of the gradient step

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.type_aliases import Schedule, TensorDict
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm, LossFn
 from sb3_consistency.common.arguments import StepSchedule, at_step, check_range
@@ -35,6 +35,7 @@ class GenerativeActorCritic(GenerativeAlgorithm):
     :param actor_ema_decay: decay of that moving average per update
     :param actor_ema_interval: gradient steps between its updates
     :param actor_ema_start: gradient steps for which it just follows the actor
+    :param actor_learning_rate: learning rate of the actor; None for ``learning_rate``
     """
 
     #: weight of the behaviour-cloning term online from scratch
@@ -58,6 +59,7 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         actor_ema_decay: float = 0.995,
         actor_ema_interval: int = 1,
         actor_ema_start: int = 0,
+        actor_learning_rate: float | Schedule | None = 1e-3,
         **kwargs: Any,
     ) -> None:
         if actor_q not in ACTOR_Q:
@@ -85,7 +87,7 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         self.actor_ema_decay = actor_ema_decay
         self.actor_ema_interval = actor_ema_interval
         self.actor_ema_start = actor_ema_start
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, actor_learning_rate=actor_learning_rate, **kwargs)
 
     def losses(self) -> dict[str, LossFn]:
         return {"critic": self.critic_loss, "actor": self.actor_loss}

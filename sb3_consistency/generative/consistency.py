@@ -84,8 +84,8 @@ class ConsistencyModel(GenerativeModel):
     :param bc_loss: "ict" (improved consistency training), "consistency" (Ding & Jin) or "reconstruction" (CPQL)
     :param metric: distance of the two consistency losses, "l2" or "pseudo_huber"; None for the source's own
     :param loss_scaling: weight "consistency" by 100 / (sigma_{n+1} - sigma_n), Ding & Jin's ablation
-    :param curriculum: first and last number of noise levels; None for the source's own:
-        (10, 1280) for "ict", (2, 150) for "consistency"
+    :param curriculum: first and last number of noise levels; None for (10, 160) with "ict" (iCT ends at 1280, for far more
+        samples than a policy sees), (2, 150) with "consistency"
     :param reconstruction_levels: size of the Karras grid that "reconstruction" draws its noise level from
     :param sampling_share: share of the draws of "reconstruction" that fall on the levels at which :meth:`sample` evaluates
         the model in its ``sampling_steps``; 0 is the source's own
@@ -125,7 +125,7 @@ class ConsistencyModel(GenerativeModel):
             raise ValueError(f"metric must be None or one of {list(METRICS)}, got {metric!r}.")
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}.")
-        self.n_first, self.n_last = curriculum or ((10, 1280) if bc_loss == "ict" else (2, 150))
+        self.n_first, self.n_last = curriculum or ((10, 160) if bc_loss == "ict" else (2, 150))
         if not 2 <= self.n_first <= self.n_last:
             raise ValueError(f"curriculum must be (first, last) with 2 <= first <= last, got {curriculum}.")
         self.bc_loss = bc_loss
