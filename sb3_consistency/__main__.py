@@ -54,6 +54,38 @@ def record(args: argparse.Namespace) -> None:
     print(f"Recorded {dataset.total_steps} steps, {dataset.total_episodes} episodes: {args.dataset_id}")
 
 
+def add_export_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """
+    :param commands: sub-commands to add ``export`` to
+    """
+    parser = commands.add_parser("export", help="write a trained policy as ONNX, torch.export or TorchScript")
+    parser.add_argument("--algo", required=True, help="algorithm of the model: cpql, consistency_ac, ...")
+    parser.add_argument("--model", required=True, help="the .zip file that model.save() or rl-zoo3 wrote")
+    parser.add_argument("--output", required=True, help="file to write: .onnx, .pt2 (torch.export) or .pt (TorchScript)")
+    parser.add_argument("--noise-input", action="store_true", help="take noise as an input, instead of the fixed one")
+    parser.add_argument("--vec-normalize", help="the vecnormalize.pkl that belongs to the model, if it was trained with one")
+    parser.set_defaults(run=export)
+
+
+def export(args: argparse.Namespace) -> None:
+    """
+    Run the ``export`` command.
+
+    :param args: its arguments
+    """
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    from sb3_consistency.export import export_policy
+    from sb3_consistency.offline.record import find_algorithm
+    from sb3_consistency.offline.wrappers import SpacesOnlyEnv
+
+    model = find_algorithm(args.algo).load(args.model, device="cpu", custom_objects={"buffer_size": 1})
+    if args.vec_normalize:
+        env = DummyVecEnv([lambda: SpacesOnlyEnv(model.observation_space, model.action_space)])
+        model._vec_normalize_env = VecNormalize.load(args.vec_normalize, env)
+    print(f"Exported {export_policy(model, args.output, deterministic=not args.noise_input).resolve()}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """
     :param argv: arguments; those of the process when None
@@ -62,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sb3_consistency", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_record_parser(commands)
+    add_export_parser(commands)
     benchmark.add_parser(commands)
     args = parser.parse_args(argv)
     try:

@@ -1,10 +1,14 @@
 """The benchmark command: jobs, resuming, statistics, reports."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from sb3_consistency.__main__ import main
@@ -94,6 +98,20 @@ def test_jobs_resume_and_failures_leave_the_others_alone(dataset, tmp_path):
     assert done["algo"] == "CPQL" and done["threads"] == 1 and done["processes"] == 2
     assert run_jobs([good], tmp_path) == []
     assert len(Records(tmp_path, "runs").read()) == 1
+
+
+def test_workers_stop_with_a_killed_benchmark(dataset, tmp_path):
+    command = [sys.executable, "-m", "sb3_consistency", "benchmark", "offline", "--algos", "CPQL", "--datasets", DATA]
+    options = ["--options", TINY, "--steps", "1000000", "--evaluations", "1", "--folder", str(tmp_path)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while not (workers := [p for p in parent.children() if p.cpu_times().user > 4]):  # imports take 2 seconds of it
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 def test_interquartile_mean_and_its_interval():

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,9 @@ class _Progress:
         self.pending += n
         if time.monotonic() - self.last > 0.5:
             self.flush()
+            parent = parent_process()
+            if parent is not None and not parent.is_alive():
+                os._exit(1)  # nobody is left to write the record down
 
     def flush(self) -> None:
         if _steps_done is not None:

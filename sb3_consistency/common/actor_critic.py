@@ -66,9 +66,8 @@ class GenerativeActorCritic(GenerativeAlgorithm):
             raise ValueError(f"actor_q must be one of {ACTOR_Q}, got {actor_q!r}.")
         if target_policy not in TARGET_POLICIES:
             raise ValueError(f"target_policy must be one of {TARGET_POLICIES}, got {target_policy!r}.")
-        for name, weight in {"eta": eta, "alpha": alpha}.items():
-            if weight is not None and not callable(weight):
-                check_range(name, weight, 0)
+        check_range("eta", eta, 0)
+        check_range("alpha", alpha, 0)
         check_range("actor_ema_decay", actor_ema_decay, 0, 1)
         check_range("actor_ema_interval", actor_ema_interval, 1)
         check_range("actor_ema_start", actor_ema_start, 0)

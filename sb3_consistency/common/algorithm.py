@@ -96,10 +96,8 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         check_range("batch_size", batch_size, 1)
         check_range("target_update_interval", target_update_interval, 1)
         check_range("pretrain_steps", pretrain_steps, 0)
-        if max_grad_norm is not None:
-            check_range("max_grad_norm", max_grad_norm, 0, open_low=True)
-        if offline_fraction is not None and not callable(offline_fraction):
-            check_range("offline_fraction", offline_fraction, 0, 1)
+        check_range("max_grad_norm", max_grad_norm, 0, open_low=True)
+        check_range("offline_fraction", offline_fraction, 0, 1)
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
@@ -358,6 +356,12 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         if self._reference_returns is not None and not isinstance(self._logger, ScoreLogger):
             self._logger: Logger = ScoreLogger(self._logger, *self._reference_returns)
         return super()._init_callback(callback, progress_bar)
+
+    def export(self, path: str | pathlib.Path, deterministic: bool = True) -> pathlib.Path:
+        """Write the actor as ONNX, ``torch.export`` or TorchScript; see :func:`sb3_consistency.export.export_policy`."""
+        from sb3_consistency.export import export_policy
+
+        return export_policy(self, path, deterministic)
 
     def _excluded_save_params(self) -> list[str]:
         networks = self.policy.network_names()

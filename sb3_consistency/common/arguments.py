@@ -109,15 +109,17 @@ def at_step(schedule: StepSchedule, step: int) -> float:
     return float(schedule(step)) if callable(schedule) else float(schedule)
 
 
-def check_range(name: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
+def check_range(name: str, value: Any, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
     """
     :param name: name of the argument, for the message
-    :param value: its value
+    :param value: its value; None (not set) and schedules pass
     :param low: lowest value allowed
     :param high: highest value allowed
     :param open_low: whether ``low`` itself is not allowed
     :raises ValueError: if the value is outside
     """
+    if value is None or callable(value):
+        return
     if not (low < value <= high if open_low else low <= value <= high):
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}.")
 

@@ -240,7 +240,8 @@ class ConsistencyModel(GenerativeModel):
 
         See :meth:`GenerativeModel.sample` for the parameters.
         """
-        sigmas = sampling_sigmas(noise.shape[0], self.sigma_min, self.sigma_max, self.rho)
+        # len, and not shape[0]: the number of steps stays a number when a policy is traced
+        sigmas = sampling_sigmas(len(noise), self.sigma_min, self.sigma_max, self.rho)
         network = self.network.at_levels(tuple(map(math.log, sigmas)), cond)
         x = self.sigma_max * noise[0]
         for i, sigma in enumerate(sigmas):

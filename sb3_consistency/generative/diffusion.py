@@ -106,7 +106,8 @@ class DiffusionModel(GenerativeModel):
         See :meth:`GenerativeModel.sample` for the parameters.
         """
         x = noise[0]
-        steps = diffusion_steps_taken(self.diffusion_steps, noise.shape[0])
+        # len, and not shape[0]: the number of steps stays a number when a policy is traced
+        steps = diffusion_steps_taken(self.diffusion_steps, len(noise))
         network = self.network.at_levels(tuple(float(t - 1) for t in steps), cond)
         for i, (t, s) in enumerate(pairwise((*steps, 0))):
             abar_t, abar_s = self.alpha_bars[t], self.alpha_bars[s]

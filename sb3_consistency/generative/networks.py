@@ -42,8 +42,10 @@ class Mish(nn.Module):
     """Mish activation x tanh(softplus(x)) (Misra 2019), equal to ``torch.nn.Mish`` and faster on CPUs."""
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        if th.compiler.is_compiling() or x.numel() <= 4096:
-            return F.mish(x)  # the compiler fuses the plain form; for few numbers the calls cost more than the arithmetic
+        # compilers and exporters know the plain form; for few numbers the calls cost more than the arithmetic
+        exporting = th.compiler.is_compiling() or th.jit.is_tracing()  # type: ignore[no-untyped-call]
+        if exporting or x.numel() <= 4096:
+            return F.mish(x)
         return _MishFunction.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -67,7 +69,7 @@ class NoiseLevelEmbedding(nn.Module):
 
     def __init__(self, dim: int = 16, scale: float = 1.0) -> None:
         super().__init__()
-        self.scale = scale
+        self.n_frequencies, self.scale = dim // 2, scale
         self.register_buffer("frequencies", sinusoid_frequencies(dim // 2, scale), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), Mish(), nn.Linear(2 * dim, dim))
 
@@ -84,7 +86,7 @@ class NoiseLevelEmbedding(nn.Module):
         :return: embedding, (len(levels), dim); all of it that no parameter changes is computed only once
         """
         frequencies = self.frequencies
-        fixed = _fixed_sinusoids(levels, frequencies.shape[0], self.scale, frequencies.device, frequencies.dtype)
+        fixed = _fixed_sinusoids(levels, self.n_frequencies, self.scale, frequencies.device, frequencies.dtype)
         return self.mlp(fixed)  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,132 @@
+"""Exported policies act as the model does."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_consistency import CPQL, ConsistencyAC, DiffusionQL
+from sb3_consistency.__main__ import main
+from sb3_consistency.export import SUFFIXES, ExportedPolicy
+from tests.conftest import SMALL, VectorEnv, make_arrays
+
+onnxruntime = pytest.importorskip("onnxruntime")
+SPACE = spaces.Box(np.array([-1.0, -2.0], np.float32), np.array([3.0, 5.0], np.float32))
+
+
+def run(path, inputs, names=("observation",)):
+    if path.suffix == ".pt":
+        return th.jit.load(path)(*inputs).detach().numpy()
+    if path.suffix == ".pt2":
+        return th.export.load(path).module()(*inputs).detach().numpy()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options)
+    return session.run(["action"], {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+
+
+def trained(cls, env, **kwargs):
+    model = cls("MlpPolicy", env, **{**SMALL, **kwargs})
+    model.load_dataset(make_arrays(action_dim=2))
+    return model.pretrain(20)
+
+
+# writing ONNX takes seconds: once per kind of model
+CASES = [
+    (CPQL, {}, ".onnx"),
+    (DiffusionQL, {"sampling_steps": 3}, ".onnx"),
+    *((cls, {}, suffix) for cls in (CPQL, ConsistencyAC, DiffusionQL) for suffix in (".pt2", ".pt")),
+    (CPQL, {"policy_kwargs": {"network": "ln_resnet", "net_arch": [16, 16]}}, ".pt2"),
+]
+
+
+@pytest.mark.parametrize(("cls", "kwargs", "suffix"), CASES)
+def test_deterministic_export_equals_predict_for_any_batch(cls, kwargs, suffix, tmp_path):
+    model = trained(cls, VectorEnv(action_space=SPACE), **kwargs)
+    path = model.export(tmp_path / f"policy{suffix}")
+    for batch in (1, 2, 7):
+        obs = np.random.default_rng(batch).uniform(-1, 1, (batch, 3)).astype(np.float32)
+        expected = model.predict(obs, deterministic=True)[0]
+        np.testing.assert_allclose(run(path, [th.as_tensor(obs)]), expected, atol=1e-5 * 7)  # 1e-5 of the range
+    assert len(np.unique(expected.round(3), axis=0)) > 1
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_noise_is_an_input_of_a_stochastic_export(suffix, tmp_path):
+    model = trained(ConsistencyAC, VectorEnv(action_space=SPACE), n_candidates=1)
+    path = model.export(tmp_path / f"policy{suffix}", deterministic=False)
+    obs = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    th.manual_seed(3)
+    expected = model.predict(obs)[0]
+    th.manual_seed(3)
+    noise = th.randn(2, 5, 2).transpose(0, 1).contiguous()
+    np.testing.assert_allclose(run(path, [th.as_tensor(obs), noise], ["observation", "noise"]), expected, atol=7e-5)
+
+
+def test_vec_normalize_goes_into_the_file(tmp_path):
+    env = VecNormalize(DummyVecEnv([lambda: VectorEnv(action_space=SPACE)]), clip_obs=0.8)
+    model = CPQL("MlpPolicy", env, learning_starts=10, **SMALL).learn(40)
+    path = model.export(tmp_path / "policy.pt2")
+    obs = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    expected = model.predict(env.normalize_obs(obs), deterministic=True)[0]
+    np.testing.assert_allclose(run(path, [th.as_tensor(obs)]), expected, atol=7e-5)
+    assert not np.allclose(model.predict(obs, deterministic=True)[0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_dict_observations_and_shaped_actions(suffix, tmp_path):
+    space = spaces.Dict({"b": spaces.Box(-1, 1, (3,), np.float32), "a": spaces.Discrete(4)})
+    env = VectorEnv(observation_space=space, action_space=spaces.Box(-1, 2, (2, 2), np.float32))
+    model = CPQL("MultiInputPolicy", env, learning_starts=10, **SMALL).learn(30)
+    path = model.export(tmp_path / f"policy{suffix}")
+    rows = [space.sample() for _ in range(4)]
+    batch = {key: np.stack([row[key] for row in rows]) for key in space}
+    names = ExportedPolicy(model.actor).input_names()
+    actions = run(path, [th.as_tensor(batch[name]) for name in names], names)
+    assert actions.shape == (4, 2, 2)
+    np.testing.assert_allclose(actions, model.predict(batch, deterministic=True)[0], atol=3e-5)
+
+
+def test_exporting_leaves_the_model_as_it_was(tmp_path):
+    model = trained(CPQL, VectorEnv(action_space=SPACE))
+    model.policy.set_training_mode(True)
+    model.export(tmp_path / "policy.pt2")
+    assert model.actor.training and model.actor.device == model.device
+    model.pretrain(3)
+
+
+def test_bad_exports_are_refused(tmp_path):
+    model = trained(CPQL, VectorEnv(action_space=SPACE))
+    with pytest.raises(ValueError, match=r"\.onnx"):
+        model.export(tmp_path / "policy.zip")
+    SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).save(tmp_path / "sac")
+    assert main(["export", "--algo", "sac", "--model", str(tmp_path / "sac"), "--output", "x.pt2"]) == 1
+
+
+def test_export_command_and_the_control_loop_without_torch(tmp_path, capsys):
+    CPQL("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "model")
+    policy = tmp_path / "policy.onnx"
+    assert main(["export", "--algo", "cpql", "--model", str(tmp_path / "model"), "--output", str(policy)]) == 0
+    assert "Exported" in capsys.readouterr().out
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['stable_baselines3'] = None\n"
+        "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "examples/03_onnx_control.py",
+        str(policy),
+        "--env",
+        "Pendulum-v1",
+        "--episodes",
+        "1",
+    ]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "return" in out
