@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from sb3_consistency.benchmark import command as benchmark
+from sb3_consistency.zoo import commands as zoo
 
 
 def add_record_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -59,13 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments; those of the process when None
     :return: exit status
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_consistency", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sb3-consistency", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_record_parser(commands)
     benchmark.add_parser(commands)
-    args = parser.parse_args(argv)
+    zoo.add_parsers(commands)
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.run is not zoo.run:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        args.run(args)
+        if args.run is zoo.run:
+            zoo.run(args.command, rest)
+        else:
+            args.run(args)
     except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
