@@ -1,10 +1,11 @@
-"""The command line: ``python -m sb3_consistency COMMAND``."""
+"""The command line: ``python -m sb3_consistency COMMAND``, or ``sb3-consistency COMMAND``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from sb3_consistency.benchmark import command as benchmark
+from sb3_consistency.offline.episodes import DatasetError
 from sb3_consistency.zoo import commands as zoo
 
 
@@ -68,12 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and args.run is not zoo.run:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # a RuntimeError out of training needs its traceback, one of ours does not
+    runtime_error = DatasetError if args.run is zoo.run else RuntimeError
     try:
         if args.run is zoo.run:
             zoo.run(args.command, rest)
         else:
             args.run(args)
-    except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
+    except (ValueError, runtime_error, OSError, ImportError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

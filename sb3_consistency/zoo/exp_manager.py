@@ -75,6 +75,10 @@ class GenerativeExperimentManager(ExperimentManager):
         elif self.dataset is not None or self.pretrain_steps is not None:
             raise ValueError(f"dataset: {algo!r} does not learn from datasets; use one of {list(algorithm_names())}.")
         super().__init__(args, algo, env_id, *rest, config=config, **kwargs)  # type: ignore[misc]
+        ours = {"dataset": self.dataset, "pretrain_steps": self.pretrain_steps}
+        given = {key: value for key, value in ours.items() if value is not None}
+        if given:
+            self.custom_hyperparams = {**(self.custom_hyperparams or {}), **given}
 
     @property
     def _offline_only(self) -> bool:
@@ -91,18 +95,15 @@ class GenerativeExperimentManager(ExperimentManager):
             self.env_name, self.trial_id = env_name, trial_id
         hyperparams = Hyperparams(found)
         if self.storage and self.study_name and trial_id is not None:
-            print("Loading from Optuna study...")
-            hyperparams.update(self.load_trial(self.storage, self.study_name, trial_id))
+            found_by_tuning = self.load_trial(self.storage, self.study_name, trial_id)
+            print(f"Hyperparameters of trial {trial_id} of {self.study_name}: {found_by_tuning}")
+            hyperparams.update(found_by_tuning)
             # the command line has the last word
             dict.update(hyperparams, self.custom_hyperparams or {})
-        if self.dataset is not None:
-            hyperparams["dataset"] = self.dataset
-            if "env_wrapper" not in hyperparams and needs_flattening(env_name.gym_id, self.env_kwargs):
-                hyperparams["env_wrapper"] = FLATTEN
-        if self.pretrain_steps is not None:
-            hyperparams["pretrain_steps"] = self.pretrain_steps
         if "dataset" in hyperparams:
             hyperparams["dataset"] = split_dataset(hyperparams["dataset"])
+            if "env_wrapper" not in hyperparams and needs_flattening(env_name.gym_id, self.env_kwargs):
+                hyperparams["env_wrapper"] = FLATTEN
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
 
     def _section(self) -> str:

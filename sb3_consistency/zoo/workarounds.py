@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -44,8 +45,8 @@ def import_push_to_hub() -> Any:
 
     :return: the module
     """
-    import huggingface_sb3.push_to_hub as library
-
+    # the package hides its module behind a function of the same name
+    library: Any = import_module("huggingface_sb3.push_to_hub")
     if not hasattr(library, "generate_metadata") and hasattr(library, "_generate_metadata"):
         library.generate_metadata = lambda *args: library._generate_metadata(*args).to_dict()
     import rl_zoo3.push_to_hub
