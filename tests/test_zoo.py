@@ -209,7 +209,7 @@ def test_environments_of_the_files_run(name):
     try:
         env = gym.make(name)
     except Exception as error:  # whatever the simulator raises: no Box2D, MuJoCo too new for Pusher-v4 and FrankaKitchen
-        pytest.skip(f"{type(error).__name__}: {error}")
+        pytest.skip(f"{name}: {error!r}")
     env.action_space.seed(0)
     env.reset(seed=0)
     for _ in range(100):
@@ -360,6 +360,17 @@ def test_dataset_through_keys(minari, tmp_path):
     zoo(*command, "--eval-freq", -1)
     model = load("cpql", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
     assert model._n_updates == 20 and model.offline_fraction(0.5) == 0.25
+
+
+def test_tracking_an_offline_run(minari, tmp_path, monkeypatch):
+    calls = []
+    run = SimpleNamespace(config=SimpleNamespace(setdefaults=calls.append))
+    wandb = SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    command = ["train", "--algo", "cpql", "--dataset", DATASET, "--pretrain-steps", 10, "-f", tmp_path, "--eval-freq", -1]
+    zoo(*command, "--track", *TINY)
+    assert calls[0]["sync_tensorboard"] and calls[0]["config"]["dataset"] == DATASET
+    assert list(tmp_path.glob("runs/*/Pendulum-v1/CPQL_pretrain_1/events*"))
 
 
 def test_environment_and_section_follow_from_the_dataset(minari, tmp_path, monkeypatch):
