@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +110,29 @@ def test_both_spellings_are_registered():
 
 def test_stand_in_for_requests_does_not_stay():
     assert getattr(sys.modules.get("requests"), "__file__", None) or "requests" not in sys.modules
+
+
+def test_cures_leave_the_healthy_alone(monkeypatch):
+    from huggingface_hub.errors import EntryNotFoundError
+    from rl_zoo3 import load_from_hub
+
+    from sb3_consistency.zoo import workarounds
+
+    for broken, wanted in ((KeyError, EntryNotFoundError), (Exception, Exception)):
+        monkeypatch.setattr(load_from_hub, "HTTPError", broken)
+        workarounds.import_load_from_hub()
+        assert load_from_hub.HTTPError is wanted
+    library = import_module("huggingface_sb3.push_to_hub")
+    monkeypatch.setattr(library, "generate_metadata", print, raising=False)
+    workarounds.import_push_to_hub()
+    assert library.generate_metadata is print
+
+
+def test_missing_rl_zoo3_names_the_extra():
+    code = "import sys; sys.modules['rl_zoo3'] = None; from sb3_consistency.__main__ import main; sys.exit(main(['train']))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "sb3-consistency[zoo]" in done.stderr
 
 
 def test_acting_needs_no_replay_buffer_and_forgets_no_size(tmp_path):

@@ -43,7 +43,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     :param argv: its arguments
     :raises ImportError: if rl-zoo3, or what the command needs, is not installed
     """
-    if command.startswith("record") or command in ("enjoy", "push-to-hub"):
+    if command in ("record-video", "record-training", "push-to-hub"):
         workarounds.render_offscreen()
     register()
     module = _import(COMMANDS[command][0])

@@ -42,7 +42,7 @@ class Hyperparams(dict[str, Any]):
         changes = dict(other, **kwargs)
         for key in NESTED:
             if key in changes and self.get(key):
-                changes[key] = {**_evaluated(self[key]), **changes[key]}
+                changes[key] = {**_evaluated(self[key]), **_evaluated(changes[key])}
         super().update(changes)
 
 
@@ -99,10 +99,11 @@ class GenerativeExperimentManager(ExperimentManager):
             print(f"Hyperparameters of trial {trial_id} of {self.study_name}: {found_by_tuning}")
             hyperparams.update(found_by_tuning)
             # the command line has the last word
-            dict.update(hyperparams, self.custom_hyperparams or {})
+            hyperparams.update(self.custom_hyperparams or {})
         if "dataset" in hyperparams:
             hyperparams["dataset"] = split_dataset(hyperparams["dataset"])
-            if "env_wrapper" not in hyperparams and needs_flattening(env_name.gym_id, self.env_kwargs):
+            env_kwargs = {**hyperparams.get("env_kwargs", {}), **self.env_kwargs}
+            if "env_wrapper" not in hyperparams and needs_flattening(env_name.gym_id, env_kwargs):
                 hyperparams["env_wrapper"] = FLATTEN
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes.util import find_library
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -104,9 +105,14 @@ def has_display() -> bool:
 
 
 def render_offscreen() -> None:
-    """Without a display MuJoCo renders through EGL, if it is told so before it is imported."""
-    if not has_display():
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    """Without a display MuJoCo renders through EGL or OSMesa, if it is told so before it is imported."""
+    if has_display() or "MUJOCO_GL" in os.environ:
+        return
+    for backend, library in {"egl": "EGL", "osmesa": "OSMesa"}.items():
+        # told of one that is not there, MuJoCo can't even be imported
+        if find_library(library):
+            os.environ["MUJOCO_GL"] = backend
+            return
 
 
 def require_pandas() -> None:
