@@ -61,19 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments; those of the process when None
     :return: exit status
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="sb3-consistency", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_record_parser(commands)
     benchmark.add_parser(commands)
     zoo.add_parsers(commands)
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.run is not zoo.run:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # rl-zoo3 parses its own arguments
+    in_zoo = bool(arguments) and arguments[0] in zoo.COMMANDS
+    args = None if in_zoo else parser.parse_args(arguments)
     # a RuntimeError out of training needs its traceback, one of ours does not
-    runtime_error = DatasetError if args.run is zoo.run else RuntimeError
+    runtime_error = DatasetError if in_zoo else RuntimeError
     try:
-        if args.run is zoo.run:
-            zoo.run(args.command, rest)
+        if args is None:
+            zoo.run(arguments[0], arguments[1:])
         else:
             args.run(args)
     except (ValueError, runtime_error, OSError, ImportError, AssertionError) as error:

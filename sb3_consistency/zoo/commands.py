@@ -28,11 +28,12 @@ COMMANDS = {
 
 def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """
+    List the zoo's commands in the help; :func:`run` takes their arguments as they are.
+
     :param commands: sub-commands to add the zoo's to
     """
     for name, (_, text) in COMMANDS.items():
-        parser = commands.add_parser(name, help=f"{text} [rl-zoo3]", add_help=False)
-        parser.set_defaults(run=run, command=name)
+        commands.add_parser(name, help=f"{text} [rl-zoo3]", add_help=False)
 
 
 def run(command: str, argv: Sequence[str]) -> None:
