@@ -1,10 +1,12 @@
-"""The command line: ``python -m sb3_consistency COMMAND``."""
+"""The command line: ``python -m sb3_consistency COMMAND``, or ``sb3-consistency COMMAND``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from sb3_consistency.benchmark import command as benchmark
+from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.zoo import commands as zoo
 
 
 def add_record_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -91,15 +93,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments; those of the process when None
     :return: exit status
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_consistency", description=__doc__)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="sb3-consistency", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_record_parser(commands)
     add_export_parser(commands)
     benchmark.add_parser(commands)
-    args = parser.parse_args(argv)
+    zoo.add_parsers(commands)
+    # rl-zoo3 parses its own arguments
+    in_zoo = bool(arguments) and arguments[0] in zoo.COMMANDS
+    args = None if in_zoo else parser.parse_args(arguments)
+    # a RuntimeError out of training needs its traceback, one of ours does not
+    runtime_error = DatasetError if in_zoo else RuntimeError
     try:
-        args.run(args)
-    except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
+        if args is None:
+            zoo.run(arguments[0], arguments[1:])
+        else:
+            args.run(args)
+    except (ValueError, runtime_error, OSError, ImportError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -36,7 +36,14 @@ def test_only_allowed_imports(place):
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper"), [("common", "algorithms"), ("offline", "common"), ("offline", "algorithms"), ("common", "__main__")]
+    ("lower", "upper"),
+    [
+        ("common", "algorithms"),
+        ("offline", "common"),
+        ("offline", "algorithms"),
+        ("common", "__main__"),
+        *((lower, "zoo") for lower in ("common", "offline", "algorithms", "generative", "benchmark")),
+    ],
 )
 def test_lower_layers_do_not_know_upper_ones(lower, upper):
     for path in (PACKAGE / lower).rglob("*.py"):
@@ -45,6 +52,12 @@ def test_lower_layers_do_not_know_upper_ones(lower, upper):
 
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, sb3_consistency; sb3_consistency.__version__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rl_zoo3_is_imported_only_by_registering():
+    # it changes Gymnasium
+    code = "import sys, sb3_consistency.zoo, sb3_consistency.__main__; sys.exit('rl_zoo3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

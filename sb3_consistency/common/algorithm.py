@@ -336,7 +336,7 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         remaining = (self._pretrain_end or 0) - self._n_updates
         if remaining > 0 and not self._pretrain(remaining, callback, 1000, f"{name}_pretrain", progress_bar):
             return self
-        if self.env is None:
+        if self.env is None or (total_timesteps == 0 and self._was_pretrained):
             return self
         self._begin_online()
         return super().learn(total_timesteps, callback, log_interval or 4, name, reset_num_timesteps, progress_bar)

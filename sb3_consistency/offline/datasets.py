@@ -44,6 +44,16 @@ class Segment(NamedTuple):
     share: float
 
 
+def fitting_policy(space: spaces.Space) -> str:
+    """
+    :param space: observation space
+    :return: name of the policy for it
+    """
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if isinstance(space, spaces.Box) and len(space.shape) == 3 else "MlpPolicy"
+
+
 class DatasetMixin(OffPolicyAlgorithm):
     """Adds :meth:`load_dataset` and :meth:`from_dataset` to an off-policy algorithm, and keeps its offline data."""
 
@@ -91,9 +101,7 @@ class DatasetMixin(OffPolicyAlgorithm):
         if not isinstance(env, VecEnv):
             env = flatten_if_nested(gym.make(env) if isinstance(env, str) else env)
         if policy is None:
-            space = env.observation_space
-            is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
-            policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy" if is_image else "MlpPolicy"
+            policy = fitting_policy(env.observation_space)
         model: Any = cls(policy, env, dataset=dataset, **kwargs)  # type: ignore[call-arg]
         model._constructor_dataset_loaded = True  # from the sources that are open already
         model.load_dataset(sources, **(model.dataset_kwargs or {}))

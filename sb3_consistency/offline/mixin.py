@@ -80,6 +80,11 @@ class OfflinePretrainingMixin(DatasetMixin):
             self._restore_online_timesteps()
             self._current_progress_remaining = 1.0
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether ``learn()`` has none of the constructor's ``pretrain_steps`` left to take."""
+        return self._n_updates >= (self.pretrain_steps if self._pretrain_end is None else self._pretrain_end)
+
     def _restore_online_timesteps(self) -> None:
         if self._online_timesteps is not None:
             self.num_timesteps, self._online_timesteps = self._online_timesteps, None

@@ -1,0 +1,231 @@
+"""rl-zoo3's experiment manager with our hyperparameter files, offline phase, schedules and merged policy_kwargs."""
+
+import argparse
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import rl_zoo3.exp_manager
+import yaml
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.exp_manager import ALGOS, ExperimentManager
+from rl_zoo3.utils import SimpleLinearSchedule, get_callback_list
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_consistency.offline.datasets import fitting_policy
+from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
+from sb3_consistency.zoo.registry import algorithm_names, canonical, default_config
+from sb3_consistency.zoo.schedules import LinearStepSchedule, parse_linear
+from sb3_consistency.zoo.workarounds import require_pandas
+
+# schedules of the progress remaining, and functions of the gradient step, that may be written "lin_<number>"
+PROGRESS_SCHEDULES = ("actor_learning_rate", "offline_fraction")
+STEP_SCHEDULES = ("eta", "alpha")
+# folder for what the offline phase writes when an online phase follows: both count their steps from 0
+PRETRAIN_FOLDER = "pretrain"
+
+
+# what update() merges
+NESTED = ("policy_kwargs", "replay_buffer_kwargs")
+
+
+class Hyperparams(dict[str, Any]):
+    """Hyperparameters whose ``policy_kwargs`` are merged by ``update``, not replaced: what is not tuned stays."""
+
+    def copy(self) -> "Hyperparams":
+        return Hyperparams(self)
+
+    def update(self, other: Any = (), /, **kwargs: Any) -> None:
+        changes = dict(other, **kwargs)
+        for key in NESTED:
+            if key in changes and self.get(key):
+                changes[key] = {**_evaluated(self[key]), **_evaluated(changes[key])}
+        super().update(changes)
+
+
+def _evaluated(kwargs: Any) -> Any:
+    """``policy_kwargs`` of a YAML file, which the zoo evaluates where its own module's names are known."""
+    return eval(kwargs, vars(rl_zoo3.exp_manager)) if isinstance(kwargs, str) else kwargs
+
+
+class GenerativeExperimentManager(ExperimentManager):
+    """
+    Serves all algorithms of the zoo; for those of this package it adds the offline phase.
+
+    :param args: parsed command line, with ``dataset``, ``pretrain_steps`` and ``hyperparams_id`` if our parser made it
+    :param algo: key of the algorithm
+    :param env_id: id of the environment
+    :param rest: see rl-zoo3's class
+    :param config: hyperparameter file; None for the default one
+    :param kwargs: see rl-zoo3's class
+    :raises ValueError: if a dataset is given for an algorithm that can't learn from it, or a file is missing
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, algo: str, env_id: str, *rest: Any, config: str | None = None, **kwargs: Any
+    ) -> None:
+        self.dataset = getattr(args, "dataset", None)
+        self.pretrain_steps: int | None = getattr(args, "pretrain_steps", None)
+        self.hyperparams_id: str | None = getattr(args, "hyperparams_id", None)
+        if canonical(algo) in algorithm_names():
+            config = config or str(default_config(algo, offline=self.dataset is not None))
+        elif self.dataset is not None or self.pretrain_steps is not None:
+            raise ValueError(f"dataset: {algo!r} does not learn from datasets; use one of {list(algorithm_names())}.")
+        super().__init__(args, algo, env_id, *rest, config=config, **kwargs)  # type: ignore[misc]
+        ours = {"dataset": self.dataset, "pretrain_steps": self.pretrain_steps}
+        given = {key: value for key, value in ours.items() if value is not None}
+        if given:
+            self.custom_hyperparams = {**(self.custom_hyperparams or {}), **given}
+
+    @property
+    def _offline_only(self) -> bool:
+        return bool(getattr(ALGOS[self.algo], "offline_only", False))
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        # rl-zoo3 takes trial 0 for no trial, and lets its policy_kwargs replace those of the file
+        trial_id, self.trial_id = self.trial_id, None
+        # it looks the section up under the environment's id
+        env_name, self.env_name = self.env_name, EnvironmentName(self._section())
+        try:
+            found, _ = super().read_hyperparameters()
+        finally:
+            self.env_name, self.trial_id = env_name, trial_id
+        hyperparams = Hyperparams(found)
+        if self.storage and self.study_name and trial_id is not None:
+            found_by_tuning = self.load_trial(self.storage, self.study_name, trial_id)
+            print(f"Hyperparameters of trial {trial_id} of {self.study_name}: {found_by_tuning}")
+            hyperparams.update(found_by_tuning)
+            # the command line has the last word
+            hyperparams.update(self.custom_hyperparams or {})
+        if "dataset" in hyperparams:
+            hyperparams["dataset"] = split_dataset(hyperparams["dataset"])
+            env_kwargs = {**hyperparams.get("env_kwargs", {}), **self.env_kwargs}
+            if "env_wrapper" not in hyperparams and needs_flattening(env_name.gym_id, env_kwargs):
+                hyperparams["env_wrapper"] = FLATTEN
+        return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _section(self) -> str:
+        """The key of the hyperparameter file to use; rl-zoo3 takes "default" if there is none of this name."""
+        names = _section_names(self.config)
+        if self.hyperparams_id is not None:
+            if names is not None and self.hyperparams_id not in names:
+                raise ValueError(
+                    f"hyperparams_id: {self.hyperparams_id!r} is not in {self.config}, which has {sorted(names)}."
+                )
+            return self.hyperparams_id
+        if self.dataset is not None:
+            wanted = dataset_key(self.dataset)
+            for name in names or ():
+                if dataset_key(name) == wanted:
+                    return name
+        return str(self.env_name.gym_id)
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        if self._offline_only and "pretrain_steps" in hyperparams:
+            # for these algorithms learn() is the offline phase
+            hyperparams["n_timesteps"] = hyperparams.pop("pretrain_steps")
+        hyperparams.setdefault("n_timesteps", 0)
+        unset = self.n_evaluations is None
+        processed = super()._preprocess_hyperparams(hyperparams)
+        if unset and self.optimize_hyperparameters and self.n_timesteps == 0:
+            self.n_evaluations = max(1, hyperparams.get("pretrain_steps", 0) // 100_000)
+        return processed
+
+    def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        for key in (*PROGRESS_SCHEDULES, *STEP_SCHEDULES):
+            if isinstance(hyperparams.get(key), str):
+                value, falls = parse_linear(key, hyperparams[key])
+                schedule: Any = value
+                if falls and key in PROGRESS_SCHEDULES:
+                    schedule = SimpleLinearSchedule(value)
+                elif falls:
+                    schedule = LinearStepSchedule(value, max(self._gradient_steps(hyperparams), 1))
+                hyperparams[key] = schedule
+        return super()._preprocess_schedules(hyperparams)
+
+    def _gradient_steps(self, hyperparams: dict[str, Any]) -> int:
+        """How many gradient steps the run takes, to schedule over them."""
+        n_timesteps = self.n_timesteps if self.n_timesteps > 0 else int(hyperparams["n_timesteps"])
+        if self._offline_only:
+            return n_timesteps
+        train_freq, gradient_steps = hyperparams.get("train_freq", 1), hyperparams.get("gradient_steps", 1)
+        collected = 1 if not isinstance(train_freq, int) else train_freq * hyperparams.get("n_envs", 1)
+        updates = n_timesteps if gradient_steps < 0 else n_timesteps * gradient_steps // collected
+        return int(hyperparams.get("pretrain_steps", 0) + updates)
+
+    def _preprocess_action_noise(
+        self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
+    ) -> dict[str, Any]:
+        if "policy" not in hyperparams:
+            hyperparams["policy"] = saved_hyperparams["policy"] = fitting_policy(env.observation_space)
+        return Hyperparams(super()._preprocess_action_noise(hyperparams, saved_hyperparams, env))
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        if canonical(self.algo) in algorithm_names():
+            # not the small one for acting
+            hyperparams.setdefault("buffer_size", None)
+        return super()._load_pretrained_agent(hyperparams, env)
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train; an offline phase that an online phase follows writes its evaluations and checkpoints to a folder of its own.
+
+        :param model: an initialised model
+        """
+        pretrain_first = self.n_timesteps > 0 and not self._offline_only and not getattr(model, "is_pretrained", True)
+        if pretrain_first and not self._finish_pretraining(model):
+            model.env.close()  # type: ignore[union-attr]
+            return
+        super().learn(model)
+
+    def _finish_pretraining(self, model: Any) -> bool:
+        """Take the offline phase; False if a callback or the user stopped it."""
+        callbacks = self._pretrain_callbacks()
+        try:
+            model.learn(0, callback=callbacks)
+        except KeyboardInterrupt:
+            for callback in callbacks[:1]:  # the progress bar
+                callback.on_training_end()
+            return False
+        return bool(model.is_pretrained)
+
+    def _pretrain_callbacks(self) -> list[Any]:
+        names = ("callbacks", "save_path", "eval_freq", "save_freq", "n_envs")
+        saved = {name: getattr(self, name) for name in names}
+        self.callbacks = get_callback_list({"callback": self.specified_callbacks})
+        self.save_path = os.path.join(self.save_path, PRETRAIN_FOLDER)
+        # these are per environment by now; a gradient step is one step
+        self.eval_freq, self.save_freq, self.n_envs = self.eval_freq * self.n_envs, self.save_freq * self.n_envs, 1
+        try:
+            self.create_callbacks()
+            return self.callbacks
+        finally:
+            for name, value in saved.items():
+                setattr(self, name, value)
+
+    def hyperparameters_optimization(self) -> None:
+        require_pandas()
+        original = rl_zoo3.exp_manager.TrialEvalCallback
+        pretrain_steps = self._hyperparams.get("pretrain_steps", 0)
+        if self.n_timesteps == 0 and pretrain_steps:
+            # rl-zoo3 spreads the evaluations over the online steps
+            eval_freq = max(pretrain_steps // self.n_evaluations, 1)
+
+            def spread(*args: Any, **kwargs: Any) -> Any:
+                return original(*args, **{**kwargs, "eval_freq": eval_freq})
+
+            rl_zoo3.exp_manager.TrialEvalCallback = spread  # type: ignore[assignment, misc]
+        try:
+            super().hyperparameters_optimization()
+        finally:
+            rl_zoo3.exp_manager.TrialEvalCallback = original  # type: ignore[misc]
+
+
+def _section_names(config: str) -> Iterable[str] | None:
+    """Keys of a hyperparameter file; None for Python files and packages, which only rl-zoo3 reads."""
+    if not config.endswith((".yml", ".yaml")):
+        return None
+    return [str(key) for key in yaml.safe_load(Path(config).read_text())]

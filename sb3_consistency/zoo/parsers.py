@@ -1,0 +1,145 @@
+"""The zoo's command lines, with our spellings and options: parsers that stand in for ``argparse.ArgumentParser``."""
+
+import argparse
+import importlib
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+
+from sb3_consistency.zoo.datasets import dataset_environment, split_dataset
+from sb3_consistency.zoo.registry import canonical
+from sb3_consistency.zoo.workarounds import has_display
+
+
+def use_parser(module: Any, parser: type[argparse.ArgumentParser]) -> None:
+    """
+    rl-zoo3 builds its parsers inside functions: let it build ours.
+
+    :param module: one of its modules
+    :param parser: the class to build
+    """
+    if hasattr(module, "argparse"):
+        module.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": parser})
+
+
+class ZooParser(argparse.ArgumentParser):
+    """Takes both spellings of our algorithms, and environments of Gymnasium-Robotics without ``--gym-packages``."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed = super().parse_args(args, namespace)
+        self.settle(parsed)
+        return parsed
+
+    def settle(self, args: argparse.Namespace) -> None:
+        """
+        :param args: parsed arguments, to complete in place
+        """
+        if isinstance(getattr(args, "algo", None), str):
+            args.algo = canonical(args.algo)
+        if getattr(args, "algos", None):
+            args.algos = [canonical(algo) for algo in args.algos]
+        for package in getattr(args, "gym_packages", []):
+            importlib.import_module(package)
+        env = getattr(args, "env", None)
+        if isinstance(env, str):
+            register_robotics(getattr(env, "gym_id", env))
+
+
+def register_robotics(env_id: str) -> None:
+    """
+    :param env_id: id of an environment; if Gymnasium does not know it, Gymnasium-Robotics may
+    """
+    if env_id not in gym.registry:
+        try:
+            import gymnasium_robotics
+        except ImportError:
+            return
+        gym.register_envs(gymnasium_robotics)
+
+
+class TrainParser(ZooParser):
+    """Adds the options of offline training."""
+
+    optimize = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        ours = self.add_argument_group("offline training (sb3_consistency)")
+        ours.add_argument(
+            "--dataset",
+            help="dataset to train on first, or several, comma-separated: Minari ids, .npz files or replay buffers (.pkl); "
+            "environment and hyperparameters are picked for it",
+        )
+        ours.add_argument("--pretrain-steps", type=int, help="overwrite the number of gradient steps on the dataset")
+        ours.add_argument("--hyperparams-id", help="take the hyperparameters under this key of the file")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # without a default of its own, a dataset can be told from an explicit --env
+        self._default_env = self.get_default("env")
+        self.set_defaults(env=None)
+        if self.optimize:
+            self.set_defaults(optimize_hyperparameters=True)
+        return super().parse_args(args, namespace)
+
+    def settle(self, args: argparse.Namespace) -> None:
+        super().settle(args)
+        if args.dataset is not None:
+            args.dataset = split_dataset(args.dataset)
+        if args.env is None:
+            args.env = self._default_env
+            if args.dataset is not None:
+                args.env, env_kwargs = dataset_environment(args.dataset)
+                args.env_kwargs = {**env_kwargs, **(args.env_kwargs or {})} or None
+
+
+class OptimizeParser(TrainParser):
+    """``train -optimize``."""
+
+    optimize = True
+
+
+class EnjoyParser(ZooParser):
+    """Does not render where no window can be opened: MuJoCo would abort the process."""
+
+    def settle(self, args: argparse.Namespace) -> None:
+        super().settle(args)
+        if not args.no_render and not has_display():
+            print("No display: nothing is rendered (record-video writes a film instead).")
+            args.no_render = True
+
+
+class RecordParser(ZooParser):
+    """Makes the output folder absolute: ffmpeg's list of films is relative to the folder it lies in."""
+
+    def settle(self, args: argparse.Namespace) -> None:
+        super().settle(args)
+        if getattr(args, "output_folder", None):
+            args.output_folder = os.path.abspath(args.output_folder)
+
+
+class PlotParser(ZooParser):
+    """Adds ``--output``: the picture goes to a file, not to a window."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_argument("-o", "--output", help="write the picture to this file instead of showing it")
+
+    def settle(self, args: argparse.Namespace) -> None:
+        super().settle(args)
+        if args.output:
+            _save_next_figure(args.output)
+
+
+def _save_next_figure(path: str) -> None:
+    """The plotting functions end in ``plt.show()``: let the next call save the figure."""
+    from matplotlib import pyplot as plt
+
+    show = plt.show
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        plt.show = show
+        plt.savefig(path)
+
+    plt.show = save

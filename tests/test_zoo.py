@@ -1,0 +1,653 @@
+"""rl-zoo3's commands work with our algorithms: training, enjoying, filming, plotting, tuning, sharing."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+
+import sb3_consistency
+from sb3_consistency.__main__ import main
+from sb3_consistency.offline.record import record_dataset, swing_up
+from sb3_consistency.zoo import register
+from sb3_consistency.zoo.datasets import dataset_key
+from sb3_consistency.zoo.registry import algorithm_names, canonical, default_config, zoo_class
+from sb3_consistency.zoo.schedules import LinearStepSchedule
+
+pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="rl-zoo3 is not installed")
+ROOT = Path(__file__).parents[1]
+KEYS = list(algorithm_names())
+OFFLINE_ONLY = [key for key in KEYS if zoo_class(key).offline_only]
+ONLINE = [key for key in KEYS if key not in OFFLINE_ONLY]
+TINY = ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:8", "learning_starts:5"]
+DATASET = "test/pendulum/mixed-v0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """rl-zoo3 replaces Gymnasium's TimeLimit: not for the other tests of this process."""
+    modules = [gym.wrappers, gym.wrappers.common]
+    before = [module.TimeLimit for module in modules]
+    register()
+    yield
+    for module, time_limit in zip(modules, before, strict=True):
+        module.TimeLimit = time_limit
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def minari(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("minari")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    for name, seed in {DATASET: 0, "test/pendulum/more-v0": 1}.items():
+        record_dataset(name, "Pendulum-v1", [swing_up(0.5, seed), swing_up(4.0, seed)], 420)
+    yield folder
+    del os.environ["MINARI_DATASETS_PATH"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of every algorithm that learns online, with checkpoints and evaluations."""
+    logs = tmp_path_factory.mktemp("logs")
+    for seed in ("1", "2"):
+        for algo in ("consistency_ac", "cpql"):
+            options = ["--eval-freq", 20, "--eval-episodes", 2, "--save-freq", 20, "--env-kwargs", "max_episode_steps:20"]
+            zoo("train", "--algo", algo, "--env", "Pendulum-v1", "-n", 40, "-f", logs, "--seed", seed, *TINY, *options)
+    return logs
+
+
+def zoo(*args, status=0):
+    assert main([str(arg) for arg in args]) == status
+
+
+def config_of(run):
+    """The saved hyperparameters of a run, as a dict."""
+    (path,) = run.glob("*/config.yml")
+    return dict(yaml.load(path.read_text(), Loader=yaml.UnsafeLoader))
+
+
+def args_of(run):
+    (path,) = run.glob("*/args.yml")
+    return dict(yaml.load(path.read_text(), Loader=yaml.UnsafeLoader))
+
+
+def load(key, path):
+    return getattr(sb3_consistency, algorithm_names()[key]).load(path)
+
+
+# --- registering -----------------------------------------------------------------------------------------------------
+
+
+def test_both_spellings_are_registered():
+    from rl_zoo3 import ALGOS
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+
+    for key, name in algorithm_names().items():
+        assert canonical(name.lower()) == canonical(key) == key
+        for table in (ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER):
+            assert key in table and name.lower() in table
+        assert ALGOS[key].__name__ == name
+    assert canonical("sac") == "sac"
+
+
+def test_stand_in_for_requests_does_not_stay():
+    assert getattr(sys.modules.get("requests"), "__file__", None) or "requests" not in sys.modules
+
+
+def test_cures_leave_the_healthy_alone(monkeypatch):
+    from huggingface_hub.errors import EntryNotFoundError
+    from rl_zoo3 import load_from_hub
+
+    from sb3_consistency.zoo import workarounds
+
+    for broken, wanted in ((KeyError, EntryNotFoundError), (Exception, Exception)):
+        monkeypatch.setattr(load_from_hub, "HTTPError", broken)
+        workarounds.import_load_from_hub()
+        assert load_from_hub.HTTPError is wanted
+    library = import_module("huggingface_sb3.push_to_hub")
+    monkeypatch.setattr(library, "generate_metadata", print, raising=False)
+    workarounds.import_push_to_hub()
+    assert library.generate_metadata is print
+
+
+def test_missing_rl_zoo3_names_the_extra():
+    code = "import sys; sys.modules['rl_zoo3'] = None; from sb3_consistency.__main__ import main; sys.exit(main(['train']))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "sb3-consistency[zoo]" in done.stderr
+
+
+def test_acting_needs_no_replay_buffer_and_forgets_no_size(tmp_path):
+    model = sb3_consistency.CPQL("MlpPolicy", "Pendulum-v1", buffer_size=123, policy_kwargs={"net_arch": [8]})
+    model.save(tmp_path / "m.zip")
+    loaded = zoo_class("cpql").load(tmp_path / "m.zip")
+    assert loaded.buffer_size == 123
+    assert loaded.replay_buffer is None or loaded.replay_buffer.buffer_size == 1
+    assert zoo_class("cpql").load(tmp_path / "m.zip", env=model.env, buffer_size=None).replay_buffer.buffer_size == 123
+
+
+@pytest.mark.parametrize("command", ["train", "enjoy", "all-plots"])
+def test_help_is_rl_zoo3s(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert ("--dataset" in capsys.readouterr().out) == (command == "train")
+
+
+# --- hyperparameter files --------------------------------------------------------------------------------------------
+
+
+def sections():
+    for key in KEYS:
+        for offline in (False, True):
+            for name, section in yaml.safe_load(default_config(key, offline).read_text()).items():
+                yield key, offline, name, section
+
+
+# keys that rl-zoo3 takes out before it builds the model
+ZOO_KEYS = {"n_timesteps", "n_envs", "normalize", "env_wrapper", "vec_env_wrapper", "frame_stack", "callback"}
+ZOO_KEYS |= {"monitor_kwargs", "env_kwargs", "noise_type", "noise_std"}
+
+
+def test_every_key_of_the_files_is_accepted():
+    from rl_zoo3 import exp_manager
+
+    model_classes = {key: getattr(sb3_consistency, name) for key, name in algorithm_names().items()}
+    spaces = {"CnnPolicy": None, "MlpPolicy": "Pendulum-v1"}
+    for key, offline, name, section in sections():
+        where = f"{key}{' offline' if offline else ''}: {name}"
+        kwargs = {k: v for k, v in section.items() if k not in ZOO_KEYS}
+        assert not [k for k, v in kwargs.items() if isinstance(v, str) and v[:1].isdigit()], f"{where}: a number as string"
+        for k in ("policy_kwargs", "replay_buffer_kwargs", "replay_buffer_class"):
+            if isinstance(kwargs.get(k), str):
+                kwargs[k] = eval(kwargs[k], vars(exp_manager))
+        policy = kwargs.pop("policy", "MlpPolicy")
+        env = GoalEnv() if policy == "MultiInputPolicy" else spaces[policy]
+        kwargs |= {"policy_kwargs": {**kwargs.get("policy_kwargs", {}), "net_arch": [4]}, "buffer_size": 10}
+        model_classes[key](policy, env, **kwargs)
+        assert not offline or "policy" not in section, f"{where}: the policy follows from the data"
+        assert offline or not set(section) & {"dataset", "pretrain_steps"}, where
+
+
+class GoalEnv(gym.Env):
+    """Just enough of a goal environment to build models for."""
+
+    action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    observation_space = gym.spaces.Dict(observation=action_space, achieved_goal=action_space, desired_goal=action_space)
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return np.zeros(len(achieved_goal))
+
+
+def test_environments_and_datasets_that_were_promised():
+    for key in ONLINE:
+        names = yaml.safe_load(default_config(key, False).read_text()).keys()
+        for name in ("Pendulum-v1", "MountainCarContinuous-v0", "LunarLanderContinuous-v3", "BipedalWalker-v3"):
+            assert name in names
+        assert {f"{env}-v5" for env in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")} <= names
+        assert {"PointMaze_UMaze-v3", "AntMaze_UMaze-v5", "AdroitHandPen-v1", "FrankaKitchen-v1"} <= names
+    for key in KEYS:
+        names = yaml.safe_load(default_config(key, True).read_text()).keys()
+        assert "default" in names
+        for env in ("hopper", "halfcheetah", "walker2d"):
+            assert {f"mujoco/{env}/medium-v0", f"{env}-medium-replay-v2", f"{env}-medium-expert-v2"} <= names
+    assert dataset_key("b/x-v0, a/x-v0") == dataset_key(["a/x-v0", "b/x-v0"])
+
+
+def test_published_settings_are_the_published_ones():
+    read = {key: yaml.safe_load(default_config(key, True).read_text()) for key in KEYS}
+    walker = read["consistency_ac"]["mujoco/walker2d/medium-v0"]
+    assert (walker["eta"], walker["sampling_steps"], walker["max_grad_norm"], walker["q_norm"]) == (1.0, 5, 1.0, True)
+    assert walker["bc_loss"] == "consistency" and walker["loss_scaling"] and walker["pretrain_steps"] == 2_000_000
+    cheetah = read["cpql"]["mujoco/halfcheetah/medium-v0"]
+    assert (cheetah["eta"], cheetah["max_grad_norm"], cheetah["expectile"], cheetah["alpha"]) == (2.0, 9.0, 0.7, 1.0)
+    maze = read["diffusion_ql"]["D4RL/antmaze/medium-play-v1"]
+    assert (maze["eta"], maze["actor_learning_rate"], maze["max_q_backup"]) == (2.0, 1e-3, True)
+    assert maze["dataset_kwargs"] == {"reward_transform": "antmaze"}
+    pen = read["diffusion_bc"]["D4RL/pen/human-v2"]
+    assert (pen["n_timesteps"], pen["learning_rate"], pen["max_grad_norm"]) == (1_000_000, 3e-5, 7.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date.*:DeprecationWarning")
+@pytest.mark.parametrize("name", sorted({name for _, offline, name, _ in sections() if not offline and name != "default"}))
+def test_environments_of_the_files_run(name):
+    gym.register_envs(pytest.importorskip("gymnasium_robotics"))
+    gym.spec(name)  # a misspelt id is no missing simulator
+    try:
+        env = gym.make(name)
+    except Exception as error:  # whatever the simulator raises: no Box2D, MuJoCo too new for Pusher-v4 and FrankaKitchen
+        pytest.skip(f"{name}: {error!r}")
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    for _ in range(100):
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+    env.close()
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ONLINE)
+def test_train(key, tmp_path):
+    algo = algorithm_names()[key].lower()
+    zoo("train", "--algo", algo, "--env", "Pendulum-v1", "-n", 20, "-f", tmp_path, *TINY, "--eval-freq", 10)
+    run = tmp_path / key / "Pendulum-v1_1"
+    assert load(key, run / "Pendulum-v1.zip").num_timesteps == 20
+    assert (run / "evaluations.npz").exists() and (run / "best_model.zip").exists()
+    args = args_of(run)
+    assert (args["algo"], args["env"], args["n_timesteps"], args["dataset"]) == (key, "Pendulum-v1", 20, None)
+    assert sys.orig_argv[-1] in (run / "Pendulum-v1" / "command.txt").read_text()
+
+
+def test_other_algorithms_still_train(tmp_path):
+    zoo("train", "--algo", "sac", "--env", "Pendulum-v1", "-n", 10, "-f", tmp_path, "-params", "buffer_size:50")
+    zoo("train", "--algo", "sac", "--env", "Pendulum-v1", "--dataset", "x.npz", "-f", tmp_path, status=1)
+
+
+def test_continue_training_with_its_replay_buffer(tmp_path):
+    command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 20, "-f", tmp_path, "--save-replay-buffer"]
+    command += ["--eval-freq", "-1", *TINY, "buffer_size:1000"]
+    zoo(*command)
+    assert (tmp_path / "cpql/Pendulum-v1_1/replay_buffer.pkl").exists()
+    zoo(*command, "-i", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
+    with open(tmp_path / "cpql/Pendulum-v1_2/replay_buffer.pkl", "rb") as file:
+        assert pickle.load(file).size() == 40
+
+
+def test_options_of_the_files(tmp_path):
+    """Several environments, normalisation, wrappers, callbacks, dotted policies, schedules: from YAML and -params."""
+    section = {
+        "n_timesteps": 40,
+        "n_envs": 2,
+        "policy": "sb3_consistency.common.policies.MlpPolicy",
+        "policy_kwargs": "dict(net_arch=[8], activation_fn=sb3_consistency.generative.networks.Mish)",
+        "learning_rate": "lin_3e-4",
+        "actor_learning_rate": "lin_1e-3",
+        "eta": "lin_2.0",
+        "alpha": "5e-1",
+        "batch_size": 8,
+        "learning_starts": 5,
+        "train_freq": [1, "step"],
+        "normalize": "dict(norm_obs=True, norm_reward=False)",
+        "env_wrapper": [{"rl_zoo3.wrappers.HistoryWrapper": {"horizon": 2}}, "rl_zoo3.wrappers.TimeFeatureWrapper"],
+        "monitor_kwargs": "dict(info_keywords=('TimeLimit.truncated',))",
+        "callback": "rl_zoo3.callbacks.RawStatisticsCallback",
+        "noise_type": "normal",
+        "noise_std": 0.1,
+    }
+    (tmp_path / "mine.yml").write_text(yaml.dump({"Pendulum-v1": section}))
+    command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-f", tmp_path, "-conf", tmp_path / "mine.yml"]
+    zoo(*command, "-tb", tmp_path / "tb", "-params", "tau:0.5", "--eval-freq", 20, "--vec-env", "dummy")
+    run = tmp_path / "cpql/Pendulum-v1_1"
+    model = load("cpql", run / "Pendulum-v1.zip")
+    assert (model.tau, model.alpha) == (0.5, 0.5)
+    assert model.eta(0) == 2.0 and model.eta(10) < 2.0 and model.eta(10**9) == 0
+    assert model.actor_learning_rate(0.5) == pytest.approx(5e-4)
+    assert (run / "Pendulum-v1/vecnormalize.pkl").exists()
+    assert list((tmp_path / "tb/Pendulum-v1/CPQL_1").iterdir())
+    zoo("enjoy", "--algo", "cpql", "--env", "Pendulum-v1", "-f", tmp_path, "-n", 10, "--no-render")
+    (tmp_path / "mine.yml").write_text(yaml.dump({"default": {**section, "eta": "fast"}}))
+    zoo(*command, status=1)
+
+
+def test_python_configuration(tmp_path):
+    section = {"n_timesteps": 10, "policy": "MlpPolicy", "policy_kwargs": {"net_arch": [8]}}
+    (tmp_path / "config.py").write_text(f"hyperparams = {{'Pendulum-v1': {section}}}")
+    zoo("train", "--algo", "cpql", "--env", "Pendulum-v1", "-f", tmp_path, "-conf", tmp_path / "config.py", "--eval-freq", -1)
+
+
+def test_section_by_name(tmp_path, capsys):
+    command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 10, "-f", tmp_path, "--eval-freq", -1, *TINY]
+    zoo(*command, "--hyperparams-id", "Hopper-v5")
+    assert config_of(tmp_path / "cpql/Pendulum-v1_1")["max_grad_norm"] == 2.0
+    zoo(*command, "--hyperparams-id", "Hoper-v5", status=1)
+    assert "hyperparams_id: 'Hoper-v5'" in capsys.readouterr().err
+
+
+def test_step_schedule():
+    schedule = pickle.loads(pickle.dumps(LinearStepSchedule(2.0, 10)))
+    assert [schedule(step) for step in (0, 5, 10, 20)] == [2.0, 1.0, 0.0, 0.0]
+
+
+# --- datasets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_train_on_a_dataset(key, minari, tmp_path):
+    options = ["--eval-freq", 10, "--eval-episodes", 2, "--save-freq", 10, "-P", "-tb", tmp_path / "tb"]
+    zoo("train", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 20, "-f", tmp_path, *TINY, *options)
+    run = tmp_path / key / "Pendulum-v1_1"
+    model = load(key, run / "Pendulum-v1.zip")
+    assert model._n_updates == 20 and model.dataset == DATASET
+    assert {path.name for path in run.glob("rl_model_*")} == {"rl_model_10_steps.zip", "rl_model_20_steps.zip"}
+    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [10, 20]
+    assert len(list((tmp_path / "tb/Pendulum-v1").iterdir())) == 1
+    args = args_of(run)
+    assert (args["env"], args["dataset"], args["pretrain_steps"]) == ("Pendulum-v1", DATASET, 20)
+    zoo("enjoy", "--algo", key, "--env", "Pendulum-v1", "-f", tmp_path, "-n", 10, "--load-best")
+
+
+def test_offline_then_online(minari, tmp_path):
+    options = ["--eval-freq", 10, "--eval-episodes", 1, "--save-freq", 10]
+    datasets = f"{DATASET},test/pendulum/more-v0"
+    zoo("train", "--algo", "cpql", "--dataset", datasets, "--pretrain-steps", 20, "-n", 20, "-f", tmp_path, *TINY, *options)
+    run = tmp_path / "cpql/Pendulum-v1_1"
+    model = load("cpql", run / "Pendulum-v1.zip")
+    assert model._n_updates == 40 and model.num_timesteps == 20
+    assert model.dataset == config_of(run)["dataset"] == [DATASET, "test/pendulum/more-v0"]
+    for phase in (run, run / "pretrain"):  # both count their steps from 0
+        assert np.load(phase / "evaluations.npz")["timesteps"].tolist() == [10, 20]
+        assert (phase / "rl_model_20_steps.zip").exists()
+    # a model that is pretrained goes on online
+    zoo(
+        "train",
+        "--algo",
+        "cpql",
+        "--dataset",
+        DATASET,
+        "-n",
+        10,
+        "-i",
+        run / "Pendulum-v1.zip",
+        "-f",
+        tmp_path,
+        "--eval-freq",
+        -1,
+    )
+    assert load("cpql", tmp_path / "cpql/Pendulum-v1_2/Pendulum-v1.zip")._n_updates == 50
+
+
+def test_dataset_through_keys(minari, tmp_path):
+    section = {"n_timesteps": 10, "dataset": DATASET, "pretrain_steps": 10, "offline_fraction": "lin_0.5", "batch_size": 8}
+    section |= {"dataset_kwargs": {"heldout_fraction": 0.4}, "policy_kwargs": {"net_arch": [8]}}
+    (tmp_path / "mine.yml").write_text(yaml.dump({"Pendulum-v1": section}))
+    command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-conf", tmp_path / "mine.yml", "-f", tmp_path]
+    zoo(*command, "--eval-freq", -1)
+    model = load("cpql", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
+    assert model._n_updates == 20 and model.offline_fraction(0.5) == 0.25
+
+
+def test_tracking_an_offline_run(minari, tmp_path, monkeypatch):
+    calls = []
+    run = SimpleNamespace(config=SimpleNamespace(setdefaults=calls.append))
+    wandb = SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    command = ["train", "--algo", "cpql", "--dataset", DATASET, "--pretrain-steps", 10, "-f", tmp_path, "--eval-freq", -1]
+    zoo(*command, "--track", *TINY)
+    assert calls[0]["sync_tensorboard"] and calls[0]["config"]["dataset"] == DATASET
+    assert list(tmp_path.glob("runs/*/Pendulum-v1/CPQL_pretrain_1/events*"))
+
+
+def test_environment_and_section_follow_from_the_dataset(minari, tmp_path, monkeypatch):
+    record_dataset("test/long-v0", gym.make("Pendulum-v1", g=5.0, max_episode_steps=30), swing_up(1.0, 0), 60)
+    config = {"default": {"n_timesteps": 0, "batch_size": 8}, "test/long-v0,test/x-v0": {"gamma": 0.5}}
+    config["test/long-v0"] = {**config["default"], "gamma": 0.9, "policy_kwargs": {"net_arch": [8]}}
+    (tmp_path / "mine.yml").write_text(yaml.dump(config))
+    command = ["train", "--algo", "cpql", "--dataset", "test/long-v0", "--pretrain-steps", 5, "--eval-freq", 5]
+    zoo(*command, "-conf", tmp_path / "mine.yml", "-f", tmp_path, "--env-kwargs", "g:6.0")
+    run = tmp_path / "cpql/Pendulum-v1_1"
+    assert config_of(run)["gamma"] == 0.9 and config_of(run)["policy"] == "MlpPolicy"
+    assert args_of(run)["env_kwargs"] == {"g": 6.0, "max_episode_steps": 30}
+    assert (np.load(run / "evaluations.npz")["ep_lengths"] == 30).all()
+
+
+def test_offline_errors_are_explained(minari, tmp_path, capsys):
+    zoo("train", "--algo", "consistency_bc", "--env", "Pendulum-v1", "-n", 5, "-f", tmp_path, status=1)
+    assert "No offline data" in capsys.readouterr().err
+    arrays = {key: np.zeros((4, 3), np.float32) for key in ("observations", "next_observations")}
+    arrays |= {"actions": np.zeros((4, 1)), "rewards": np.zeros(4)}
+    np.savez("x.npz", **arrays, terminations=np.zeros(4, bool), truncations=np.array([0, 0, 0, 1], bool))
+    zoo("train", "--algo", "cpql", "--dataset", "x.npz", "-f", tmp_path, status=1)
+    assert "env" in capsys.readouterr().err
+    offline = ["--pretrain-steps", 5, "--eval-freq", -1, "-f", tmp_path, *TINY]
+    zoo("train", "--algo", "cpql", "--dataset", "x.npz", "--env", "Pendulum-v1", *offline)
+
+
+# --- enjoying, filming, plotting -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", ["consistency_ac", "consistencyac", "cpql"])
+@pytest.mark.parametrize("which", [[], ["--load-best"], ["--load-checkpoint", 20], ["--load-last-checkpoint", "-P"]])
+def test_enjoy(runs, algo, which, capsys):
+    zoo("enjoy", "--algo", algo, "--env", "Pendulum-v1", "-f", runs, "-n", 40, "--no-render", *which)
+    assert "Mean reward" in capsys.readouterr().out
+
+
+def test_enjoy_does_not_render_without_a_display(runs, monkeypatch, capsys):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    if sys.platform.startswith("linux"):
+        zoo("enjoy", "--algo", "cpql", "--env", "Pendulum-v1", "-f", runs, "-n", 5)
+        assert "No display" in capsys.readouterr().out
+
+
+def test_record_video(runs, tmp_path):
+    zoo("record-video", "--algo", "cpql", "--env", "Pendulum-v1", "-f", runs, "-n", 10, "-o", tmp_path)
+    (film,) = tmp_path.glob("final-model-cpql-Pendulum-v1-*.mp4")
+    assert film.stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_record_training(runs, tmp_path):
+    command = ["record-training", "--algo", "cpql", "--env", "Pendulum-v1", "-f", runs, "-n", 10, "--gif", "-o", "films"]
+    zoo(*command)
+    assert all((tmp_path / "films" / f"training.{kind}").stat().st_size > 0 for kind in ("mp4", "gif"))
+
+
+def test_plots(runs, tmp_path):
+    zoo("plot-train", "-a", "cpql", "-e", "Pendulum-v1", "-f", runs, "-w", 1, "-o", tmp_path / "train.png")
+    assert (tmp_path / "train.png").stat().st_size > 5_000
+    zoo("all-plots", "-a", "cpql", "consistencyac", "-e", "Pendulum-v1", "-f", runs, "-o", "all", "--no-display")
+    with open("all.pkl", "rb") as file:
+        assert set(pickle.load(file)["Pendulum-v1"]) == {f"{algo}-{runs}" for algo in ("CPQL", "CONSISTENCY_AC")}
+    zoo("plot-from-file", "-i", "all.pkl", "-o", "all.png", "--format", "png")
+    assert (tmp_path / "all.png").stat().st_size > 5_000
+
+
+# --- tuning ----------------------------------------------------------------------------------------------------------
+
+TUNE = ["--n-trials", 2, "--n-evaluations", 2, "--n-startup-trials", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 1]
+
+
+@pytest.mark.parametrize(
+    ("key", "sampler", "pruner"),
+    [("cpql", "random", "none"), ("consistency_ac", "tpe", "halving"), ("diffusion_ql", "tpe", "median")],
+)
+def test_optimize(key, sampler, pruner, tmp_path):
+    command = ["optimize", "--algo", key, "--env", "Pendulum-v1", "-n", 10, "-f", tmp_path, "--sampler", sampler]
+    zoo(*command, "--pruner", pruner, *TUNE, "--optimization-log-path", tmp_path / "trials")
+    assert len(list((tmp_path / key).glob("report_*.csv"))) == 1
+    assert (tmp_path / "trials/trial_0/evaluations.npz").exists()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_optimize_offline(key, minari, tmp_path):
+    command = ["train", "-optimize", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 8, "-f", tmp_path]
+    storage = ["--storage", "study.log", "--study-name", key]
+    more = ["--n-trials", 1, "--optimization-log-path", "trials", "-params", "policy_kwargs:dict(n_critics=3)"]
+    zoo(*command, *TUNE, *storage, *more)
+    steps = np.load("trials/trial_0/evaluations.npz")["timesteps"].tolist()
+    assert steps == [4, 8]  # of the gradient
+    # the trial's policy_kwargs are merged with those given
+    assert load(key, "trials/trial_0/best_model.zip").policy_kwargs.keys() >= {"n_critics", "net_arch"}
+    # trial 0 is a trial
+    command = ["train", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 1, "-f", tmp_path, "--eval-freq", -1]
+    zoo(*command, *storage, "--trial-id", 0)
+    config = config_of(max(tmp_path.glob(f"{key}/Pendulum-v1_*"), key=lambda path: int(path.name.split("_")[-1])))
+    assert "net_arch" in config["policy_kwargs"] and "max_grad_norm" in config
+
+
+def test_samples_are_valid_and_merged():
+    import optuna
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+
+    from sb3_consistency.zoo.exp_manager import Hyperparams
+
+    for key, name in algorithm_names().items():
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        for her in (False, True, False, False, False):
+            trial = study.ask()
+            sampled = HYPERPARAMS_SAMPLER[key](trial, 1, 1, {"using_her_replay_buffer": her, "her_kwargs": {}})
+            assert HYPERPARAMS_CONVERTER[key](trial.params) == sampled
+            assert her == ("replay_buffer_kwargs" in sampled)
+            sampled.pop("replay_buffer_kwargs", None)
+            sampled["policy_kwargs"]["net_arch"] = [8]
+            getattr(sb3_consistency, name)("MlpPolicy", "Pendulum-v1", buffer_size=10, **sampled)
+    merged = Hyperparams(policy_kwargs="dict(n_critics=3, net_arch=[1])").copy()
+    merged.update({"policy_kwargs": {"net_arch": [2]}, "tau": 0.1})
+    assert merged == {"policy_kwargs": {"n_critics": 3, "net_arch": [2]}, "tau": 0.1}
+
+
+def test_two_workers_share_a_study_and_survive_a_kill(tmp_path):
+    import optuna
+
+    def worker(seed, n_trials, n_steps):
+        command = [sys.executable, "-m", "sb3_consistency", "optimize", "--algo", "cpql", "--env", "Pendulum-v1"]
+        options = {"-n": n_steps, "-f": f"w{seed}", "--seed": seed, "--max-total-trials": n_trials, "--n-evaluations": 1}
+        options |= {"--eval-episodes": 1, "--storage": "study.log", "--study-name": "shared", "--pruner": "none"}
+        options |= {"--num-threads": 1, "--n-startup-trials": 1}
+        command += [str(part) for pair in options.items() for part in pair]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        out = open(tmp_path / f"{seed}.txt", "w")
+        return subprocess.Popen([*command, "--no-optim-plots"], cwd=tmp_path, env=env, stdout=out, stderr=out)
+
+    def trials():
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
+        return optuna.load_study(storage=storage, study_name="shared").trials
+
+    victim = worker(1, 4, 10**6)
+    deadline = time.time() + 60
+    while not _has_begun(trials):
+        assert time.time() < deadline and victim.poll() is None, Path("1.txt").read_text()
+        time.sleep(0.2)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    survivors = [worker(seed, 4, 10) for seed in (2, 3)]
+    assert [process.wait(timeout=120) for process in survivors] == [0, 0], Path("2.txt").read_text()
+    states = [trial.state.name for trial in trials()]
+    assert states.count("RUNNING") == 1 and states.count("COMPLETE") >= 3
+    assert all(list(Path(f"w{seed}/cpql").glob("report_*.csv")) for seed in (2, 3))
+
+
+def _has_begun(trials):
+    try:
+        return any(trial.params for trial in trials())
+    except (KeyError, OSError, ValueError):
+        return False
+
+
+# --- sharing ---------------------------------------------------------------------------------------------------------
+
+
+class FakeHub:
+    """Takes the place of the hub's client: repositories are folders."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def create_repo(self, repo_id, **kwargs):
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+        return f"https://hub/{repo_id}"
+
+    def snapshot_download(self, repo_id, local_dir):
+        Path(local_dir).mkdir(parents=True, exist_ok=True)
+
+    def upload_folder(self, repo_id, folder_path, **kwargs):
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def download(self, repo_id, filename):
+        from huggingface_hub.errors import EntryNotFoundError
+
+        if not (self.root / repo_id / filename).exists():
+            raise EntryNotFoundError(filename)
+        return str(self.root / repo_id / filename)
+
+
+@pytest.mark.parametrize("name", [None, "my-model"])
+def test_push_and_load_up_to_the_network(name, runs, tmp_path, monkeypatch):
+    from rl_zoo3 import ALGOS, load_from_hub
+
+    from sb3_consistency.zoo.workarounds import import_push_to_hub
+
+    hub = FakeHub(tmp_path / "hub-server")
+    push = import_push_to_hub()
+    monkeypatch.setattr(push, "HfApi", lambda: hub)
+    monkeypatch.setattr(load_from_hub, "load_from_hub", hub.download)
+    monkeypatch.setattr(push, "_evaluate_agent", lambda *args: (-5.0, 1.0))
+    repo = ["-name", name] if name else []
+    command = ["--algo", "consistencyac", "--env", "Pendulum-v1", "-orga", "me", *repo]
+    video = ["--no-render"] if name else ["-n", 5]
+    zoo("push-to-hub", *command, "-f", runs, *video)
+    pushed = hub.root / "me" / (name or "consistency_ac-Pendulum-v1")
+    card = (pushed / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    # rl-zoo3 derives the key of the algorithm from this name
+    assert metadata["model-index"][0]["name"].lower() in ALGOS
+    assert "**ConsistencyAC** agent" in card and "'batch_size': 8" in card and "rl_zoo3.enjoy" not in card
+    assert f"load-from-hub --algo consistency_ac --env Pendulum-v1 -orga me{f' -name {name}' if name else ''} -f logs/" in card
+    assert (pushed / "replay.mp4").exists() == (name is None)
+    buffer_size = json.loads((pushed / "consistency_ac-Pendulum-v1" / "data").read_text())["buffer_size"]
+    assert buffer_size == 1_000_000
+    zoo("load-from-hub", *command, "-f", "logs")
+    zoo("enjoy", "--algo", "consistency_ac", "--env", "Pendulum-v1", "-f", "logs", "-n", 5, "--no-render")
+
+
+def test_card_of_an_offline_model():
+    from sb3_consistency.zoo.hub import use_our_card
+
+    module = SimpleNamespace(generate_model_card=lambda *args: "theirs", generate_metadata=lambda *args: {"tags": []})
+    use_our_card(module)
+    hyperparams = {"dataset": ["a/x-v0", "b/x-v0"], "pretrain_steps": 10}
+    card, _ = module.generate_model_card("cpql", "CPQL", "me", "Hopper-v5", 1.0, 0.1, hyperparams, {"g": 1})
+    assert "train --algo cpql --dataset a/x-v0,b/x-v0 --pretrain-steps 10 -f logs/" in card and "{'g': 1}" in card
+    assert module.generate_model_card("sac", "SAC", "me", "Hopper-v5", 1.0, 0.1, {}, {}) == "theirs"
+
+
+# --- the installed package -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_installed_wheel_trains_from_an_empty_directory(tmp_path):
+    def run(*command, cwd):
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", cwd=ROOT)
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv/bin/python"
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=tmp_path)
+    # the other packages, which take minutes to install, are those of this interpreter
+    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    (site / "others.pth").write_text(str(Path(np.__file__).parents[1]))
+    (tmp_path / "empty").mkdir()
+    where = run(python, "-c", "import sb3_consistency; print(sb3_consistency.__file__)", cwd=tmp_path / "empty")
+    assert where.startswith(str(tmp_path / "venv"))
+    command = [tmp_path / "venv/bin/sb3-consistency", "train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 20, *TINY]
+    out = run(*command, cwd=tmp_path / "empty")
+    assert f"Loading hyperparameters from: {tmp_path / 'venv'}" in out
+    assert (tmp_path / "empty/logs/cpql/Pendulum-v1_1/Pendulum-v1.zip").exists()
+    for key in KEYS:
+        for folder in ("hyperparams", "hyperparams/offline"):
+            assert (site / "sb3_consistency" / folder / f"{key}.yml").exists()
