@@ -258,6 +258,16 @@ def test_train(key, tmp_path):
     assert sys.orig_argv[-1] in (run / "Pendulum-v1" / "command.txt").read_text()
 
 
+def test_scripts_of_ones_own(tmp_path, monkeypatch):
+    import rl_zoo3.train
+
+    register()
+    command = ["--algo", "cpql", "--env", "Pendulum-v1", "-n", "10", "-f", str(tmp_path), "--eval-freq", "-1", *TINY]
+    monkeypatch.setattr(sys, "argv", ["mine.py", *command])
+    rl_zoo3.train.train()
+    assert (tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip").exists()
+
+
 def test_other_algorithms_still_train(tmp_path):
     zoo("train", "--algo", "sac", "--env", "Pendulum-v1", "-n", 10, "-f", tmp_path, "-params", "buffer_size:50")
     zoo("train", "--algo", "sac", "--env", "Pendulum-v1", "--dataset", "x.npz", "-f", tmp_path, status=1)
