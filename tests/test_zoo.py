@@ -122,6 +122,7 @@ def test_cures_leave_the_healthy_alone(monkeypatch):
         monkeypatch.setattr(load_from_hub, "HTTPError", broken)
         workarounds.import_load_from_hub()
         assert load_from_hub.HTTPError is wanted
+    workarounds.import_push_to_hub()  # which keeps what it finds at its first import
     library = import_module("huggingface_sb3.push_to_hub")
     monkeypatch.setattr(library, "generate_metadata", print, raising=False)
     workarounds.import_push_to_hub()
@@ -256,6 +257,16 @@ def test_train(key, tmp_path):
     args = args_of(run)
     assert (args["algo"], args["env"], args["n_timesteps"], args["dataset"]) == (key, "Pendulum-v1", 20, None)
     assert sys.orig_argv[-1] in (run / "Pendulum-v1" / "command.txt").read_text()
+
+
+def test_scripts_of_ones_own(tmp_path, monkeypatch):
+    import rl_zoo3.train
+
+    register()
+    command = ["--algo", "cpql", "--env", "Pendulum-v1", "-n", "10", "-f", str(tmp_path), "--eval-freq", "-1", *TINY]
+    monkeypatch.setattr(sys, "argv", ["mine.py", *command])
+    rl_zoo3.train.train()
+    assert (tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip").exists()
 
 
 def test_other_algorithms_still_train(tmp_path):
@@ -470,7 +481,7 @@ TUNE = ["--n-trials", 2, "--n-evaluations", 2, "--n-startup-trials", 1, "--eval-
 
 @pytest.mark.parametrize(
     ("key", "sampler", "pruner"),
-    [("cpql", "random", "none"), ("consistency_ac", "tpe", "halving"), ("diffusion_ql", "tpe", "median")],
+    [("cpql", "random", "none"), ("consistency_ac", "tpe", "halving"), ("cpql", "tpe", "median")],
 )
 def test_optimize(key, sampler, pruner, tmp_path):
     command = ["optimize", "--algo", key, "--env", "Pendulum-v1", "-n", 10, "-f", tmp_path, "--sampler", sampler]
@@ -481,12 +492,12 @@ def test_optimize(key, sampler, pruner, tmp_path):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_optimize_offline(key, minari, tmp_path):
-    command = ["train", "-optimize", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 8, "-f", tmp_path]
+    command = ["train", "-optimize", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 4, "-f", tmp_path]
     storage = ["--storage", "study.log", "--study-name", key]
     more = ["--n-trials", 1, "--optimization-log-path", "trials", "-params", "policy_kwargs:dict(n_critics=3)"]
     zoo(*command, *TUNE, *storage, *more)
     steps = np.load("trials/trial_0/evaluations.npz")["timesteps"].tolist()
-    assert steps == [4, 8]  # of the gradient
+    assert steps == [2, 4]  # of the gradient
     # the trial's policy_kwargs are merged with those given
     assert load(key, "trials/trial_0/best_model.zip").policy_kwargs.keys() >= {"n_critics", "net_arch"}
     # trial 0 is a trial

@@ -13,7 +13,7 @@ from sb3_consistency.zoo.registry import register
 
 # name -> module of rl-zoo3, what it does
 COMMANDS = {
-    "train": ("rl_zoo3.train", "train: online, or on a dataset, or both"),
+    "train": ("rl_zoo3.train", "train online, on a dataset, or both"),
     "optimize": ("rl_zoo3.train", "tune hyperparameters (train -optimize)"),
     "enjoy": ("rl_zoo3.enjoy", "watch and score a trained model"),
     "record-video": ("rl_zoo3.record_video", "film a trained model"),
