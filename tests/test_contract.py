@@ -71,7 +71,7 @@ def test_save_and_load(cls, kwargs, tmp_path):
 
 @every
 def test_training_continues_identically_after_loading(cls, tmp_path):
-    model = trained(cls, curriculum_steps=20)
+    model = trained(cls, curriculum_steps=12)
     model.save(tmp_path / "model")
     loaded = cls.load(tmp_path / "model", env=box_env())
     loaded.load_dataset(make_arrays())

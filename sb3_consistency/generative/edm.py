@@ -145,9 +145,6 @@ class KarrasModel(GenerativeModel):
         """
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
-    def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
-        return (n_steps or 1, batch_size, *self.event_shape)
-
 
 class EDMModel(KarrasModel):
     """
@@ -193,18 +190,20 @@ class EDMModel(KarrasModel):
         prediction = self(x0 + sigma.view(-1, 1, 1) * noise, sigma, cond)
         return self.weight(sigma) * window_distance(prediction, x0, self.metric)
 
-    def sample(self, noise: th.Tensor, cond: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+    def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
-        Heun's method from the highest level to the lowest, two network evaluations per step.
+        Heun's method from the highest level to the lowest, two network evaluations per step; deterministic given its start.
 
-        :param noise: standard normal noise, (1, B, H, D); only its first entry is used
+        :param noise: standard normal noise, (S, B, H, D), for S steps; only its first entry is used
         :param cond: condition, (B, F)
-        :param n_steps: number of Heun steps; None for those of the model's own grid (79 for 80 levels)
         :return: windows, (B, H, D), in [-1, 1]
         """
-        n_steps = n_steps or self.n_levels - 1
+        n_steps = noise.shape[0]
         sigmas = self.sigma_at(th.arange(n_steps, -1, -1, dtype=noise.dtype, device=noise.device), n_steps + 1).unsqueeze(-1)
         x = self.initial_noise_scale * noise[0]
         for i in range(n_steps):
             x = heun_step(lambda x, sigma: self(x, sigma, cond), x, sigmas[i], sigmas[i + 1])
         return clamp_action(x)
+
+    def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
+        return (n_steps or self.n_levels - 1, batch_size, *self.event_shape)

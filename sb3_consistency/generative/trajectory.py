@@ -178,4 +178,4 @@ class TrajectoryConsistencyModel(KarrasModel):
         return clamp_action(self.jump_to_end(x, noise.new_full((1,), sigmas[-1]), cond))
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
-        return super().noise_shape(batch_size, n_steps or self.sampling_steps)
+        return (n_steps or self.sampling_steps, batch_size, *self.event_shape)
