@@ -72,7 +72,7 @@ class RACTD(PlanningAlgorithm):
         tracking_gains: tuple[float, float] = (1.0, 1.0),
         pad: bool = True,
         cut_at_goals: bool = True,
-        teacher_steps: int | float = 0.5,
+        teacher_steps: int | float = 0.4,
         reward_steps: int | float = 0.1,
         teacher: str | None = None,
         sampling_steps: int = 1,
