@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 from torch.func import functional_call
 
-from sb3_consistency.generative.edm import EDMModel, KarrasModel, heun_step, window_distance
+from sb3_consistency.generative.edm import WINDOW_METRICS, EDMModel, KarrasModel, heun_step, window_distance
 from sb3_consistency.generative.model import Denoiser, clamp_action
 from sb3_consistency.generative.schedules import sampling_sigmas
 
@@ -42,7 +42,8 @@ class TrajectoryConsistencyModel(KarrasModel):
         cond_dim: int,
         sampling_steps: int = 1,
         ctm_gamma: float = 1.0,
-        dsm_target: str = "jump",
+        distillation_metric: str = "pseudo_huber",
+        dsm_target: str = "denoiser",
         dsm_rho_share: float = 0.7,
         **kwargs: Any,
     ) -> None:
@@ -55,6 +56,9 @@ class TrajectoryConsistencyModel(KarrasModel):
             raise ValueError(f"dsm_target must be one of {list(DSM_TARGETS)}, got {dsm_target!r}.")
         self.sampling_steps = sampling_steps
         self.ctm_gamma = ctm_gamma
+        if distillation_metric not in WINDOW_METRICS:
+            raise ValueError(f"distillation_metric must be one of {list(WINDOW_METRICS)}, got {distillation_metric!r}.")
+        self.distillation_metric = distillation_metric
         self.dsm_target = dsm_target
         self.dsm_rho_share = dsm_rho_share
 
@@ -141,7 +145,7 @@ class TrajectoryConsistencyModel(KarrasModel):
         x_t = x0 + t.view(-1, 1, 1) * noise
         with th.no_grad():
             target = to_end(self(heun_step(teacher, x_t, t, below), below, s, cond))
-        return window_distance(to_end(self(x_t, t, s, cond)), target, self.metric)
+        return window_distance(to_end(self(x_t, t, s, cond)), target, self.distillation_metric)
 
     def denoising_loss(self, x0: th.Tensor, cond: th.Tensor, *, noise: th.Tensor, u: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
