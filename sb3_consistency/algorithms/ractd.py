@@ -52,6 +52,7 @@ class RACTD(PlanningAlgorithm):
     :param reward_weight: weight of L_R (the paper's sigma)
     :param reward_input: what R judges: "sample", a plan from pure noise (paper), or "denoised", the prediction of the
         denoising loss (code)
+    :param reward_horizon: number of a plan's actions that R sees; 1 in the paper
     :param distill_from: "raw" weights of the teacher (code) or their moving average "ema"
     :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
     :param kwargs: (``cosine_lr_decay`` is True by default, in every stage) see
@@ -78,8 +79,9 @@ class RACTD(PlanningAlgorithm):
         sampling_steps: int = 1,
         alpha: float = 1.0,
         beta: float = 1.0,
-        reward_weight: float = 1.0,
+        reward_weight: float = 0.1,
         reward_input: str = "sample",
+        reward_horizon: int = 1,
         distill_from: str = "raw",
         warmup_steps: int = 500,
         **kwargs: Unpack[SharedArguments],
@@ -95,6 +97,7 @@ class RACTD(PlanningAlgorithm):
         self.beta = beta
         self.reward_weight = reward_weight
         self.reward_input = reward_input
+        self.reward_horizon = reward_horizon
         self.distill_from = distill_from
         kwargs.setdefault("cosine_lr_decay", True)
         super().__init__(
@@ -116,7 +119,8 @@ class RACTD(PlanningAlgorithm):
         )
 
     def policy_options(self) -> dict[str, Any]:
-        return {**super().policy_options(), "sampling_steps": self.sampling_steps}
+        options = {"sampling_steps": self.sampling_steps, "reward_horizon": self.reward_horizon}
+        return {**super().policy_options(), **options}
 
     def losses(self) -> dict[str, LossFn]:
         losses = {"teacher": self.teacher_loss, "reward": self.reward_loss, "student": self.student_loss}
@@ -134,10 +138,12 @@ class RACTD(PlanningAlgorithm):
 
     def reward_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:
         """
-        :param batch: windows, of which the reward model sees the first step
+        :param batch: windows
         :return: squared error of the predicted return, scalars to log
         """
-        return F.mse_loss(self.policy.reward_model(batch.reward_conditions, batch.plans[:, :1]), batch.returns), {}
+        # of a plan of states R sees one state, of a plan of actions its own number of actions
+        seen = batch.plans if self.plan_of == "actions" else batch.plans[:, :1]
+        return F.mse_loss(self.policy.reward_model(batch.reward_conditions, seen), batch.returns), {}
 
     def student_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:
         """
@@ -159,7 +165,8 @@ class RACTD(PlanningAlgorithm):
             judged = denoised
             if self.reward_input == "sample":
                 judged = student.sample(th.randn(student.noise_shape(len(plans), 1), device=self.device), cond)
-            value = self.policy.reward_model(batch.conditions, judged).mean()
+            # beyond the best return of the data R can only extrapolate
+            value = self.policy.reward_model(batch.conditions, judged).clamp(max=1.0).mean()
             loss = loss - self.reward_weight * value
             metrics["predicted_return"] = value.detach()
         return loss, metrics

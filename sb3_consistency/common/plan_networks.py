@@ -96,18 +96,16 @@ class RewardModel(StackedNetwork):
 
     :param net_arch: hidden layer sizes
     :param activation_fn: activation class
-    :param with_actions: whether it sees an action; else its observations are a state and a goal
+    :param n_actions: number of actions that it sees, the first of a plan; 0 where it observes a state and a goal
     """
 
     low: th.Tensor
     high: th.Tensor
 
-    def __init__(
-        self, *args: Any, net_arch: list[int], activation_fn: type[nn.Module], with_actions: bool, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, net_arch: list[int], activation_fn: type[nn.Module], n_actions: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.with_actions = with_actions
-        n_in = self.n_stacked * self.features_dim + (self.action_dim if with_actions else 0)
+        self.n_actions = n_actions
+        n_in = self.n_stacked * self.features_dim + n_actions * self.action_dim
         self.value_net = ResidualMlp(n_in, net_arch, activation_fn)
         self.register_buffer("low", th.zeros(()))
         self.register_buffer("high", th.ones(()))
@@ -132,14 +130,14 @@ class RewardModel(StackedNetwork):
 
     def forward(self, stacked: PyTorchObs, plans: th.Tensor) -> th.Tensor:
         """
-        R of a plan's first action; of a plan of states, the sum of R over its states.
+        R of a plan's first action (or more of them); of a plan of states, the sum of R over its states.
 
         :param stacked: observations, (B, n, ...), or a dict of them
-        :param plans: scaled plans, (B, H, D); only their first step matters in plans of actions
+        :param plans: scaled plans, (B, H, D); of plans of actions only the first ``n_actions`` steps matter
         :return: scaled returns, (B,)
         """
         cond = self.condition(stacked)
-        if self.with_actions:
-            return self.value_net(th.cat([cond, plans[:, 0]], dim=-1))
+        if self.n_actions > 0:
+            return self.value_net(th.cat([cond, plans[:, : self.n_actions].flatten(1)], dim=-1))
         goals = cond[:, None, self.features_dim :].expand(-1, plans.shape[1], -1)
         return self.value_net(th.cat([plans, goals], dim=-1)).sum(dim=1)

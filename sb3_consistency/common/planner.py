@@ -70,6 +70,7 @@ class PlannerPolicy(NetworksPolicy):
         no replanning before the goal changes (a plan of states)
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param sampling_steps: default number of jumps, that is network passes, per plan
+    :param reward_horizon: number of a plan's actions that the reward model sees
     :param noise_seed: seed of the fixed noise of deterministic plans
     :raises ValueError: if an option is unknown, out of its range or does not fit the spaces
     """
@@ -102,6 +103,7 @@ class PlannerPolicy(NetworksPolicy):
         executed_steps: int | None = None,
         tracking_gains: tuple[float, float] = (1.0, 1.0),
         sampling_steps: int = 1,
+        reward_horizon: int = 1,
         noise_seed: int = 0,
     ) -> None:
         if optimizer_kwargs is None and optimizer_class is th.optim.AdamW:
@@ -129,9 +131,12 @@ class PlannerPolicy(NetworksPolicy):
         self.executed_steps = executed_steps
         self.tracking_gains = tracking_gains
         self.sampling_steps = sampling_steps
+        self.reward_horizon = reward_horizon
         self.noise_seed = noise_seed
         if executed_steps is not None and not 1 <= executed_steps <= horizon:
             raise ValueError(f"executed_steps must be in [1, horizon = {horizon}], got {executed_steps}.")
+        if not 1 <= reward_horizon <= horizon:
+            raise ValueError(f"reward_horizon must be in [1, horizon = {horizon}], got {reward_horizon}.")
         if plan_of == "states":
             self._check_goal_space()
         #: the network in training; the others stay in evaluation mode
@@ -187,7 +192,7 @@ class PlannerPolicy(NetworksPolicy):
             None,
             net_arch=reward_arch,
             activation_fn=self.activation_fn,
-            with_actions=self.plan_of == "actions",
+            n_actions=self.reward_horizon if self.plan_of == "actions" else 0,
             **common,
         )
         self.teacher_ema.load_state_dict(self.teacher_model.state_dict())
@@ -357,7 +362,7 @@ class PlannerPolicy(NetworksPolicy):
         names = """
             net_arch activation_fn network dropout features_extractor_class features_extractor_kwargs optimizer_class
             optimizer_kwargs model_kwargs student_kwargs plan_of horizon history executed_steps tracking_gains
-            sampling_steps noise_seed
+            sampling_steps reward_horizon noise_seed
         """
         # the learning rate is not needed to act
         parameters = {"lr_schedule": self._dummy_schedule, **{name: getattr(self, name) for name in names.split()}}

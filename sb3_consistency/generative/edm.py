@@ -6,20 +6,21 @@ from typing import Any
 
 import torch as th
 
-from sb3_consistency.generative.consistency import boundary_scalings, squared_error
+from sb3_consistency.generative.consistency import boundary_scalings, pseudo_huber, squared_error
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
 from sb3_consistency.generative.schedules import karras_sigma
 from sb3_consistency.generative.temporal import make_temporal_network
 
-WINDOW_METRICS = ("l2", "pseudo_huber", "pseudo_huber_squared")
+WINDOW_METRICS = ("l2", "pseudo_huber", "pseudo_huber_squared", "pseudo_huber_norm")
 
 
 def window_distance(prediction: th.Tensor, target: th.Tensor, metric: str = "l2") -> th.Tensor:
     """
-    Distance of windows, mean over their elements.
+    Distance of windows.
 
-    "l2" is e^2, "pseudo_huber" sqrt(e^2 + c^2) - c with c = 0.00054 sqrt(H D), both per element (RACTD, equation 6);
-    "pseudo_huber_squared" puts e^4 in the place of e^2, as the released code does.
+    "l2" is the mean of e^2 over the elements; "pseudo_huber" that of sqrt(e^2 + c^2) - c with c = 0.00054 sqrt(H D)
+    (RACTD, equation 6); "pseudo_huber_squared" puts e^4 in the place of e^2, as the released code does;
+    "pseudo_huber_norm" applies the function to the norm of the whole window, as iCT does.
 
     :param prediction: (B, H, D)
     :param target: (B, H, D)
@@ -28,6 +29,8 @@ def window_distance(prediction: th.Tensor, target: th.Tensor, metric: str = "l2"
     """
     if metric == "l2":
         return squared_error(prediction, target)
+    if metric == "pseudo_huber_norm":
+        return pseudo_huber(prediction, target)
     square = (prediction - target).flatten(1).square()
     c = 0.00054 * math.sqrt(square.shape[1])
     if metric == "pseudo_huber_squared":
@@ -62,7 +65,7 @@ class KarrasModel(GenerativeModel):
     :param n_inputs: number of noise levels that the network is told
     :param network: backbone, "unet" or "mlp"
     :param network_kwargs: further arguments of the backbone (``net_arch``, ``activation_fn``, ...)
-    :param metric: distance of the losses, "l2", "pseudo_huber" (paper) or "pseudo_huber_squared" (released code)
+    :param metric: distance of the denoising loss, see :func:`window_distance`; only the minimiser of "l2" is a denoiser
     :param n_levels: size of the Karras grid
     :param p_mean: mean of ln sigma in the denoising losses
     :param p_std: standard deviation of ln sigma

@@ -27,6 +27,8 @@ class TrajectoryConsistencyModel(KarrasModel):
     :param sampling_steps: default number of jumps of :meth:`sample`
     :param ctm_gamma: share of fresh noise between two jumps: 1 jumps to the end and adds all of it back (consistency
         sampling), 0 adds none (CTM, algorithm 3)
+    :param distillation_metric: distance of the distillation loss, see :func:`window_distance`; the denoising loss has
+        ``metric``
     :param dsm_target: what the denoising loss trains: "jump", G(x_t, t, sigma_min) (RACTD), or "denoiser",
         g(x_t, t, t) (CTM)
     :param dsm_rho_share: half of its noise levels are uniform in [0, this] on the rho scale counted from sigma_max
@@ -42,7 +44,7 @@ class TrajectoryConsistencyModel(KarrasModel):
         cond_dim: int,
         sampling_steps: int = 1,
         ctm_gamma: float = 1.0,
-        distillation_metric: str = "pseudo_huber",
+        distillation_metric: str = "pseudo_huber_norm",
         dsm_target: str = "denoiser",
         dsm_rho_share: float = 0.7,
         **kwargs: Any,
