@@ -51,6 +51,11 @@ def test_online_comparison(tmp_path):
     assert run_example("03_online_vs_sac.py", "--steps", 200, "--algos", "CPQL", cwd=tmp_path) == ""  # resumes
 
 
+def test_planner_modes(tmp_path):
+    out = run_example("04_planner_modes.py", "--steps", 30, cwd=tmp_path)
+    assert "RACTD, 1 pass" in out and (tmp_path / "planner_modes.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(("algo", "cls"), [("sac", SAC), ("cpql", CPQL)])
 def test_record_command(algo, cls, minari_folder, tmp_path, capsys):
     options = {"policy_kwargs": {"net_arch": [8]}} if cls is SAC else SMALL

@@ -148,12 +148,12 @@ def test_exact_student_jumps_along_the_ode():
     assert th.allclose(model(x, t, s, th.zeros(3, 1)), exact_jump(x, t, s))
 
 
-@pytest.mark.parametrize("metric", ["l2", "pseudo_huber", "pseudo_huber_squared"])
+@pytest.mark.parametrize("metric", ["l2", "pseudo_huber", "pseudo_huber_squared", "pseudo_huber_norm"])
 def test_distillation_loss_of_the_exact_student_vanishes_as_the_grid_is_refined(metric):
     x0, noise, u, cond = draws(4000)
     losses = []
     for n_levels in (10, 20, 40, 80):
-        model = exact_student(n_levels=n_levels, metric=metric)
+        model = exact_student(n_levels=n_levels, distillation_metric=metric)
         losses.append(model.distillation_loss(x0, cond, noise=noise, u=u[:, :2], teacher=exact_denoiser).mean().item())
     # Heun's error per step is O(h^3): even the plain distance falls at least 4-fold
     assert all(a > 4 * b for a, b in pairwise(losses))
@@ -181,7 +181,7 @@ def test_gradient_of_the_distillation_reaches_only_the_jump():
     t, below, s = (model.sigma_at(n) for n in (level, level - 1, end))
     x_t = x0 + t.view(-1, 1, 1) * noise
     target = frozen.jump_to_end(frozen(heun_step(exact_denoiser, x_t, t, below), below, s, cond), s, cond).detach()
-    explicit = window_distance(frozen.jump_to_end(model(x_t, t, s, cond), s, cond), target).sum()
+    explicit = window_distance(frozen.jump_to_end(model(x_t, t, s, cond), s, cond), target, "pseudo_huber_norm").sum()
     grads = [th.autograd.grad(value, list(model.parameters())) for value in (loss, explicit)]
     assert loss.item() == pytest.approx(explicit.item()) and loss > 0
     assert all(th.allclose(a, b) for a, b in zip(*grads, strict=True))
@@ -239,6 +239,7 @@ def test_metrics_of_windows():
     c = 0.00054 * math.sqrt(2)
     assert window_distance(a, b) == 4.5
     assert window_distance(a, b, "pseudo_huber") == pytest.approx((math.sqrt(9 + c**2) - c) / 2)
+    assert window_distance(a, b, "pseudo_huber_norm") == pytest.approx(math.sqrt(9 + c**2) - c)
     assert window_distance(a, b, "pseudo_huber_squared") == pytest.approx((math.sqrt(81 + c**2) - c) / 2)
 
 
@@ -264,6 +265,7 @@ def test_networks_tell_bad_shapes():
         {"sampling_steps": 0},
         {"ctm_gamma": 2},
         {"dsm_target": "x"},
+        {"distillation_metric": "x"},
     ],
 )
 def test_bad_options_of_the_student_name_themselves(kwargs):
@@ -495,7 +497,7 @@ def test_a_teacher_must_fit(tmp_path):
 
 
 OPTIONS = [
-    {"reward_input": "denoised"},
+    {"reward_input": "denoised", "reward_horizon": 16},
     {"reward_weight": 0.0, "reward_steps": 0},
     {"distill_from": "ema", "alpha": 0.5, "beta": 2.0},
     {"sampling_steps": 4},
@@ -533,6 +535,7 @@ def test_every_option_trains_and_survives_saving(kwargs, tmp_path):
         {"alpha": -1},
         {"reward_weight": -0.5},
         {"reward_input": "x"},
+        {"reward_horizon": 17},
         {"distill_from": "x"},
         {"n_steps": 3},
         {"replay_buffer_class": HerReplayBuffer},
@@ -595,6 +598,14 @@ def test_several_environments_and_vec_normalize():
     batch = next(model._batches(1, 64))
     assert batch.conditions.shape == (64, 1, 3) and batch.conditions.abs().max() < 10  # normalised: raw ones reach 5000
     assert evaluate_policy(model, env, n_eval_episodes=2)[0] < 0
+
+
+def test_heldout_loss_is_of_windows_that_training_does_not_see():
+    model = RACTD("MlpPolicy", box_env(), **SMALL)
+    model.load_dataset(make_arrays(), heldout_fraction=0.34)
+    assert len(model.windows()) == 80 and len(model._heldout["windows"]) == 40
+    model.pretrain(20)
+    assert model.heldout_loss(model._heldout) == model.heldout_loss(model._heldout) > 0
 
 
 def test_observations_and_returns_are_scaled_to_the_unit_box():

@@ -17,7 +17,15 @@ from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.planner import PLANS, PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy
 from sb3_consistency.common.sampling import split, tree_map
 from sb3_consistency.common.windows import WindowRows, Windows
-from sb3_consistency.offline.loading import ObservationStatistics, is_normalised_space
+from sb3_consistency.offline.loading import (
+    BlockWriter,
+    EpisodeConverter,
+    ObservationStatistics,
+    block_rows,
+    converted_episodes,
+    is_normalised_space,
+    set_size,
+)
 
 STAGES = ("teacher", "reward", "student")
 NETWORK_OF_STAGE = {"teacher": "teacher_model", "reward": "reward_model", "student": "student"}
@@ -205,9 +213,44 @@ class PlanningAlgorithm(GenerativeAlgorithm):
         buffer = self._offline_data()
         assert buffer is not None
         if self._windows is None or self._windows.buffer is not buffer:
-            goal_key = "desired_goal" if self.plan_of == "states" and self.cut_at_goals else None
-            self._windows = Windows(buffer, self.horizon, self.history, self.pad, self.gamma, goal_key)
+            self._windows = self._windows_of(buffer)
         return self._windows
+
+    def _windows_of(self, buffer: ReplayBuffer) -> Windows:
+        goal_key = "desired_goal" if self.plan_of == "states" and self.cut_at_goals else None
+        return Windows(buffer, self.horizon, self.history, self.pad, self.gamma, goal_key)
+
+    def _read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
+        """Held-out episodes keep their order, in a buffer of their own: windows are taken from it."""
+        episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
+        if not episodes:
+            return None
+        size = sum(len(e) for e in episodes)
+        rows = block_rows(size, self.n_envs)
+        buffer = self._new_buffer((rows + int(self.optimize_memory_usage)) * self.n_envs)
+        writer = BlockWriter(buffer, 0, size)
+        for episode in episodes:
+            writer.write(episode)
+        set_size(buffer, rows)
+        return {"windows": self._windows_of(buffer)}
+
+    @th.no_grad()
+    def heldout_loss(self, heldout: dict[str, Any], n_rows: int = 8192) -> float:
+        """
+        :param heldout: windows of the held-out episodes
+        :param n_rows: windows used, evenly spread
+        :return: denoising loss of the teacher, or of the student in its stage, with the same noise at every call
+        """
+        self.policy.set_training_mode(False)
+        windows = heldout["windows"]
+        chosen = np.linspace(0, len(windows) - 1, min(n_rows, len(windows))).astype(int)
+        batch = self._plan_batch(windows, windows.at(windows.starts[chosen]))
+        network = self.policy.student if self.stage == "student" else self.policy.teacher_model
+        generator = th.Generator().manual_seed(0)
+        noise = th.randn(batch.plans.shape, generator=generator).to(self.device)
+        u = th.rand(len(chosen), 2, generator=generator).to(self.device)
+        loss = network.model.denoising_loss(batch.plans, network.condition(batch.conditions), noise=noise, u=u)[0]
+        return float(loss.mean())
 
     def _sample_batches(self, n_batches: int, batch_size: int) -> list[Any]:
         windows = self.windows()

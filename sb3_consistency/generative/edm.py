@@ -189,9 +189,19 @@ class EDMModel(KarrasModel):
 
         See :meth:`GenerativeModel.loss` for the parameters.
         """
+        return self.denoising_loss(x0, cond, noise=noise, u=u)[0]
+
+    def denoising_loss(self, x0: th.Tensor, cond: th.Tensor, *, noise: th.Tensor, u: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param x0: windows, (B, H, D)
+        :param cond: condition, (B, F)
+        :param noise: standard normal noise, (B, H, D)
+        :param u: uniform numbers in [0, 1), of which the first column is used, (B, 1)
+        :return: loss, (B,), and the predicted windows, (B, H, D)
+        """
         sigma = self.log_normal_sigma(u[:, 0])
         prediction = self(x0 + sigma.view(-1, 1, 1) * noise, sigma, cond)
-        return self.weight(sigma) * window_distance(prediction, x0, self.metric)
+        return self.weight(sigma) * window_distance(prediction, x0, self.metric), prediction
 
     def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
