@@ -9,18 +9,20 @@ if TYPE_CHECKING:
     from sb3_consistency.algorithms.cpql import CPQL
     from sb3_consistency.algorithms.diffusion_bc import DiffusionBC
     from sb3_consistency.algorithms.diffusion_ql import DiffusionQL
+    from sb3_consistency.algorithms.ractd import RACTD
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "CPQL": "cpql",
+    "RACTD": "ractd",
     "ConsistencyAC": "consistency_ac",
     "ConsistencyBC": "consistency_bc",
     "DiffusionBC": "diffusion_bc",
     "DiffusionQL": "diffusion_ql",
 }
 
-__all__ = ["CPQL", "ConsistencyAC", "ConsistencyBC", "DiffusionBC", "DiffusionQL", "__version__"]
+__all__ = ["CPQL", "RACTD", "ConsistencyAC", "ConsistencyBC", "DiffusionBC", "DiffusionQL", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

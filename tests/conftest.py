@@ -6,9 +6,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC, DiffusionBC, DiffusionQL
+from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionBC, DiffusionQL
 
-ALGORITHMS = [ConsistencyBC, ConsistencyAC, CPQL, DiffusionBC, DiffusionQL]
+ALGORITHMS = [ConsistencyBC, ConsistencyAC, CPQL, DiffusionBC, DiffusionQL, RACTD]
 ACTOR_CRITICS = [ConsistencyAC, CPQL, DiffusionQL]
 SMALL = {"policy_kwargs": {"net_arch": [32, 32]}, "batch_size": 32, "seed": 0, "device": "cpu"}
 

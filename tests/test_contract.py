@@ -18,7 +18,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_consistency
-from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC, DiffusionQL
+from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.offline.episodes import DatasetError
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
@@ -71,7 +71,7 @@ def test_save_and_load(cls, kwargs, tmp_path):
 
 @every
 def test_training_continues_identically_after_loading(cls, tmp_path):
-    model = trained(cls, curriculum_steps=20)
+    model = trained(cls, curriculum_steps=12)
     model.save(tmp_path / "model")
     loaded = cls.load(tmp_path / "model", env=box_env())
     loaded.load_dataset(make_arrays())
@@ -142,6 +142,8 @@ def test_unsupported_action_spaces(cls, space):
     ],
 )
 def test_predictions_lie_in_any_box(cls, space):
+    if cls is RACTD:
+        pytest.skip("a planner does not act before its student stage; test_ractd.py has this test after training")
     model = cls("MlpPolicy", VectorEnv(action_space=space), **SMALL)
     obs = np.random.default_rng(0).normal(size=(50, 3))  # float64
     for deterministic in (True, False):

@@ -44,6 +44,11 @@ def test_multimodality_of_the_default_loss(tmp_path):
     assert float(out.split("Gaussian policy: ")[1].split(", ")[1].split(" %")[0]) < 60
 
 
+def test_planner_modes(tmp_path):
+    out = run_example("04_planner_modes.py", "--steps", 30, cwd=tmp_path)
+    assert "RACTD, 1 pass" in out and (tmp_path / "planner_modes.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(("algo", "cls"), [("sac", SAC), ("cpql", CPQL)])
 def test_record_command(algo, cls, minari_folder, tmp_path, capsys):
     options = {"policy_kwargs": {"net_arch": [8]}} if cls is SAC else SMALL

@@ -179,7 +179,8 @@ def test_every_key_of_the_files_is_accepted():
         for k in ("policy_kwargs", "replay_buffer_kwargs", "replay_buffer_class"):
             if isinstance(kwargs.get(k), str):
                 kwargs[k] = eval(kwargs[k], vars(exp_manager))
-        policy = kwargs.pop("policy", "MlpPolicy")
+        # plans of states are for environments with goals
+        policy = kwargs.pop("policy", "MultiInputPolicy" if kwargs.get("plan_of") == "states" else "MlpPolicy")
         env = GoalEnv() if policy == "MultiInputPolicy" else spaces[policy]
         kwargs |= {"policy_kwargs": {**kwargs.get("policy_kwargs", {}), "net_arch": [4]}, "buffer_size": 10}
         model_classes[key](policy, env, **kwargs)
@@ -191,7 +192,9 @@ class GoalEnv(gym.Env):
     """Just enough of a goal environment to build models for."""
 
     action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    observation_space = gym.spaces.Dict(observation=action_space, achieved_goal=action_space, desired_goal=action_space)
+    observation_space = gym.spaces.Dict(
+        observation=gym.spaces.Box(-1.0, 1.0, (4,), np.float32), achieved_goal=action_space, desired_goal=action_space
+    )
 
     def compute_reward(self, achieved_goal, desired_goal, info):
         return np.zeros(len(achieved_goal))
@@ -222,6 +225,8 @@ def test_published_settings_are_the_published_ones():
     maze = read["diffusion_ql"]["D4RL/antmaze/medium-play-v1"]
     assert (maze["eta"], maze["actor_learning_rate"], maze["max_q_backup"]) == (2.0, 1e-3, True)
     assert maze["dataset_kwargs"] == {"reward_transform": "antmaze"}
+    assert read["ractd"]["mujoco/walker2d/medium-v0"]["reward_weight"] == 0.4
+    assert read["ractd"]["D4RL/pointmaze/large-v2"]["horizon"] == 384
     pen = read["diffusion_bc"]["D4RL/pen/human-v2"]
     assert (pen["n_timesteps"], pen["learning_rate"], pen["max_grad_norm"]) == (1_000_000, 3e-5, 7.0)
 
@@ -494,12 +499,13 @@ def test_optimize(key, sampler, pruner, tmp_path):
 def test_optimize_offline(key, minari, tmp_path):
     command = ["train", "-optimize", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 4, "-f", tmp_path]
     storage = ["--storage", "study.log", "--study-name", key]
-    more = ["--n-trials", 1, "--optimization-log-path", "trials", "-params", "policy_kwargs:dict(n_critics=3)"]
+    more = ["--n-trials", 1, "--optimization-log-path", "trials", "-params", "policy_kwargs:dict(normalize_images=False)"]
     zoo(*command, *TUNE, *storage, *more)
     steps = np.load("trials/trial_0/evaluations.npz")["timesteps"].tolist()
-    assert steps == [2, 4]  # of the gradient
+    # of the gradient; at 2 of 4 a planner can't act yet
+    assert steps == ([4] if key == "ractd" else [2, 4])
     # the trial's policy_kwargs are merged with those given
-    assert load(key, "trials/trial_0/best_model.zip").policy_kwargs.keys() >= {"n_critics", "net_arch"}
+    assert load(key, "trials/trial_0/best_model.zip").policy_kwargs.keys() >= {"normalize_images", "net_arch"}
     # trial 0 is a trial
     command = ["train", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 1, "-f", tmp_path, "--eval-freq", -1]
     zoo(*command, *storage, "--trial-id", 0)

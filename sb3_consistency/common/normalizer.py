@@ -54,6 +54,15 @@ class ObservationNormalizer(nn.Module):
             return {k: self.entries[self.names[k]](v) if k in self.names else v for k, v in observations.items()}
         return self.entries["entry0"](observations)
 
+    def invert(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: standardised observations of a space that is no Dict, (..., *shape)
+        :return: the observations themselves
+        """
+        entry = self.entries["entry0"]
+        assert isinstance(entry, _Standardise)
+        return observations * entry.std + entry.mean
+
     def fit(self, mean: Mapping[str, np.ndarray], std: Mapping[str, np.ndarray]) -> None:
         """
         Set the statistics. Dimensions that hardly vary keep a unit scale, or their rounding errors would be blown up.

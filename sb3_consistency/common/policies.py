@@ -26,7 +26,71 @@ from sb3_consistency.value_losses import choose_candidate, gumbel_noise, pessimi
 CANDIDATE_SELECTIONS = ("softmax", "argmax")
 
 
-class GenerativePolicy(BasePolicy):
+class NetworksPolicy(BasePolicy):
+    """A policy that owns several networks, some with optimizers of their own, some moving averages of others."""
+
+    share_features_extractor: bool = False
+
+    def network_names(self) -> list[str]:
+        """
+        :return: names of all networks, the trained ones (those with an optimizer) first
+        """
+        raise NotImplementedError
+
+    def trained_networks(self) -> list[str]:
+        """
+        :return: names of the networks that have an optimizer
+        """
+        raise NotImplementedError
+
+    def target_pairs(self) -> Iterator[tuple[FeatureNetwork, FeatureNetwork]]:
+        """
+        :return: (network, its target network), for every target network
+        """
+        raise NotImplementedError
+
+    def _make(self, cls: type[Any], features_extractor: BaseFeaturesExtractor | None, **kwargs: Any) -> Any:
+        base = {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "normalize_images": self.normalize_images,
+        }
+        return cls(**self._update_features_extractor({**base, **kwargs}, features_extractor)).to(self.device)
+
+    def _add_optimizer(self, net: FeatureNetwork, lr_schedule: Schedule, **defaults: Any) -> None:
+        kwargs = {**defaults, **self.optimizer_kwargs}
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not kwargs.keys() & {"fused", "foreach"}:
+            kwargs["fused"] = True
+        # a shared extractor is trained by the actor's loss alone, as in SAC
+        shared = self.share_features_extractor and not isinstance(net, GenerativeActor)
+        parameters = [p for n, p in net.named_parameters() if not (shared and n.startswith("features_extractor."))]
+        net.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+
+    def fit_normalizer(self, mean: dict[str, np.ndarray], std: dict[str, np.ndarray]) -> None:
+        """
+        Set the observation statistics of every network.
+
+        :param mean: mean per key ("" for an observation space that is no Dict)
+        :param std: standard deviation per key
+        """
+        for name in self.network_names():
+            getattr(self, name).obs_normalizer.fit(mean, std)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the trained networks in training or evaluation mode; targets stay in evaluation mode.
+
+        :param mode: True for training mode
+        """
+        networks = [getattr(self, name) for name in self.trained_networks()]
+        # going through all modules takes as long as a small network's pass, and predict() asks for it every time
+        if self.training != mode or any(network.training != mode for network in networks):
+            for network in networks:
+                network.set_training_mode(mode)
+            self.training = mode
+
+
+class GenerativePolicy(NetworksPolicy):
     """
     Policy of the generative algorithms: actor, its moving averages, critics and value network, as far as asked for.
 
@@ -164,14 +228,6 @@ class GenerativePolicy(BasePolicy):
 
     noise_bank: th.Tensor
 
-    def _make(self, cls: type[Any], features_extractor: BaseFeaturesExtractor | None, **kwargs: Any) -> Any:
-        base = {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "normalize_images": self.normalize_images,
-        }
-        return cls(**self._update_features_extractor({**base, **kwargs}, features_extractor)).to(self.device)
-
     def _make_actor(self, net_arch: list[int]) -> GenerativeActor:
         network_kwargs: dict[str, Any] = {"net_arch": net_arch, "embedding_scale": self.embedding_scale}
         if self.network == "mlp":
@@ -182,15 +238,6 @@ class GenerativePolicy(BasePolicy):
             GenerativeActor, None, model_class=self.model_class, model_kwargs=model_kwargs, noise_seed=self.noise_seed
         )
         return actor
-
-    def _add_optimizer(self, net: FeatureNetwork, lr_schedule: Schedule) -> None:
-        kwargs = dict(self.optimizer_kwargs)
-        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not kwargs.keys() & {"fused", "foreach"}:
-            kwargs["fused"] = True
-        # a shared extractor is trained by the actor's loss alone, as in SAC
-        shared = self.share_features_extractor and not isinstance(net, GenerativeActor)
-        parameters = [p for n, p in net.named_parameters() if not (shared and n.startswith("features_extractor."))]
-        net.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
     def network_names(self) -> list[str]:
         """
@@ -212,16 +259,6 @@ class GenerativePolicy(BasePolicy):
             yield self.critic, self.critic_target
         for name in self.target_networks:
             yield self.actor, getattr(self, name)
-
-    def fit_normalizer(self, mean: dict[str, np.ndarray], std: dict[str, np.ndarray]) -> None:
-        """
-        Set the observation statistics of every network.
-
-        :param mean: mean per key ("" for an observation space that is no Dict)
-        :param std: standard deviation per key
-        """
-        for name in self.network_names():
-            getattr(self, name).obs_normalizer.fit(mean, std)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(obs, deterministic)
@@ -246,19 +283,6 @@ class GenerativePolicy(BasePolicy):
         greedy = deterministic or self.candidate_selection == "argmax"
         gumbel = None if greedy else gumbel_noise(th.rand_like(values))
         return choose_candidate(values, actions.view(batch_size, n_candidates, -1), gumbel, self.candidate_temperature)
-
-    def set_training_mode(self, mode: bool) -> None:
-        """
-        Put the trained networks in training or evaluation mode; targets stay in evaluation mode.
-
-        :param mode: True for training mode
-        """
-        networks = [getattr(self, name) for name in self.trained_networks()]
-        # going through all modules takes as long as a small network's pass, and predict() asks for it every time
-        if self.training != mode or any(network.training != mode for network in networks):
-            for network in networks:
-                network.set_training_mode(mode)
-            self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         names = """

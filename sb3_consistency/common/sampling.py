@@ -78,14 +78,14 @@ def sample(
     return Batch(observations, data.actions.float(), next_observations, data.rewards, data.dones, discounts)
 
 
-def split(batch: Batch, n_batches: int) -> list[Batch]:
+def split(batch: Any, n_batches: int) -> list[Any]:
     """
-    :param batch: ``n_batches * B`` transitions
+    :param batch: ``n_batches * B`` transitions (or other rows), in a NamedTuple
     :param n_batches: number of parts
-    :return: the parts, as views
+    :return: the parts, as views, of the same type
     """
     chunks = tree_map(lambda x: x.reshape(n_batches, -1, *x.shape[1:]), tuple(batch))
-    return [Batch(*tree_map(lambda x, i=i: x[i], chunks)) for i in range(n_batches)]
+    return [type(batch)(*tree_map(lambda x, i=i: x[i], chunks)) for i in range(n_batches)]
 
 
 def concatenate(first: list[Batch], second: list[Batch]) -> list[Batch]:

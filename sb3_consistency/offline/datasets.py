@@ -268,7 +268,7 @@ class DatasetMixin(OffPolicyAlgorithm):
     def _fit_statistics(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
         vec_normalize = self._vec_normalize_env
         if self.normalize_observations and not (vec_normalize is not None and vec_normalize.norm_obs):
-            self.policy.fit_normalizer(statistics.mean, statistics.std)
+            self._fit_normalizer(statistics, buffer, n_rows)
         if vec_normalize is None or not vec_normalize.training:
             return
         if vec_normalize.norm_obs:
@@ -287,6 +287,9 @@ class DatasetMixin(OffPolicyAlgorithm):
                     steps, lambda total, step: total * vec_normalize.gamma * (1 - step[1]) + step[0], initial=0.0
                 )
                 vec_normalize.ret_rms.update(np.array(list(running_returns)[1:]))
+
+    def _fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
+        self.policy.fit_normalizer(statistics.mean, statistics.std)
 
     def _offline_data(self) -> ReplayBuffer | None:
         return self.replay_buffer if self._replay_is_offline else self.offline_buffer

@@ -6,6 +6,7 @@ from typing import Any
 import optuna
 
 from sb3_consistency.algorithms.cpql import CPQL
+from sb3_consistency.algorithms.ractd import RACTD
 from sb3_consistency.common.actor_critic import GenerativeActorCritic
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
@@ -63,6 +64,16 @@ def _cpql(trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
+def _ractd(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "horizon": trial.suggest_categorical("horizon", [4, 8, 16]),
+        "beta": trial.suggest_float("beta", 0.1, 10.0, log=True),
+        "reward_weight": trial.suggest_float("reward_weight", 0.01, 1.0, log=True),
+        "teacher_steps": trial.suggest_float("teacher_steps", 0.2, 0.6),
+        "sampling_steps": trial.suggest_categorical("sampling_steps", [1, 2]),
+    }
+
+
 # an algorithm samples what all its base classes do
 SPACES: dict[type[Any], Space] = {
     GenerativeAlgorithm: _shared,
@@ -70,6 +81,7 @@ SPACES: dict[type[Any], Space] = {
     DiffusionPolicyMixin: _diffusion,
     GenerativeActorCritic: _actor_critic,
     CPQL: _cpql,
+    RACTD: _ractd,
 }
 
 

@@ -1,0 +1,69 @@
+"""Two ways around an obstacle, one better rewarded: a teacher, its student without rewards, and RACTD. Draws a PNG."""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from gymnasium import spaces
+
+from sb3_consistency import RACTD
+
+HORIZON, SPEED = 16, 0.1
+
+
+def demonstrations(n: int, rng: np.random.Generator) -> dict:
+    """Half of the paths lead over the obstacle (reward 1 per step), half below it (reward 0.5)."""
+    side = rng.choice([1, -1], size=n)
+    angle = side[:, None] * np.linspace(1.1, -1.1, HORIZON) + 0.15 * rng.standard_normal((n, 1))
+    actions = 0.7 * np.stack([np.cos(angle), np.sin(angle)], axis=-1) + 0.05 * rng.standard_normal((n, HORIZON, 2))
+    positions = np.concatenate([np.zeros((n, 1, 2)), SPEED * actions.cumsum(axis=1)], axis=1)
+    ends = np.tile(np.arange(HORIZON) == HORIZON - 1, n)
+    return {
+        "observations": positions[:, :-1].reshape(-1, 2).astype(np.float32),
+        "next_observations": positions[:, 1:].reshape(-1, 2).astype(np.float32),
+        "actions": actions.reshape(-1, 2).astype(np.float32),
+        "rewards": np.repeat(0.75 + 0.25 * side, HORIZON).astype(np.float32),
+        "terminations": ends,
+        "truncations": np.zeros_like(ends),
+        "action_space": spaces.Box(-1, 1, (2,), np.float32),
+    }
+
+
+def walk(planner: Callable[[np.ndarray], np.ndarray], n: int = 300) -> np.ndarray:
+    """Paths (n, H + 1, 2) of an agent that plans, executes a quarter of the plan, and plans again."""
+    path = np.zeros((n, 1, 2), np.float32)
+    for _ in range(4):
+        moves = SPEED * planner(path[:, -1])[:, : HORIZON // 4]
+        path = np.concatenate([path, path[:, -1:] + moves.cumsum(axis=1)], axis=1)
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=4_000, help="gradient steps of the teacher, and of each student")
+    parser.add_argument("--png", type=Path, default=Path("planner_modes.png"))
+    args = parser.parse_args()
+    options = {"dataset": demonstrations(2000, np.random.default_rng(0)), "horizon": HORIZON, "seed": 0}
+    teacher = RACTD("MlpPolicy", teacher_steps=args.steps, **options).pretrain(args.steps, progress_bar=True)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher.save(options.setdefault("teacher", f"{folder}/teacher.zip"))
+        free = RACTD("MlpPolicy", reward_weight=0.0, reward_steps=0, **options).pretrain(args.steps, progress_bar=True)
+        student = RACTD("MlpPolicy", reward_horizon=HORIZON, **options).pretrain(args.steps, progress_bar=True)
+    walks = {
+        "data": options["dataset"]["observations"].reshape(-1, HORIZON, 2)[:300],
+        "teacher, 158 passes": walk(teacher.teacher_plan),
+        "student without rewards, 1 pass": walk(free.plan),
+        "RACTD, 1 pass": walk(student.plan),
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(14, 4), sharex=True, sharey=True, layout="constrained")
+    for axis, (name, paths) in zip(axes, walks.items(), strict=True):
+        height = paths[:, HORIZON // 2, 1]
+        title = f"{name}\n{100 * (height > 0.15).mean():.0f} % above (better), {100 * (height < -0.15).mean():.0f} % below"
+        print(title.replace("\n", ": "))
+        axis.plot(*paths.transpose(2, 1, 0), color="tab:blue", linewidth=0.5, alpha=0.3)
+        axis.add_patch(plt.Circle((0.45, 0), 0.12, color="tab:red"))
+        axis.set(title=title, aspect="equal")
+    figure.savefig(args.png, dpi=120)

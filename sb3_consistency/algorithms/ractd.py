@@ -1,0 +1,178 @@
+"""RACTD: a one-step planner, distilled from a diffusion planner with rewards."""
+
+from typing import Any, Unpack
+
+import torch as th
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from torch.nn import functional as F
+
+from sb3_consistency.common.algorithm import LossFn
+from sb3_consistency.common.arguments import SharedArguments, check_range
+from sb3_consistency.common.planner import PlannerPolicy
+from sb3_consistency.common.planning import NETWORK_OF_STAGE, PlanBatch, PlanningAlgorithm
+
+REWARD_INPUTS = ("sample", "denoised")
+DISTILL_FROM = ("raw", "ema")
+
+
+class RACTD(PlanningAlgorithm):
+    """
+    Reward-aware consistency trajectory distillation: plans a whole window in one network pass.
+
+    Three stages, walked through by ``learn(n)`` or ``pretrain(n)``:
+
+    1. teacher: an EDM denoiser of windows, given the present observation;
+    2. reward: R, the discounted return that follows a state and an action in the data;
+    3. student, warm-started from the teacher: alpha L_CTM + beta L_DSM + reward_weight L_R, L_R = -E[R(plan)].
+
+    Source: Duan et al. 2026 (RACTD), equations 6 to 9. ``reward_weight=0`` is the reward-free student (CTD).
+    Needs data, no environment: ``learn(n)`` takes n gradient steps on the dataset. Before the student stage ``predict``
+    raises; ``teacher_plan`` plans with the teacher. A planner that remembers (``executed_steps``, ``history``, plans of
+    states) hands its memory out as SB3's recurrent policies do: ``action, state = predict(obs, state, episode_start)``.
+
+    Differences from the released code: the maths is selectable where paper and code differ (docs/algorithms/ractd.md
+    has the table); windows are padded at the end of an episode; log-normal noise levels are clamped to the grid; a jump
+    is always compared across one whole step of the teacher; samplers start from N(0, sigma_max^2); the networks are
+    small by default; one batch size serves all stages; the observation enters through an encoder, as features do in SB3.
+
+    :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
+    :param horizon: number H of steps of a plan
+    :param history: number of observations that a plan of actions is conditioned on
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions), or no
+        replanning before the goal changes (states)
+    :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
+    :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
+    :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
+    :param teacher_steps: gradient steps of the teacher stage; a float is a share of the run
+    :param reward_steps: gradient steps of the reward stage, likewise; the student takes what is left of the run
+    :param teacher: file of a saved model whose teacher is taken over; the teacher stage is left out then
+    :param sampling_steps: jumps, that is network passes, per plan
+    :param alpha: weight of the distillation loss L_CTM
+    :param beta: weight of the denoising loss L_DSM
+    :param reward_weight: weight of L_R (the paper's sigma)
+    :param reward_input: what R judges: "sample", a plan from pure noise (paper), or "denoised", the prediction of the
+        denoising loss (code)
+    :param reward_horizon: number of a plan's actions that R sees; 1 in the paper
+    :param distill_from: "raw" weights of the teacher (code) or their moving average "ema"
+    :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
+    :param kwargs: (``cosine_lr_decay`` is True by default, in every stage) see
+        :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :raises ValueError: if an argument is out of its range
+    """
+
+    def __init__(
+        self,
+        policy: str | type[PlannerPolicy],
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        plan_of: str = "actions",
+        horizon: int = 16,
+        history: int = 1,
+        executed_steps: int | None = None,
+        tracking_gains: tuple[float, float] = (1.0, 1.0),
+        pad: bool = True,
+        cut_at_goals: bool = True,
+        teacher_steps: int | float = 0.4,
+        reward_steps: int | float = 0.1,
+        teacher: str | None = None,
+        sampling_steps: int = 1,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        reward_weight: float = 0.1,
+        reward_input: str = "sample",
+        reward_horizon: int = 1,
+        distill_from: str = "raw",
+        warmup_steps: int = 500,
+        **kwargs: Unpack[SharedArguments],
+    ) -> None:
+        for name, weight in {"alpha": alpha, "beta": beta, "reward_weight": reward_weight}.items():
+            check_range(name, weight, 0)
+        if reward_input not in REWARD_INPUTS:
+            raise ValueError(f"reward_input must be one of {REWARD_INPUTS}, got {reward_input!r}.")
+        if distill_from not in DISTILL_FROM:
+            raise ValueError(f"distill_from must be one of {DISTILL_FROM}, got {distill_from!r}.")
+        self.sampling_steps = sampling_steps
+        self.alpha = alpha
+        self.beta = beta
+        self.reward_weight = reward_weight
+        self.reward_input = reward_input
+        self.reward_horizon = reward_horizon
+        self.distill_from = distill_from
+        kwargs.setdefault("cosine_lr_decay", True)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            plan_of=plan_of,
+            horizon=horizon,
+            history=history,
+            executed_steps=executed_steps,
+            tracking_gains=tracking_gains,
+            pad=pad,
+            cut_at_goals=cut_at_goals,
+            teacher_steps=teacher_steps,
+            reward_steps=reward_steps,
+            teacher=teacher,
+            warmup_steps=warmup_steps,
+            **kwargs,
+        )
+
+    def policy_options(self) -> dict[str, Any]:
+        options = {"sampling_steps": self.sampling_steps, "reward_horizon": self.reward_horizon}
+        return {**super().policy_options(), **options}
+
+    def losses(self) -> dict[str, LossFn]:
+        losses = {"teacher": self.teacher_loss, "reward": self.reward_loss, "student": self.student_loss}
+        return {NETWORK_OF_STAGE[self.stage]: losses[self.stage]}  # type: ignore[dict-item]
+
+    def teacher_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:
+        """
+        :param batch: windows
+        :return: denoising loss of the teacher, scalars to log
+        """
+        model = self.policy.teacher_model.model
+        u = th.rand(len(batch.plans), model.n_uniforms, device=self.device)
+        cond = self.policy.teacher_model.condition(batch.conditions)
+        return model.loss(batch.plans, cond, noise=th.randn_like(batch.plans), u=u).mean(), {}
+
+    def reward_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:
+        """
+        :param batch: windows
+        :return: squared error of the predicted return, scalars to log
+        """
+        # of a plan of states R sees one state, of a plan of actions its own number of actions
+        seen = batch.plans if self.plan_of == "actions" else batch.plans[:, :1]
+        return F.mse_loss(self.policy.reward_model(batch.reward_conditions, seen), batch.returns), {}
+
+    def student_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:
+        """
+        alpha L_CTM + beta L_DSM + reward_weight L_R.
+
+        :param batch: windows
+        :return: loss of the student, scalars to log
+        """
+        plans, student = batch.plans, self.policy.student.model
+        cond = self.policy.student.condition(batch.conditions)
+        u = th.rand(len(plans), student.n_uniforms, device=self.device)
+        noise = th.randn(2, *plans.shape, device=self.device)
+        ctm = student.distillation_loss(plans, cond, noise=noise[0], u=u[:, :2], teacher=self._teacher(batch)).mean()
+        dsm, denoised = student.denoising_loss(plans, cond, noise=noise[1], u=u[:, 2:])
+        dsm = dsm.mean()
+        loss = self.alpha * ctm + self.beta * dsm
+        metrics = {"ctm_loss": ctm.detach(), "dsm_loss": dsm.detach()}
+        if self.reward_weight > 0:
+            judged = denoised
+            if self.reward_input == "sample":
+                judged = student.sample(th.randn(student.noise_shape(len(plans), 1), device=self.device), cond)
+            # beyond the best return of the data R can only extrapolate
+            value = self.policy.reward_model(batch.conditions, judged).clamp(max=1.0).mean()
+            loss = loss - self.reward_weight * value
+            metrics["predicted_return"] = value.detach()
+        return loss, metrics
+
+    def _teacher(self, batch: PlanBatch) -> Any:
+        teacher = self.policy.teacher_model if self.distill_from == "raw" else self.policy.teacher_ema
+        with th.no_grad():
+            cond = teacher.condition(batch.conditions)
+        return lambda x, sigma: teacher.model(x, sigma, cond)

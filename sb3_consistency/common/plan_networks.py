@@ -1,0 +1,143 @@
+"""SB3 modules around the planner's pure networks: stacked observations in, plans or returns out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_consistency.common.networks import FeatureNetwork, seeded_noise
+from sb3_consistency.common.sampling import tree_map
+from sb3_consistency.generative.temporal import ResidualMlp
+
+
+class StackedNetwork(FeatureNetwork):
+    """
+    A network that observes ``n_stacked`` observations at once.
+
+    :param n_stacked: their number n
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        n_stacked: int,
+        normalize_images: bool = True,
+    ) -> None:
+        super().__init__(observation_space, action_space, features_extractor, features_dim, normalize_images)
+        self.n_stacked = n_stacked
+
+    def condition(self, stacked: PyTorchObs) -> th.Tensor:
+        """
+        :param stacked: observations, (B, n, ...), or a dict of them
+        :return: their features side by side, (B, n F)
+        """
+        return self.features(tree_map(lambda x: x.flatten(0, 1), stacked)).view(-1, self.n_stacked * self.features_dim)
+
+
+class PlanNetwork(StackedNetwork):
+    """
+    Teacher or student: a generative model of scaled plans, conditioned on stacked observations.
+
+    :param model_class: class of the generative model, called with (event_shape, n F, **model_kwargs)
+    :param model_kwargs: further arguments of the model
+    :param event_shape: shape (H, D) of a plan
+    :param noise_seed: seed of the fixed noise that deterministic plans start from
+    """
+
+    fixed_noise: th.Tensor
+
+    def __init__(
+        self,
+        *args: Any,
+        model_class: Callable[..., Any],
+        model_kwargs: dict[str, Any],
+        event_shape: tuple[int, int],
+        noise_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.noise_seed = noise_seed
+        self.model = model_class(event_shape, self.n_stacked * self.features_dim, **model_kwargs)
+        # one plan's noise for all rows, reproducible and not zero: by symmetry, zero lands between modes
+        self.register_buffer("fixed_noise", seeded_noise(self.model.noise_shape(1), noise_seed), persistent=False)
+
+    def plan(self, stacked: PyTorchObs, deterministic: bool = False, steps: int | None = None) -> th.Tensor:
+        """
+        :param stacked: observations, (B, n, ...), or a dict of them
+        :param deterministic: start from the fixed noise
+        :param steps: jumps of a student, Heun steps of a teacher; None for the model's default
+        :return: scaled plans, (B, H, D)
+        """
+        cond = self.condition(stacked)
+        shape = self.model.noise_shape(len(cond), steps)
+        if not deterministic:
+            return self.model.sample(th.randn(shape, device=cond.device), cond)
+        fixed = self.fixed_noise if steps is None else seeded_noise((steps, 1, *shape[2:]), self.noise_seed).to(cond.device)
+        return self.model.sample(fixed.expand(shape), cond)
+
+    def empty_plan(self, batch_size: int) -> th.Tensor:
+        """
+        :param batch_size: number of rows B
+        :return: room for plans, (B, H, D)
+        """
+        return th.zeros((batch_size, *self.model.event_shape), device=self.fixed_noise.device)
+
+
+class RewardModel(StackedNetwork):
+    """
+    R: the return that follows a state and an action (in a plan of states: a state and the goal), scaled to [-1, 1].
+
+    :param net_arch: hidden layer sizes
+    :param activation_fn: activation class
+    :param n_actions: number of actions that it sees, the first of a plan; 0 where it observes a state and a goal
+    """
+
+    low: th.Tensor
+    high: th.Tensor
+
+    def __init__(self, *args: Any, net_arch: list[int], activation_fn: type[nn.Module], n_actions: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.n_actions = n_actions
+        n_in = self.n_stacked * self.features_dim + n_actions * self.action_dim
+        self.value_net = ResidualMlp(n_in, net_arch, activation_fn)
+        self.register_buffer("low", th.zeros(()))
+        self.register_buffer("high", th.ones(()))
+
+    def fit_returns(self, low: float, high: float) -> None:
+        """
+        Set the range of returns that becomes [-1, 1].
+
+        :param low: lowest return of the data
+        :param high: highest return
+        """
+        self.low.fill_(low)
+        # where all returns are equal there is nothing to tell apart: keep their scale
+        self.high.fill_(high if high - low > 1e-6 else low + 1.0)
+
+    def scale(self, returns: th.Tensor) -> th.Tensor:
+        """
+        :param returns: returns, any shape
+        :return: scaled returns
+        """
+        return 2 * (returns - self.low) / (self.high - self.low) - 1
+
+    def forward(self, stacked: PyTorchObs, plans: th.Tensor) -> th.Tensor:
+        """
+        R of a plan's first action (or more of them); of a plan of states, the sum of R over its states.
+
+        :param stacked: observations, (B, n, ...), or a dict of them
+        :param plans: scaled plans, (B, H, D); of plans of actions only the first ``n_actions`` steps matter
+        :return: scaled returns, (B,)
+        """
+        cond = self.condition(stacked)
+        if self.n_actions > 0:
+            return self.value_net(th.cat([cond, plans[:, : self.n_actions].flatten(1)], dim=-1))
+        goals = cond[:, None, self.features_dim :].expand(-1, plans.shape[1], -1)
+        return self.value_net(th.cat([plans, goals], dim=-1)).sum(dim=1)

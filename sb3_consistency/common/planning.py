@@ -1,0 +1,375 @@
+"""What a staged planner adds to the shared algorithm: its stages, batches of windows, and planning."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs, TensorDict
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_consistency.common.algorithm import GenerativeAlgorithm
+from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.planner import PLANS, PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy
+from sb3_consistency.common.sampling import split, tree_map
+from sb3_consistency.common.windows import WindowRows, Windows
+from sb3_consistency.offline.loading import (
+    BlockWriter,
+    EpisodeConverter,
+    ObservationStatistics,
+    block_rows,
+    converted_episodes,
+    is_normalised_space,
+    set_size,
+)
+
+STAGES = ("teacher", "reward", "student")
+NETWORK_OF_STAGE = {"teacher": "teacher_model", "reward": "reward_model", "student": "student"}
+
+
+class PlanBatch(NamedTuple):
+    """
+    Windows: what plans are conditioned on, and the reward model, (B, n, ...); scaled plans (B, H, D), returns (B,).
+
+    The two conditions differ for plans of states: there the planner is given the state that the window ends in, the
+    reward model the goal of the environment.
+    """
+
+    conditions: PyTorchObs
+    reward_conditions: PyTorchObs
+    plans: th.Tensor
+    returns: th.Tensor
+
+
+class PlanningAlgorithm(GenerativeAlgorithm):
+    """
+    A planner that is trained in three stages, offline. Subclasses supply ``<stage>_loss`` for each of them.
+
+    :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
+    :param horizon: number H of steps of a plan
+    :param history: number of observations that a plan of actions is conditioned on
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions), or no
+        replanning before the goal changes (states)
+    :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
+    :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest);
+        else the last H - 1 steps of an episode are never planned from
+    :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
+    :param teacher_steps: gradient steps of the teacher stage; a float is a share of the run
+    :param reward_steps: gradient steps of the reward stage, likewise; the student takes what is left of the run
+    :param teacher: file of a saved model whose teacher is taken over; the teacher stage is left out then
+    :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": PlannerPolicy,
+        "CnnPolicy": PlannerCnnPolicy,
+        "MultiInputPolicy": PlannerMultiInputPolicy,
+    }
+    offline_only: ClassVar[bool] = True
+    policy: PlannerPolicy  # type: ignore[assignment]
+    _windows: Windows | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        plan_of: str,
+        horizon: int,
+        history: int,
+        executed_steps: int | None,
+        tracking_gains: tuple[float, float],
+        pad: bool,
+        cut_at_goals: bool,
+        teacher_steps: int | float,
+        reward_steps: int | float,
+        teacher: str | None,
+        warmup_steps: int,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if plan_of not in PLANS:
+            raise ValueError(f"plan_of must be one of {PLANS}, got {plan_of!r}.")
+        for name, number in {"horizon": horizon, "history": history}.items():
+            check_range(name, number, 1)
+        for name, length in {"teacher_steps": teacher_steps, "reward_steps": reward_steps}.items():
+            check_range(name, length, 0, 1 if isinstance(length, float) else float("inf"))
+        if sum(x for x in (teacher_steps, reward_steps) if isinstance(x, float)) >= 1:
+            raise ValueError(
+                f"teacher_steps and reward_steps leave the student no share of the run, got {teacher_steps}, {reward_steps}."
+            )
+        check_range("warmup_steps", warmup_steps, 0)
+        if kwargs.get("n_steps", 1) != 1:
+            raise ValueError(f"n_steps must be 1: a planner has no bootstrapped targets, got {kwargs['n_steps']}.")
+        buffer_class = kwargs.get("replay_buffer_class")
+        if buffer_class is not None and issubclass(buffer_class, HerReplayBuffer):
+            raise ValueError("replay_buffer_class can't be HerReplayBuffer: windows have goals in hindsight of their own.")
+        self.plan_of = plan_of
+        self.horizon = horizon
+        self.history = history
+        self.executed_steps = executed_steps
+        self.tracking_gains = tracking_gains
+        self.pad = pad
+        self.cut_at_goals = cut_at_goals
+        self.teacher_steps = teacher_steps
+        self.reward_steps = reward_steps
+        self.teacher = teacher
+        self.warmup_steps = warmup_steps
+        self._student_started = False
+        super().__init__(*args, _init_setup_model=_init_setup_model, **kwargs)
+        if plan_of == "states" and not self.normalize_observations:
+            raise ValueError("normalize_observations must be True with plan_of='states', whose plans are scaled observations.")
+        if teacher is not None and _init_setup_model:
+            self._take_teacher(teacher)
+
+    def policy_options(self) -> dict[str, Any]:
+        names = ("plan_of", "horizon", "history", "executed_steps", "tracking_gains")
+        return {"model_kwargs": {}, **{name: getattr(self, name) for name in names}}
+
+    def _take_teacher(self, path: str) -> None:
+        saved: Any = load_from_zip_file(path, device=self.device)
+        data, params = saved[:2]
+        for name in ("plan_of", "horizon", "history"):
+            theirs, ours = data.get(name), getattr(self, name)
+            if theirs != ours:
+                raise ValueError(f"teacher: {path} was trained with {name}={theirs!r}, this model has {ours!r}.")
+
+        def teachers(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+            return {key: w for key, w in weights.items() if key.startswith(("teacher_model.", "teacher_ema."))}
+
+        weights = teachers(params["policy"])
+        if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in teachers(self.policy.state_dict()).items()}:
+            raise ValueError(f"teacher: the networks in {path} have other shapes; use the same spaces and policy_kwargs here.")
+        self.policy.load_state_dict(weights, strict=False)
+        self.policy.share_normalizer()
+
+    # stages
+
+    @property
+    def stage(self) -> str:
+        """Stage of the next gradient step: "teacher", "reward" or "student"."""
+        return STAGES[sum(self._n_updates >= end for end in self.stage_ends())]
+
+    def stage_ends(self) -> tuple[int, int]:
+        """
+        :return: numbers of gradient steps at which the teacher and the reward stage end
+        """
+        run = self.curriculum_steps or self._curriculum_end or 0
+        lengths = (0 if self.teacher else self.teacher_steps, self.reward_steps)
+        # a share, however small, is at least one step
+        steps = [max(1, round(n * run)) if isinstance(n, float) and n > 0 else int(n) for n in lengths]
+        return steps[0], steps[0] + steps[1]
+
+    def _stage_progress(self) -> tuple[float, int]:
+        """Share of the present stage that is done, and its length."""
+        ends = [0, *self.stage_ends(), self.curriculum_steps or self._curriculum_end or 0]
+        i = STAGES.index(self.stage)
+        start, end = ends[i], max(ends[i + 1], ends[i] + 1)
+        if self._n_updates < end:
+            return (self._n_updates - start) / (end - start), end - start
+        # beyond the planned run, every call is a stage of its own
+        return 1 - self._current_progress_remaining, end - start
+
+    def _update_learning_rates(self) -> None:
+        progress, length = self._stage_progress()
+        warmup = min(self.warmup_steps, length // 10)
+        factor = min(1.0, (progress * length + 1) / (warmup + 1))
+        if self.cosine_lr_decay:
+            factor *= 0.5 * (1 + math.cos(math.pi * progress))
+        schedule = self.actor_lr_schedule if self.stage == "student" else self.lr_schedule
+        rate = factor * schedule(1 - progress)
+        update_learning_rate(getattr(self.policy, NETWORK_OF_STAGE[self.stage]).optimizer, rate)
+        self.logger.record("train/learning_rate", rate)
+        self.logger.record("train/stage", STAGES.index(self.stage))
+
+    def _begin_stage(self) -> None:
+        network = NETWORK_OF_STAGE[self.stage]
+        if self.policy.in_training != network:
+            self.policy.in_training = network
+            self.policy.set_training_mode(self.policy.training)
+        if network == "student" and not self._student_started:
+            self.policy.warm_start_student()
+            self._student_started = True
+
+    def _gradient_step(self, batch: Any) -> TensorDict:
+        self._begin_stage()
+        self._update_learning_rates()
+        return super()._gradient_step(batch)
+
+    def target_weights(self) -> list[float]:
+        # of a step that belonged to the teacher stage; power 0.75 as in the released code
+        in_stage = self._n_updates <= self.stage_ends()[0]
+        return [max(1e-4, (1 + self._n_updates) ** -0.75) if in_stage else 0.0]
+
+    # batches
+
+    def windows(self) -> Windows:
+        """
+        :return: the windows of the offline data
+        :raises DatasetError: if no episode is long enough and ``pad`` is off
+        """
+        buffer = self._offline_data()
+        assert buffer is not None
+        if self._windows is None or self._windows.buffer is not buffer:
+            self._windows = self._windows_of(buffer)
+        return self._windows
+
+    def _windows_of(self, buffer: ReplayBuffer) -> Windows:
+        goal_key = "desired_goal" if self.plan_of == "states" and self.cut_at_goals else None
+        return Windows(buffer, self.horizon, self.history, self.pad, self.gamma, goal_key)
+
+    def _read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
+        """Held-out episodes keep their order, in a buffer of their own: windows are taken from it."""
+        episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
+        if not episodes:
+            return None
+        size = sum(len(e) for e in episodes)
+        rows = block_rows(size, self.n_envs)
+        buffer = self._new_buffer((rows + int(self.optimize_memory_usage)) * self.n_envs)
+        writer = BlockWriter(buffer, 0, size)
+        for episode in episodes:
+            writer.write(episode)
+        set_size(buffer, rows)
+        return {"windows": self._windows_of(buffer)}
+
+    @th.no_grad()
+    def heldout_loss(self, heldout: dict[str, Any], n_rows: int = 8192) -> float:
+        """
+        :param heldout: windows of the held-out episodes
+        :param n_rows: windows used, evenly spread
+        :return: denoising loss of the teacher, or of the student in its stage, with the same noise at every call
+        """
+        self.policy.set_training_mode(False)
+        windows = heldout["windows"]
+        chosen = np.linspace(0, len(windows) - 1, min(n_rows, len(windows))).astype(int)
+        batch = self._plan_batch(windows, windows.at(windows.starts[chosen]))
+        network = self.policy.student if self.stage == "student" else self.policy.teacher_model
+        generator = th.Generator().manual_seed(0)
+        noise = th.randn(batch.plans.shape, generator=generator).to(self.device)
+        u = th.rand(len(chosen), 2, generator=generator).to(self.device)
+        loss = network.model.denoising_loss(batch.plans, network.condition(batch.conditions), noise=noise, u=u)[0]
+        return float(loss.mean())
+
+    def _sample_batches(self, n_batches: int, batch_size: int) -> list[Any]:
+        windows = self.windows()
+        return split(self._plan_batch(windows, windows.sample(n_batches * batch_size, self._segments)), n_batches)
+
+    def _plan_batch(self, windows: Windows, at: WindowRows) -> PlanBatch:
+        buffer, normalise = windows.buffer, windows.buffer._normalize_obs
+        observed = normalise(windows.take(buffer.observations, at.past, at.columns), self._vec_normalize_env)
+        history = tree_map(buffer.to_torch, observed)
+        conditions = reward_conditions = self.policy.conditions(history)
+        if self.plan_of == "actions":
+            plans = buffer.to_torch(windows.take(buffer.actions, at.rows, at.columns))
+        else:
+            states = windows.take(buffer.observations["observation"], at.rows, at.columns)
+            # waiting at the end of an episode is being at rest there
+            states[..., states.shape[-1] // 2 :][at.padded] = 0
+            plans = buffer.to_torch(states)
+            conditions = plans[:, [0, -1]]
+        returns = self.policy.reward_model.scale(buffer.to_torch(windows.returns[at.rows[:, 0], at.columns[:, 0]]))
+        return PlanBatch(conditions, reward_conditions, self.policy.scale_plans(plans), returns)
+
+    def _fit_statistics(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
+        vec_normalize = self._vec_normalize_env
+        if self.plan_of == "states" and vec_normalize is not None and vec_normalize.norm_obs:
+            raise ValueError("env: plan_of='states' plans in the environment's units: use VecNormalize(norm_obs=False).")
+        super()._fit_statistics(statistics, buffer, n_rows)
+        returns = self.windows().returns[:n_rows]
+        self.policy.reward_model.fit_returns(float(returns.min()), float(returns.max()))
+
+    def _fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
+        """Centre and half range in the place of mean and deviation: min-max scaling to [-1, 1]."""
+        if self.teacher is not None:
+            return  # its observations stay scaled as they were
+        observations: Any = buffer.observations
+        if self.plan_of == "states":
+            observations = observations["observation"]
+        entries = observations if isinstance(observations, dict) else {"": observations}
+        space = self.policy.network_space
+        kept = {k: x[:n_rows] for k, x in entries.items() if is_normalised_space(space[k] if k else space)}  # type: ignore[index]
+        low = {k: x.min(axis=(0, 1)) for k, x in kept.items()}
+        high = {k: x.max(axis=(0, 1)) for k, x in kept.items()}
+        self.policy.fit_normalizer({k: (high[k] + low[k]) / 2 for k in kept}, {k: (high[k] - low[k]) / 2 for k in kept})
+
+    # acting
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        callback = super()._init_callback(callback, progress_bar)
+        for evaluation in _evaluations(callback):
+            self._delay(evaluation)
+        return callback
+
+    def _delay(self, evaluation: EvalCallback) -> None:
+        """Evaluations start with the student stage: a run's callbacks are given once, for all its stages."""
+        evaluate = evaluation._on_step
+
+        def evaluate_student() -> bool:
+            return evaluate() if self.stage == "student" else True
+
+        evaluation._on_step = evaluate_student  # type: ignore[method-assign]
+
+    def _require_student(self) -> None:
+        if self.stage != "student":
+            teacher_end, reward_end = self.stage_ends()
+            raise RuntimeError(
+                f"{type(self).__name__} acts from its student stage on, and this model is in its {self.stage} stage: it has "
+                f"taken {self._n_updates} gradient steps, the teacher stage ends at {teacher_end}, the reward stage at "
+                f"{reward_end}. Train on, or plan slowly with teacher_plan(...)."
+            )
+        self._begin_stage()
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """
+        Act on a plan; see :meth:`PlannerPolicy.predict` for the parameters.
+
+        :raises RuntimeError: before the student stage
+        """
+        self._require_student()
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def plan(self, observation: Any, deterministic: bool = False, steps: int | None = None) -> np.ndarray:
+        """
+        Plan with the student.
+
+        :param observation: one observation or a batch of them
+        :param deterministic: start from the fixed noise
+        :param steps: number of jumps, each one network pass; None for ``sampling_steps``
+        :return: the plan in the environment's units: actions (H, *shape) or states (H, S); with a batch in front
+        :raises RuntimeError: before the student stage
+        """
+        self._require_student()
+        return self.policy.plan(observation, deterministic, steps)
+
+    def teacher_plan(self, observation: Any, steps: int | None = None, deterministic: bool = False) -> np.ndarray:
+        """
+        Plan with the moving average of the teacher, by Heun's method: slow, and possible in every stage.
+
+        :param observation: one observation or a batch of them
+        :param steps: Heun steps, each two network passes; None for those of the teacher's grid
+        :param deterministic: start from the fixed noise
+        :return: the plan, as for :meth:`plan`
+        """
+        return self.policy.plan(observation, deterministic, steps, "teacher_ema")
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_windows"]
+
+
+def _evaluations(callback: Any) -> Iterator[EvalCallback]:
+    """All EvalCallbacks in a tree of callbacks."""
+    if isinstance(callback, EvalCallback):
+        yield callback
+    for child in (*getattr(callback, "callbacks", ()), getattr(callback, "callback", None)):
+        if child is not None:
+            yield from _evaluations(child)

@@ -1,0 +1,222 @@
+"""The EDM denoiser of a window of trajectory, its loss, and Heun's sampler: the teacher of a consistency planner."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+
+from sb3_consistency.generative.consistency import boundary_scalings, pseudo_huber, squared_error
+from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
+from sb3_consistency.generative.schedules import karras_sigma
+from sb3_consistency.generative.temporal import make_temporal_network
+
+WINDOW_METRICS = ("l2", "pseudo_huber", "pseudo_huber_squared", "pseudo_huber_norm")
+
+
+def window_distance(prediction: th.Tensor, target: th.Tensor, metric: str = "l2") -> th.Tensor:
+    """
+    Distance of windows.
+
+    "l2" is the mean of e^2 over the elements; "pseudo_huber" that of sqrt(e^2 + c^2) - c with c = 0.00054 sqrt(H D)
+    (RACTD, equation 6); "pseudo_huber_squared" puts e^4 in the place of e^2, as the released code does;
+    "pseudo_huber_norm" applies the function to the norm of the whole window, as iCT does.
+
+    :param prediction: (B, H, D)
+    :param target: (B, H, D)
+    :param metric: one of :data:`WINDOW_METRICS`
+    :return: (B,)
+    """
+    if metric == "l2":
+        return squared_error(prediction, target)
+    if metric == "pseudo_huber_norm":
+        return pseudo_huber(prediction, target)
+    square = (prediction - target).flatten(1).square()
+    c = 0.00054 * math.sqrt(square.shape[1])
+    if metric == "pseudo_huber_squared":
+        square = square.square()
+    return (th.sqrt(square + c**2) - c).mean(dim=1)
+
+
+def heun_step(denoiser: Denoiser, x: th.Tensor, t: th.Tensor, u: th.Tensor) -> th.Tensor:
+    """
+    One step of Heun's method on the probability-flow ODE dx/dt = (x - D(x, t)) / t, from noise level t to u < t.
+
+    Source: Karras et al. 2022 (EDM), algorithm 1 without churn.
+
+    :param denoiser: D
+    :param x: noisy windows at t, (B, H, D)
+    :param t: noise levels, (B,), or (1,) when all rows share one
+    :param u: lower noise levels, positive, of the shape of ``t``
+    :return: windows at u, (B, H, D)
+    """
+    t_, u_ = t.view(-1, 1, 1), u.view(-1, 1, 1)
+    slope = (x - denoiser(x, t)) / t_
+    euler = x + (u_ - t_) * slope
+    return x + (u_ - t_) * 0.5 * (slope + (euler - denoiser(euler, u)) / u_)
+
+
+class KarrasModel(GenerativeModel):
+    """
+    What teacher and student share: the noise levels, the weights of the losses, and a scaled network.
+
+    :param event_shape: shape (H, D) of the window
+    :param cond_dim: size F of the condition
+    :param n_inputs: number of noise levels that the network is told
+    :param network: backbone, "unet" or "mlp"
+    :param network_kwargs: further arguments of the backbone (``net_arch``, ``activation_fn``, ...)
+    :param metric: distance of the denoising loss, see :func:`window_distance`; only the minimiser of "l2" is a denoiser
+    :param n_levels: size of the Karras grid
+    :param p_mean: mean of ln sigma in the denoising losses
+    :param p_std: standard deviation of ln sigma
+    :param sigma_min: lowest noise level, where the model is the identity
+    :param sigma_max: highest noise level
+    :param sigma_data: standard deviation of the data
+    :param rho: exponent of the Karras grid
+    :param initial_noise_scale: standard deviation of what samplers start from; None for ``sigma_max``, as the maths
+        wants; the released code starts from 1, which is almost deterministic
+    :raises ValueError: if an option is unknown or out of its range
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, int],
+        cond_dim: int,
+        n_inputs: int,
+        network: str = "unet",
+        network_kwargs: Mapping[str, Any] | None = None,
+        metric: str = "l2",
+        n_levels: int = 80,
+        p_mean: float = -1.2,
+        p_std: float = 1.2,
+        sigma_min: float = 0.02,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        rho: float = 7.0,
+        initial_noise_scale: float | None = None,
+    ) -> None:
+        super().__init__(event_shape)
+        if metric not in WINDOW_METRICS:
+            raise ValueError(f"metric must be one of {list(WINDOW_METRICS)}, got {metric!r}.")
+        if n_levels < 2:
+            raise ValueError(f"n_levels must be at least 2, got {n_levels}.")
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}.")
+        if initial_noise_scale is not None and initial_noise_scale <= 0:
+            raise ValueError(f"initial_noise_scale must be positive, got {initial_noise_scale}.")
+        self.metric = metric
+        self.n_levels = n_levels
+        self.p_mean, self.p_std = p_mean, p_std
+        self.sigma_min, self.sigma_max, self.sigma_data, self.rho = sigma_min, sigma_max, sigma_data, rho
+        self.initial_noise_scale = sigma_max if initial_noise_scale is None else initial_noise_scale
+        self.network = make_temporal_network(network, event_shape, cond_dim, n_levels=n_inputs, **(network_kwargs or {}))
+
+    def scaled_network(self, x: th.Tensor, cond: th.Tensor, sigma: th.Tensor, *more_sigmas: th.Tensor) -> th.Tensor:
+        """
+        c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x, cond, ln sigma, ...) with the boundary scalings.
+
+        :param x: noisy windows, (B, H, D)
+        :param cond: condition, (B, F)
+        :param sigma: their noise levels, (B,), or (1,) when all rows share one
+        :param more_sigmas: further noise levels that the network is told, of the shape of ``sigma``
+        :return: (B, H, D); x itself at sigma_min
+        """
+        scalings = boundary_scalings(sigma, self.sigma_min, self.sigma_data)
+        c_skip, c_out, c_in = (c.view(-1, 1, 1) for c in scalings)
+        levels = (s.log() for s in (sigma, *more_sigmas))
+        return c_skip * x + c_out * self.network(c_in * x, cond, *levels)  # type: ignore[no-any-return]
+
+    def sigma_at(self, level: th.Tensor, n_levels: int | None = None) -> th.Tensor:
+        """
+        :param level: (fractional) numbers of levels, ascending from sigma_min
+        :param n_levels: size of the grid; None for the model's own
+        :return: noise levels, the shape of ``level``
+        """
+        return karras_sigma(level, n_levels or self.n_levels, self.sigma_min, self.sigma_max, self.rho)
+
+    def log_normal_sigma(self, u: th.Tensor) -> th.Tensor:
+        """
+        :param u: uniform numbers in [0, 1), any shape
+        :return: noise levels with ln sigma ~ N(p_mean, p_std^2), clamped to the grid, where the weight is finite
+        """
+        return th.exp(self.p_mean + self.p_std * th.special.ndtri(u)).clamp(self.sigma_min, self.sigma_max)
+
+    def weight(self, sigma: th.Tensor) -> th.Tensor:
+        """
+        :param sigma: noise levels
+        :return: (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (EDM, table 1)
+        """
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+
+class EDMModel(KarrasModel):
+    """
+    Denoiser D(x, sigma | s) of windows, sampled by Heun's method on its probability-flow ODE.
+
+    Source: Karras et al. 2022, with the boundary scalings of consistency models in place of EDM's, as in RACTD.
+
+    :param event_shape: shape (H, D) of the window
+    :param cond_dim: size F of the condition
+    :param kwargs: see :class:`KarrasModel`
+    """
+
+    def __init__(self, event_shape: tuple[int, int], cond_dim: int, **kwargs: Any) -> None:
+        super().__init__(event_shape, cond_dim, 1, **kwargs)
+
+    def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy windows, (B, H, D)
+        :param sigma: noise levels, (B,), or (1,) when all rows share one
+        :param cond: condition, (B, F)
+        :return: D(x, sigma | cond), not clamped, (B, H, D)
+        """
+        return self.scaled_network(x, cond, sigma)
+
+    def loss(
+        self,
+        x0: th.Tensor,
+        cond: th.Tensor,
+        *,
+        noise: th.Tensor,
+        u: th.Tensor,
+        target: Denoiser | None = None,
+        progress: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """
+        Weighted denoising error at a log-normal noise level; ``target`` and ``progress`` are not used.
+
+        Source: Karras et al. 2022, equation 2 with table 1's weight and noise distribution.
+
+        See :meth:`GenerativeModel.loss` for the parameters.
+        """
+        return self.denoising_loss(x0, cond, noise=noise, u=u)[0]
+
+    def denoising_loss(self, x0: th.Tensor, cond: th.Tensor, *, noise: th.Tensor, u: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param x0: windows, (B, H, D)
+        :param cond: condition, (B, F)
+        :param noise: standard normal noise, (B, H, D)
+        :param u: uniform numbers in [0, 1), of which the first column is used, (B, 1)
+        :return: loss, (B,), and the predicted windows, (B, H, D)
+        """
+        sigma = self.log_normal_sigma(u[:, 0])
+        prediction = self(x0 + sigma.view(-1, 1, 1) * noise, sigma, cond)
+        return self.weight(sigma) * window_distance(prediction, x0, self.metric), prediction
+
+    def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        Heun's method from the highest level to the lowest, two network evaluations per step; deterministic given its start.
+
+        :param noise: standard normal noise, (S, B, H, D), for S steps; only its first entry is used
+        :param cond: condition, (B, F)
+        :return: windows, (B, H, D), in [-1, 1]
+        """
+        n_steps = noise.shape[0]
+        sigmas = self.sigma_at(th.arange(n_steps, -1, -1, dtype=noise.dtype, device=noise.device), n_steps + 1).unsqueeze(-1)
+        x = self.initial_noise_scale * noise[0]
+        for i in range(n_steps):
+            x = heun_step(lambda x, sigma: self(x, sigma, cond), x, sigmas[i], sigmas[i + 1])
+        return clamp_action(x)
+
+    def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
+        return (n_steps or self.n_levels - 1, batch_size, *self.event_shape)

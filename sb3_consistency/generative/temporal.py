@@ -1,0 +1,269 @@
+"""Networks of a window of trajectory: the temporal U-Net, an MLP over the window, and the residual MLP of the reward model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_consistency.generative.networks import Mish, NoiseLevelEmbedding
+
+
+class _TemporalNetwork(nn.Module):
+    """
+    A network of a window, one or two noise levels and a condition; subclasses supply :meth:`combine`.
+
+    The embedding of the second level comes last among the inputs, so that a network with two levels is one with a
+    single level plus some columns: see :meth:`warm_start`.
+
+    :param cond_features: size of the condition as :meth:`combine` sees it
+    :param n_levels: number of noise levels that the network is told, 1 or 2
+    :param embedding_dim: size of the embedding of each
+    :param embedding_scale: factor of the level in the embedding
+    """
+
+    def __init__(self, cond_features: int, n_levels: int, embedding_dim: int, embedding_scale: float) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(NoiseLevelEmbedding(embedding_dim, embedding_scale) for _ in range(n_levels))
+        self.context_dim = cond_features + n_levels * embedding_dim
+
+    def context(self, cond: th.Tensor, levels: Sequence[th.Tensor]) -> th.Tensor:
+        """
+        :param cond: condition, (B, cond_features)
+        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
+        :return: embedding of the first level, condition, embedding of the second, (B, context_dim)
+        """
+        embedded = [e(level).expand(len(cond), -1) for e, level in zip(self.embeddings, levels, strict=True)]
+        return th.cat([embedded[0], cond, *embedded[1:]], dim=-1)
+
+    @th.no_grad()
+    def warm_start(self, source: "_TemporalNetwork") -> None:
+        """
+        Take the weights of a network with fewer noise levels, so that this one computes the same function.
+
+        What has more columns here gets zeros in them.
+
+        :param source: network of the same architecture
+        """
+        own = self.state_dict()
+        for name, weight in source.state_dict().items():
+            if weight.shape == own[name].shape:
+                own[name].copy_(weight)
+            else:
+                own[name].zero_()
+                own[name][:, : weight.shape[1]] = weight
+
+
+class _ConvBlock(nn.Sequential):
+    """Convolution over time, group normalisation, activation."""
+
+    def __init__(self, n_in: int, n_out: int, kernel_size: int, activation_fn: type[nn.Module]) -> None:
+        super().__init__(
+            nn.Conv1d(n_in, n_out, kernel_size, padding=kernel_size // 2),
+            nn.GroupNorm(math.gcd(8, n_out), n_out),
+            activation_fn(),
+        )
+
+
+class _FilmBlock(nn.Module):
+    """Residual block of two convolutions; the context scales and shifts the channels between them (FiLM)."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        context_dim: int,
+        kernel_size: int,
+        activation_fn: type[nn.Module],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.first = _ConvBlock(n_in, n_out, kernel_size, activation_fn)
+        self.film = nn.Linear(context_dim, 2 * n_out)
+        self.dropout = nn.Dropout(dropout)
+        self.second = _ConvBlock(n_out, n_out, kernel_size, activation_fn)
+        self.shortcut = nn.Identity() if n_in == n_out else nn.Conv1d(n_in, n_out, 1)
+
+    def forward(self, x: th.Tensor, context: th.Tensor) -> th.Tensor:
+        scale, shift = self.film(context).unsqueeze(-1).chunk(2, dim=1)
+        hidden = self.first(x) * (1 + scale) + shift
+        return self.second(self.dropout(hidden)) + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+class TemporalUnet(_TemporalNetwork):
+    """
+    U-Net over time: residual blocks at every resolution, time halved between them, condition and noise level by FiLM.
+
+    Source: Janner et al. 2022 (Diffuser), Chi et al. 2023 (Diffusion Policy), with whose widths RACTD is published
+    (512-1024-2048); kernel 5, 8 groups, Mish.
+
+    :param event_shape: shape (H, D) of the window; H is a multiple of 2^(len(net_arch) - 1)
+    :param cond_dim: size of the condition
+    :param n_levels: number of noise levels that the network is told, 1 or 2
+    :param net_arch: channels at every resolution, from fine to coarse
+    :param activation_fn: activation class
+    :param embedding_dim: size of the embedding of a noise level
+    :param embedding_scale: factor of the level in the embedding
+    :param kernel_size: width of the convolutions, odd
+    :param blocks: residual blocks at every resolution, on the way down and on the way up
+    :param dropout: dropout probability in the residual blocks
+    :raises ValueError: if ``net_arch`` is empty or H is no such multiple
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, int],
+        cond_dim: int,
+        n_levels: int = 1,
+        net_arch: Sequence[int] = (64, 128, 256),
+        activation_fn: type[nn.Module] = Mish,
+        embedding_dim: int = 32,
+        embedding_scale: float = 1.0,
+        kernel_size: int = 5,
+        blocks: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        horizon, width = event_shape
+        if len(net_arch) == 0:
+            raise ValueError("net_arch of network='unet' needs at least one width, got none.")
+        if horizon % 2 ** (len(net_arch) - 1):
+            raise ValueError(
+                f"horizon must be a multiple of {2 ** (len(net_arch) - 1)} for a U-Net of the {len(net_arch)} resolutions "
+                f"net_arch={list(net_arch)}, got {horizon}; use fewer, or network='mlp'."
+            )
+        cond_features = 4 * embedding_dim
+        super().__init__(cond_features, n_levels, embedding_dim, embedding_scale)
+        self.cond_encoder = nn.Sequential(
+            nn.Linear(cond_dim, cond_features), activation_fn(), nn.Linear(cond_features, cond_features), activation_fn()
+        )
+        context_dim = self.context_dim
+
+        def stage(n_in: int, n_out: int) -> nn.ModuleList:
+            sizes = pairwise([n_in, *(blocks * [n_out])])
+            return nn.ModuleList(_FilmBlock(a, b, context_dim, kernel_size, activation_fn, dropout) for a, b in sizes)
+
+        self.down = nn.ModuleList(stage(a, b) for a, b in pairwise([width, *net_arch]))
+        self.shrink = nn.ModuleList(nn.Conv1d(n, n, 3, stride=2, padding=1) for n in net_arch[:-1])
+        self.middle = stage(net_arch[-1], net_arch[-1])
+        # every step up gets the finer resolution's features beside its own
+        coarse_to_fine = list(pairwise(reversed(net_arch)))
+        self.grow = nn.ModuleList(nn.ConvTranspose1d(a, b, 4, stride=2, padding=1) for a, b in coarse_to_fine)
+        self.up = nn.ModuleList(stage(2 * b, b) for _, b in coarse_to_fine)
+        self.out = nn.Sequential(
+            _ConvBlock(net_arch[0], net_arch[0], kernel_size, activation_fn), nn.Conv1d(net_arch[0], width, 1)
+        )
+
+    def forward(self, x: th.Tensor, cond: th.Tensor, *levels: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy window, (B, H, D)
+        :param cond: condition, (B, cond_dim)
+        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
+        :return: output, (B, H, D)
+        """
+        context = self.context(self.cond_encoder(cond), levels)
+        hidden, skips = x.transpose(1, 2), []
+        for i, stage in enumerate(self.down):
+            hidden = _run(stage, hidden, context)
+            if i < len(self.shrink):
+                skips.append(hidden)
+                hidden = self.shrink[i](hidden)
+        hidden = _run(self.middle, hidden, context)
+        for grow, stage in zip(self.grow, self.up, strict=True):
+            hidden = _run(stage, th.cat([grow(hidden), skips.pop()], dim=1), context)
+        return self.out(hidden).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _run(stage: nn.Module, x: th.Tensor, context: th.Tensor) -> th.Tensor:
+    for block in stage.children():
+        x = block(x, context)
+    return x
+
+
+class TemporalMlp(_TemporalNetwork):
+    """
+    MLP over the whole window, its condition and its noise levels: for short windows, and much cheaper on a CPU.
+
+    :param event_shape: shape (H, D) of the window
+    :param cond_dim: size of the condition
+    :param n_levels: number of noise levels that the network is told, 1 or 2
+    :param net_arch: hidden layer sizes
+    :param activation_fn: activation class
+    :param embedding_dim: size of the embedding of a noise level
+    :param embedding_scale: factor of the level in the embedding
+    :param dropout: dropout probability after every hidden layer
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, int],
+        cond_dim: int,
+        n_levels: int = 1,
+        net_arch: Sequence[int] = (256, 256, 256),
+        activation_fn: type[nn.Module] = Mish,
+        embedding_dim: int = 32,
+        embedding_scale: float = 1.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(cond_dim, n_levels, embedding_dim, embedding_scale)
+        self.event_shape = event_shape
+        size = math.prod(event_shape)
+        sizes = [size + self.context_dim, *net_arch]
+        hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation_fn(), nn.Dropout(dropout))]
+        self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], size))
+
+    def forward(self, x: th.Tensor, cond: th.Tensor, *levels: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy window, (B, H, D)
+        :param cond: condition, (B, cond_dim)
+        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
+        :return: output, (B, H, D)
+        """
+        output: th.Tensor = self.layers(th.cat([x.flatten(1), self.context(cond, levels)], dim=-1))
+        return output.view(-1, *self.event_shape)
+
+
+TEMPORAL_NETWORKS: Mapping[str, type[_TemporalNetwork]] = {"unet": TemporalUnet, "mlp": TemporalMlp}
+
+
+def make_temporal_network(name: str, event_shape: tuple[int, int], cond_dim: int, **kwargs: Any) -> _TemporalNetwork:
+    """
+    :param name: "unet" or "mlp"
+    :param event_shape: shape (H, D) of the window
+    :param cond_dim: size of the condition
+    :param kwargs: further arguments of the network
+    :return: a network of (x, cond, *levels)
+    :raises ValueError: if there is none of that name
+    """
+    if name not in TEMPORAL_NETWORKS:
+        raise ValueError(f"network must be one of {list(TEMPORAL_NETWORKS)}, got {name!r}.")
+    return TEMPORAL_NETWORKS[name](event_shape, cond_dim, **kwargs)  # type: ignore[arg-type]
+
+
+class ResidualMlp(nn.Module):
+    """
+    MLP whose hidden layers each add to a linear map of their input; scalar output.
+
+    Source: the reward model of RACTD (64-128-256, Mish).
+
+    :param n_in: size of the input
+    :param net_arch: hidden layer sizes
+    :param activation_fn: activation class
+    """
+
+    def __init__(self, n_in: int, net_arch: Sequence[int] = (64, 128, 256), activation_fn: type[nn.Module] = Mish) -> None:
+        super().__init__()
+        sizes = [n_in, *net_arch]
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(a, b), activation_fn()) for a, b in pairwise(sizes))
+        self.shortcuts = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
+        self.out = nn.Linear(sizes[-1], 1)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: input, (..., n_in)
+        :return: one value per row, (...)
+        """
+        for layer, shortcut in zip(self.layers, self.shortcuts, strict=True):
+            x = layer(x) + shortcut(x)
+        return self.out(x).squeeze(-1)  # type: ignore[no-any-return]

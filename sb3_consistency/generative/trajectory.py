@@ -1,0 +1,187 @@
+"""The consistency trajectory model: jumps from any noise level to any lower one, distilled from an EDM teacher."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch as th
+from torch.func import functional_call
+
+from sb3_consistency.generative.edm import WINDOW_METRICS, EDMModel, KarrasModel, heun_step, window_distance
+from sb3_consistency.generative.model import Denoiser, clamp_action
+from sb3_consistency.generative.schedules import sampling_sigmas
+
+DSM_TARGETS = ("jump", "denoiser")
+
+
+class TrajectoryConsistencyModel(KarrasModel):
+    """
+    G(x, t, s | c) = (s/t) x + (1 - s/t) g(x, t, s | c): from noise level t to s <= t along the teacher's ODE.
+
+    g has the boundary scalings of the teacher's denoiser D in t; on the diagonal the exact g(x, t, t) is D(x, t).
+
+    Source: Kim et al. 2023 (CTM), equation 4, as used by Duan et al. 2026 (RACTD).
+
+    :param event_shape: shape (H, D) of the window
+    :param cond_dim: size F of the condition
+    :param sampling_steps: default number of jumps of :meth:`sample`
+    :param ctm_gamma: share of fresh noise between two jumps: 1 jumps to the end and adds all of it back (consistency
+        sampling), 0 adds none (CTM, algorithm 3)
+    :param distillation_metric: distance of the distillation loss, see :func:`window_distance`; the denoising loss has
+        ``metric``
+    :param dsm_target: what the denoising loss trains: "jump", G(x_t, t, sigma_min) (RACTD), or "denoiser",
+        g(x_t, t, t) (CTM)
+    :param dsm_rho_share: half of its noise levels are uniform in [0, this] on the rho scale counted from sigma_max
+    :param kwargs: see :class:`KarrasModel`
+    :raises ValueError: if an option is unknown or out of its range
+    """
+
+    n_uniforms = 4
+
+    def __init__(
+        self,
+        event_shape: tuple[int, int],
+        cond_dim: int,
+        sampling_steps: int = 1,
+        ctm_gamma: float = 1.0,
+        distillation_metric: str = "pseudo_huber_norm",
+        dsm_target: str = "denoiser",
+        dsm_rho_share: float = 0.7,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(event_shape, cond_dim, 2, **kwargs)
+        if sampling_steps < 1:
+            raise ValueError(f"sampling_steps must be at least 1, got {sampling_steps}.")
+        if not 0 <= ctm_gamma <= 1:
+            raise ValueError(f"ctm_gamma must be in [0, 1], got {ctm_gamma}.")
+        if dsm_target not in DSM_TARGETS:
+            raise ValueError(f"dsm_target must be one of {list(DSM_TARGETS)}, got {dsm_target!r}.")
+        self.sampling_steps = sampling_steps
+        self.ctm_gamma = ctm_gamma
+        if distillation_metric not in WINDOW_METRICS:
+            raise ValueError(f"distillation_metric must be one of {list(WINDOW_METRICS)}, got {distillation_metric!r}.")
+        self.distillation_metric = distillation_metric
+        self.dsm_target = dsm_target
+        self.dsm_rho_share = dsm_rho_share
+
+    def forward(self, x: th.Tensor, t: th.Tensor, s: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy windows at t, (B, H, D)
+        :param t: noise levels, (B,), or (1,) when all rows share one
+        :param s: lower noise levels to jump to, of the shape of ``t``
+        :param cond: condition, (B, F)
+        :return: G(x, t, s | cond), not clamped, (B, H, D); x itself for s = t
+        """
+        share = (s / t).view(-1, 1, 1)
+        return share * x + (1 - share) * self.scaled_network(x, cond, t, s)
+
+    def jump_to_end(self, x: th.Tensor, t: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy windows at t, (B, H, D)
+        :param t: noise levels, (B,), or (1,) when all rows share one
+        :param cond: condition, (B, F)
+        :return: G(x, t, sigma_min | cond), (B, H, D)
+        """
+        return self(x, t, th.full_like(t, self.sigma_min), cond)  # type: ignore[no-any-return]
+
+    def warm_start(self, teacher: EDMModel) -> None:
+        """
+        Start from the teacher: g(x, t, s) = D(x, t) for every s.
+
+        :param teacher: denoiser of the same backbone
+        """
+        self.network.warm_start(teacher.network)
+
+    def loss(
+        self,
+        x0: th.Tensor,
+        cond: th.Tensor,
+        *,
+        noise: th.Tensor,
+        u: th.Tensor,
+        target: Denoiser | None = None,
+        progress: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """
+        Distillation loss plus denoising loss; ``target`` is the teacher's denoiser, ``progress`` is not used.
+
+        See :meth:`GenerativeModel.loss` for the parameters.
+
+        :raises ValueError: if there is no teacher
+        """
+        if target is None:
+            raise ValueError("target: the distillation loss needs the teacher's denoiser, got None.")
+        distillation = self.distillation_loss(x0, cond, noise=noise, u=u[:, :2], teacher=target)
+        return distillation + self.denoising_loss(x0, cond, noise=noise, u=u[:, 2:])[0]
+
+    def distillation_loss(
+        self, x0: th.Tensor, cond: th.Tensor, *, noise: th.Tensor, u: th.Tensor, teacher: Denoiser
+    ) -> th.Tensor:
+        """
+        A jump from t to s must end where the jump to s from the teacher's next point ends.
+
+        Both ends are carried to sigma_min by the network without gradient and compared there:
+        d(sg G(G(x_t, t, s), s, sigma_min), sg G(G(x_u, u, s), s, sigma_min)), x_u one Heun step of the teacher below x_t.
+        t is uniform over the grid above sigma_min, s over the levels below t, u is the level below t.
+
+        Source: Kim et al. 2023 (CTM), equation 9; Duan et al. 2026 (RACTD), equation 7. There u may equal t, which
+        gives no signal.
+
+        :param x0: windows, (B, H, D)
+        :param cond: condition, (B, F)
+        :param noise: standard normal noise, (B, H, D)
+        :param u: uniform numbers in [0, 1), (B, 2)
+        :param teacher: the teacher's denoiser
+        :return: loss, (B,)
+        """
+        # rounding may lift a product to its upper end
+        level = (1 + (u[:, 0] * (self.n_levels - 1)).floor()).clamp(max=self.n_levels - 1)
+        end_level = th.minimum((u[:, 1] * level).floor(), level - 1)
+        t, below, s = (self.sigma_at(n) for n in (level, level - 1, end_level))
+        frozen = {name: p.detach() for name, p in self.named_parameters()}
+
+        def to_end(x: th.Tensor) -> th.Tensor:
+            """Without a gradient for the weights, with one for ``x``."""
+            return functional_call(self, frozen, (x, s, th.full_like(s, self.sigma_min), cond))  # type: ignore[no-any-return]
+
+        x_t = x0 + t.view(-1, 1, 1) * noise
+        with th.no_grad():
+            target = to_end(self(heun_step(teacher, x_t, t, below), below, s, cond))
+        return window_distance(to_end(self(x_t, t, s, cond)), target, self.distillation_metric)
+
+    def denoising_loss(self, x0: th.Tensor, cond: th.Tensor, *, noise: th.Tensor, u: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Weighted error of the clean window, half of it at log-normal noise levels, half at high ones.
+
+        Source: Kim et al. 2023 (CTM), section 3.2 and appendix; Duan et al. 2026 (RACTD), equation 8.
+
+        :param x0: windows, (B, H, D)
+        :param cond: condition, (B, F)
+        :param noise: standard normal noise, (B, H, D)
+        :param u: uniform numbers in [0, 1), (B, 2)
+        :return: loss, (B,), and the predicted windows, (B, H, D)
+        """
+        high = self.sigma_at((1 - self.dsm_rho_share * u[:, 1]) * (self.n_levels - 1))
+        t = th.where(u[:, 0] < 0.5, self.log_normal_sigma(u[:, 1]), high)
+        x_t = x0 + t.view(-1, 1, 1) * noise
+        prediction = self.jump_to_end(x_t, t, cond) if self.dsm_target == "jump" else self.scaled_network(x_t, cond, t, t)
+        return self.weight(t) * window_distance(prediction, x0, self.metric), prediction
+
+    def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        Jump from pure noise to the end; with more steps to a level between, add noise there, and jump again.
+
+        Source: Kim et al. 2023 (CTM), algorithm 3 (gamma-sampling), clamped to [-1, 1] at the end.
+
+        See :meth:`GenerativeModel.sample` for the parameters.
+        """
+        sigmas = sampling_sigmas(noise.shape[0], self.sigma_min, self.sigma_max, self.rho)
+        x = self.initial_noise_scale * noise[0]
+        for (t, below), z in zip(pairwise(sigmas), noise[1:], strict=True):
+            s = max(math.sqrt(1 - self.ctm_gamma**2) * below, self.sigma_min)
+            x = self(x, noise.new_full((1,), t), noise.new_full((1,), s), cond)
+            x = x + math.sqrt(max(below**2 - s**2, 0.0)) * z
+        return clamp_action(self.jump_to_end(x, noise.new_full((1,), sigmas[-1]), cond))
+
+    def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
+        return (n_steps or self.sampling_steps, batch_size, *self.event_shape)

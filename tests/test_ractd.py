@@ -1,0 +1,730 @@
+"""RACTD: teacher and student against closed forms, windows, stages, plans."""
+
+import math
+from itertools import pairwise
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from torch import nn
+
+from sb3_consistency import RACTD
+from sb3_consistency.common.windows import Windows, discounted_returns
+from sb3_consistency.generative.consistency import boundary_scalings
+from sb3_consistency.generative.edm import EDMModel, heun_step, window_distance
+from sb3_consistency.generative.temporal import TemporalMlp, TemporalUnet
+from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
+from sb3_consistency.offline.datasets import Segment
+from sb3_consistency.offline.episodes import DatasetError
+from tests.conftest import SMALL, VectorEnv, make_arrays
+from tests.test_contract import assert_same, box_env
+
+# --- the maths: data x0 ~ N(0, S^2), where the ODE's solution is x_s = x_t sqrt((S^2 + s^2) / (S^2 + t^2))
+
+S = 0.2
+SIGMA_MIN = 0.02
+
+
+def exact_denoiser(x, sigma):
+    return x * (S**2 / (S**2 + sigma**2)).view(-1, 1, 1)
+
+
+def exact_jump(x, t, s):
+    return x * th.sqrt((S**2 + s**2) / (S**2 + t**2)).view(-1, 1, 1)
+
+
+class Backbone(nn.Module):
+    """A network for which c_skip x + c_out F(c_in x) is the given function of x and the noise levels."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, scaled_x, cond, *levels):
+        sigmas = [level.exp() for level in levels]
+        c_skip, c_out, c_in = (c.view(-1, 1, 1) for c in boundary_scalings(sigmas[0], SIGMA_MIN))
+        x = scaled_x / c_in
+        return (self.function(x, *sigmas) - c_skip * x) / c_out.clamp(min=1e-9)
+
+
+def exact_g(x, t, s):
+    """g of the exact jump, G = (s/t) x + (1 - s/t) g; on the diagonal the denoiser."""
+    share = (s / t).view(-1, 1, 1)
+    return th.where(share > 1 - 1e-9, exact_denoiser(x, t), (exact_jump(x, t, s) - share * x) / (1 - share).clamp(min=1e-9))
+
+
+def exact_teacher(function=exact_denoiser, **kwargs):
+    model = EDMModel((4, 2), 1, network="mlp", **kwargs).double()
+    model.network = Backbone(function)
+    return model
+
+
+def exact_student(**kwargs):
+    model = TrajectoryConsistencyModel((4, 2), 1, network="mlp", **kwargs).double()
+    model.network = Backbone(exact_g)
+    return model
+
+
+def draws(n, seed=0):
+    generator = th.Generator().manual_seed(seed)
+    x0, noise = (th.randn(n, 4, 2, dtype=th.float64, generator=generator) for _ in range(2))
+    return S * x0, noise, th.rand(n, 4, dtype=th.float64, generator=generator), th.zeros(n, 1, dtype=th.float64)
+
+
+@pytest.mark.parametrize("metric", ["l2", "pseudo_huber", "pseudo_huber_squared"])
+def test_teacher_loss_is_smallest_for_the_exact_denoiser(metric):
+    x0, noise, u, cond = draws(20_000)
+
+    def loss(factor):
+        model = exact_teacher(lambda x, sigma: factor * exact_denoiser(x, sigma), metric=metric)
+        return model.loss(x0, cond, noise=noise, u=u[:, :1]).mean().item()
+
+    assert loss(1.0) < min(loss(0.95), loss(1.05))
+
+
+def test_teacher_loss_is_the_weighted_posterior_variance():
+    x0, noise, u, cond = draws(50_000)
+    model = exact_teacher()
+    sigma = model.log_normal_sigma(u[:, 0])
+    assert sigma.min() == SIGMA_MIN and sigma.log().median().item() == pytest.approx(-1.2, abs=0.02)
+    expected = (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * S**2 * sigma**2 / (S**2 + sigma**2)
+    assert model.loss(x0, cond, noise=noise, u=u[:, :1]).mean().item() == pytest.approx(expected.mean().item(), rel=0.01)
+
+
+def test_teacher_samples_the_data():
+    model = exact_teacher()
+    n_calls = 0
+
+    def count(*args):
+        nonlocal n_calls
+        n_calls += 1
+
+    model.network.register_forward_hook(count)
+    noise = th.randn(model.noise_shape(20_000), dtype=th.float64)
+    samples = model.sample(noise, th.zeros(20_000, 1, dtype=th.float64))
+    assert n_calls == 158  # 79 Heun steps over 80 levels
+    assert samples.std().item() == pytest.approx(math.sqrt(S**2 + SIGMA_MIN**2), rel=0.01)
+
+
+def test_heun_is_of_second_order():
+    model, errors = exact_teacher(), []
+    for n in (40, 80, 160, 320):
+        sigmas = model.sigma_at(th.arange(n, -1, -1, dtype=th.float64), n + 1).unsqueeze(-1)
+        x = th.full((1, 4, 2), 50.0, dtype=th.float64)
+        exact = exact_jump(x, sigmas[0], sigmas[-1])
+        for t, u in pairwise(sigmas):
+            x = heun_step(exact_denoiser, x, t, u)
+        errors.append((x - exact).abs().max().item())
+    assert [a / b for a, b in pairwise(errors)] == pytest.approx([4, 4, 4], abs=0.4)
+
+
+def test_one_heun_step_is_the_textbooks():
+    x, t, u = th.ones(1, 4, 2, dtype=th.float64), th.tensor([2.0]), th.tensor([1.0])
+    slope = lambda x, t: (x - exact_denoiser(x, t)) / t  # noqa: E731
+    euler = x + (u - t) * slope(x, t)
+    expected = x + (u - t) / 2 * (slope(x, t) + slope(euler, u))
+    assert th.allclose(heun_step(exact_denoiser, x, t, u), expected)
+
+
+def test_jump_to_the_same_level_is_the_identity():
+    model = TrajectoryConsistencyModel((8, 3), 5, network_kwargs={"net_arch": [16, 16]}).eval()
+    x, t, cond = 50 * th.randn(16, 8, 3), model.sigma_at(th.linspace(0, 79, 16)), th.randn(16, 5)
+    assert th.equal(model(x, t, t, cond), x)
+    assert not th.allclose(model(x, t, t / 2, cond), x)
+
+
+def test_exact_student_jumps_along_the_ode():
+    model = exact_student()
+    x = th.randn(3, 4, 2, dtype=th.float64)
+    t, s = th.tensor([80.0, 5.0, 0.3], dtype=th.float64), th.tensor([2.0, 0.02, 0.1], dtype=th.float64)
+    assert th.allclose(model(x, t, s, th.zeros(3, 1)), exact_jump(x, t, s))
+
+
+@pytest.mark.parametrize("metric", ["l2", "pseudo_huber", "pseudo_huber_squared", "pseudo_huber_norm"])
+def test_distillation_loss_of_the_exact_student_vanishes_as_the_grid_is_refined(metric):
+    x0, noise, u, cond = draws(4000)
+    losses = []
+    for n_levels in (10, 20, 40, 80):
+        model = exact_student(n_levels=n_levels, distillation_metric=metric)
+        losses.append(model.distillation_loss(x0, cond, noise=noise, u=u[:, :2], teacher=exact_denoiser).mean().item())
+    # Heun's error per step is O(h^3): even the plain distance falls at least 4-fold
+    assert all(a > 4 * b for a, b in pairwise(losses))
+
+
+def test_distillation_tells_a_wrong_student():
+    x0, noise, u, cond = draws(4000)
+    right, wrong = exact_student(), exact_student()
+    wrong.network = Backbone(lambda x, t, s: exact_denoiser(x, t))
+    loss = [
+        m.distillation_loss(x0, cond, noise=noise, u=u[:, :2], teacher=exact_denoiser).mean().item() for m in (right, wrong)
+    ]
+    assert loss[1] > 1000 * loss[0]
+
+
+def test_gradient_of_the_distillation_reaches_only_the_jump():
+    """Weights of the carrying pass and of the target get none: the gradient is that of a student before a frozen copy."""
+    model = TrajectoryConsistencyModel((4, 2), 1, network="mlp", network_kwargs={"net_arch": [16]}).double()
+    frozen = TrajectoryConsistencyModel((4, 2), 1, network="mlp", network_kwargs={"net_arch": [16]}).double()
+    frozen.load_state_dict(model.state_dict())
+    x0, noise, u, cond = draws(32)
+    loss = model.distillation_loss(x0, cond, noise=noise, u=u[:, :2], teacher=exact_denoiser).sum()
+    level = 1 + (u[:, 0] * 79).floor()
+    end = (u[:, 1] * level).floor()
+    t, below, s = (model.sigma_at(n) for n in (level, level - 1, end))
+    x_t = x0 + t.view(-1, 1, 1) * noise
+    target = frozen.jump_to_end(frozen(heun_step(exact_denoiser, x_t, t, below), below, s, cond), s, cond).detach()
+    explicit = window_distance(frozen.jump_to_end(model(x_t, t, s, cond), s, cond), target, "pseudo_huber_norm").sum()
+    grads = [th.autograd.grad(value, list(model.parameters())) for value in (loss, explicit)]
+    assert loss.item() == pytest.approx(explicit.item()) and loss > 0
+    assert all(th.allclose(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("dsm_target", ["jump", "denoiser"])
+def test_denoising_loss_draws_low_and_high_levels(dsm_target):
+    model = exact_student(dsm_target=dsm_target)
+    seen = []
+    model.network.function = lambda x, t, s: seen.append((t, s)) or exact_g(x, t, s)
+    x0, noise, u, cond = draws(10_000)
+    loss, prediction = model.denoising_loss(x0, cond, noise=noise, u=u[:, 2:])
+    assert loss.shape == (10_000,) and prediction.shape == x0.shape
+    ((t, s),) = seen
+    high = t[u[:, 2] >= 0.5]
+    assert high.min().item() == pytest.approx(0.76, abs=0.01) and high.max().item() == pytest.approx(80, rel=0.01)
+    assert t[u[:, 2] < 0.5].log().median().item() == pytest.approx(-1.2, abs=0.05)
+    assert th.equal(s, t) if dsm_target == "denoiser" else (s == SIGMA_MIN).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_students_steps_keep_the_distribution(steps, gamma):
+    model = exact_student(ctm_gamma=gamma)
+    noise = th.randn(model.noise_shape(20_000, steps), dtype=th.float64)
+    samples = model.sample(noise, th.zeros(20_000, 1, dtype=th.float64))
+    assert samples.std().item() == pytest.approx(math.sqrt(S**2 + SIGMA_MIN**2), rel=0.02)
+
+
+def test_initial_noise_scale():
+    noise = th.ones(1, 2, 4, 2, dtype=th.float64)
+    for scale, model in ((1.0, exact_student(initial_noise_scale=1.0)), (80.0, exact_student())):
+        expected = scale * math.sqrt((S**2 + SIGMA_MIN**2) / (S**2 + 80**2))
+        assert th.allclose(model.sample(noise, th.zeros(2, 1)), th.tensor(expected, dtype=th.float64))
+
+
+@pytest.mark.parametrize("network", ["mlp", "unet"])
+def test_warm_started_student_denoises_as_the_teacher(network):
+    options = {"network": network, "network_kwargs": {"net_arch": [16, 16]}}
+    teacher = EDMModel((8, 3), 5, **options).eval()
+    student = TrajectoryConsistencyModel((8, 3), 5, **options).eval()
+    student.warm_start(teacher)
+    t = teacher.sigma_at(th.linspace(1, 79, 16))
+    x, cond = t.view(-1, 1, 1) * th.randn(16, 8, 3), th.randn(16, 5)
+    for s in (t, t / 2, th.full_like(t, SIGMA_MIN)):
+        assert th.allclose(student.scaled_network(x, cond, t, s), teacher(x, t, cond), atol=1e-5)
+    grown = [
+        name for name, p in student.network.named_parameters() if p.shape != teacher.network.state_dict().get(name, p).shape
+    ]
+    assert grown and all("film" in name or network == "mlp" for name in grown)
+
+
+def test_metrics_of_windows():
+    a, b = th.tensor([[[3.0, 0.0]]]), th.zeros(1, 1, 2)
+    c = 0.00054 * math.sqrt(2)
+    assert window_distance(a, b) == 4.5
+    assert window_distance(a, b, "pseudo_huber") == pytest.approx((math.sqrt(9 + c**2) - c) / 2)
+    assert window_distance(a, b, "pseudo_huber_norm") == pytest.approx(math.sqrt(9 + c**2) - c)
+    assert window_distance(a, b, "pseudo_huber_squared") == pytest.approx((math.sqrt(81 + c**2) - c) / 2)
+
+
+def test_networks_tell_bad_shapes():
+    with pytest.raises(ValueError, match="horizon must be a multiple of 4"):
+        TemporalUnet((10, 2), 3)
+    with pytest.raises(ValueError, match="net_arch"):
+        TemporalUnet((8, 2), 3, net_arch=[])
+    with pytest.raises(ValueError, match="network"):
+        EDMModel((8, 2), 3, network="x")
+    x, cond, level = th.randn(4, 8, 2), th.randn(4, 3), th.zeros(1)
+    for network in (TemporalUnet((8, 2), 3, net_arch=[12, 20], n_levels=2), TemporalMlp((8, 2), 3, net_arch=[], n_levels=2)):
+        assert network.eval()(x, cond, level, level).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"metric": "x"},
+        {"n_levels": 1},
+        {"sigma_min": 90},
+        {"initial_noise_scale": 0},
+        {"sampling_steps": 0},
+        {"ctm_gamma": 2},
+        {"dsm_target": "x"},
+        {"distillation_metric": "x"},
+    ],
+)
+def test_bad_options_of_the_student_name_themselves(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        TrajectoryConsistencyModel((4, 2), 1, **kwargs)
+
+
+def test_student_needs_a_teacher():
+    model = exact_student()
+    x0, noise, u, cond = draws(2)
+    with pytest.raises(ValueError, match="teacher"):
+        model.loss(x0, cond, noise=noise, u=u)
+    assert model.loss(x0, cond, noise=noise, u=u, target=exact_denoiser).shape == (2,)
+
+
+# --- windows
+
+
+def filled_buffer(n_rows, size, n_envs=1, episode=7, **kwargs):
+    """Observation and action tell environment and time: 1000 env + step. Every ``episode`` steps one ends."""
+    box = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    buffer = ReplayBuffer(size * n_envs, box, spaces.Box(-1e4, 1e4, (1,), np.float32), "cpu", n_envs, **kwargs)
+    for t in range(n_rows):
+        tag = (1000 * np.arange(n_envs) + t).astype(np.float32)
+        done = np.array([(t + 2 * e) % episode == episode - 1 for e in range(n_envs)])
+        buffer.add(tag[:, None], tag[:, None] + 1, tag[:, None], np.ones(n_envs), done, [{}] * n_envs)
+    return buffer
+
+
+def all_windows(windows):
+    at = windows.at(windows.starts)
+    return windows.take(windows.buffer.actions, at.rows, at.columns)[..., 0], at
+
+
+@pytest.mark.parametrize(("n_rows", "size"), [(30, 30), (30, 40), (75, 30), (31, 30)])
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("memory", [False, True])
+def test_full_windows_are_consecutive_steps_of_one_episode(n_rows, size, n_envs, memory):
+    buffer = filled_buffer(n_rows, size, n_envs, optimize_memory_usage=memory, handle_timeout_termination=not memory)
+    windows = Windows(buffer, horizon=3, history=2, pad=False, gamma=0.9)
+    values, at = all_windows(windows)
+    oldest = max(0, n_rows - size + int(memory and n_rows >= size))
+    expected = set()
+    for env in range(n_envs):
+        ends = [t for t in range(oldest, n_rows) if (t + 2 * env) % 7 == 6 or t == n_rows - 1]
+        for first, last in pairwise([oldest - 1, *ends]):
+            expected |= {tuple(1000 * env + t + i for i in range(3)) for t in range(first + 1, last - 1)}
+    assert {tuple(v) for v in values.astype(int).tolist()} == expected and len(values) == len(expected)
+    assert not at.padded.any()
+    # the step before, or the first one again at the start of an episode
+    past = windows.take(buffer.observations, at.past, at.columns)[..., 0]
+    assert (past[:, 1] == values[:, 0]).all()
+    t, env = values[:, 0] % 1000, values[:, 0] // 1000
+    at_start = ((t + 2 * env) % 7 == 0) | (t == oldest)
+    np.testing.assert_array_equal(past[:, 0], np.where(at_start, values[:, 0], values[:, 0] - 1))
+
+
+def test_padding_repeats_the_last_step_of_the_episode():
+    buffer = filled_buffer(14, 14)
+    values, at = all_windows(Windows(buffer, horizon=3, history=1, pad=True, gamma=0.9))
+    assert len(values) == 14
+    assert values[5].tolist() == [5, 6, 6] and values[6].tolist() == [6, 6, 6] and values[7].tolist() == [7, 8, 9]
+    assert at.padded[5].tolist() == [False, False, True] and not at.padded[7].any()
+
+
+def test_short_episodes_need_padding():
+    buffer = filled_buffer(14, 14)
+    with pytest.raises(DatasetError, match=r"horizon=8.*has 7.*pad=True"):
+        Windows(buffer, horizon=8, history=1, pad=False, gamma=0.9)
+    assert len(Windows(buffer, horizon=8, history=1, pad=True, gamma=0.9)) == 14
+
+
+def test_windows_of_weighted_datasets():
+    buffer = filled_buffer(28, 28)
+    windows = Windows(buffer, horizon=7, history=1, pad=False, gamma=0.9)
+    np.random.seed(0)
+    at = windows.sample(2000, [Segment(0, 14, 0.9), Segment(14, 28, 0.1)])
+    assert set(at.rows[:, 0].tolist()) == {0, 7, 14, 21}
+    assert (at.rows[:, 0] < 14).mean() == pytest.approx(0.9, abs=0.03)
+    with pytest.raises(DatasetError, match="pad=True"):
+        windows.sample(5, [Segment(0, 14, 0.5), Segment(22, 28, 0.5)])
+
+
+def test_goal_changes_end_windows():
+    vector = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    space = spaces.Dict({"observation": vector, "desired_goal": vector})
+    buffer = DictReplayBuffer(10, space, spaces.Box(-1, 1, (1,)), "cpu")
+    for t in range(10):
+        obs = {"observation": np.full((1, 2), t), "desired_goal": np.full((1, 2), t // 4)}
+        buffer.add(obs, obs, np.zeros((1, 1)), np.ones(1), np.zeros(1), [{}])
+    assert Windows(buffer, 4, 1, False, 0.9, "desired_goal").starts[:, 0].tolist() == [0, 4]
+    assert len(Windows(buffer, 4, 1, False, 0.9)) == 7
+
+
+def test_returns_stop_at_the_ends():
+    rewards, ends = np.ones((5, 2)), np.zeros((5, 2), bool)
+    ends[1, 0] = ends[4] = True
+    returns = discounted_returns(rewards, ends, 0.5)
+    np.testing.assert_allclose(returns[:, 0], [1.5, 1, 1.75, 1.5, 1])
+    np.testing.assert_allclose(returns[:, 1], [1.9375, 1.875, 1.75, 1.5, 1])
+
+
+# --- the algorithm
+
+
+def make(env=None, arrays=None, **kwargs):
+    model = RACTD("MlpPolicy", env or box_env(), **{**SMALL, **kwargs})
+    model.load_dataset(make_arrays() if arrays is None else arrays)
+    return model
+
+
+OBS = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+
+
+def test_thirty_steps_visit_all_stages():
+    model = make()
+    stages = []
+    model.losses, losses = lambda: stages.append(model.stage) or losses(), model.losses
+    model.learn(30)
+    assert stages == 12 * ["teacher"] + 3 * ["reward"] + 15 * ["student"]
+    assert model.num_timesteps == 30 and model.plan(OBS).shape == (5, 16, 1)
+
+
+def test_a_stage_trains_its_own_networks_only():
+    model = make(teacher_steps=4, reward_steps=4)
+    names = model.policy.network_names()
+
+    def snapshot():
+        return {n: [p.clone() for p in getattr(model.policy, n).parameters()] for n in names}
+
+    def changed(before, after):
+        return {n for n in names if any(not th.equal(a, b) for a, b in zip(before[n], after[n], strict=True))}
+
+    expected = [{"teacher_model", "teacher_ema"}, {"reward_model"}, {"student"}]
+    states = [snapshot()]
+    for _ in range(3):
+        model.pretrain(4)
+        states.append(snapshot())
+    assert [changed(a, b) for a, b in pairwise(states)] == expected
+
+
+@pytest.mark.parametrize(("steps", "stage"), [(0, "teacher"), (3, "teacher"), (4, "reward")])
+def test_before_its_student_stage_a_planner_does_not_act(steps, stage):
+    model = make(teacher_steps=4, reward_steps=2)
+    model.pretrain(steps)
+    for method in (model.predict, model.plan):
+        with pytest.raises(RuntimeError, match=f"its {stage} stage.*{steps} gradient steps.*teacher_plan"):
+            method(OBS)
+    assert model.teacher_plan(OBS, 3).shape == (5, 16, 1)
+    model.pretrain(6 - steps)
+    # warm-started, not yet trained: one step from pure noise is the teacher's estimate there
+    assert model.stage == "student" and model.predict(OBS)[0].shape == (5, 1)
+
+
+def test_student_starts_as_the_teacher_and_the_teacher_is_frozen():
+    model = make(teacher_steps=4, reward_steps=1)
+    model.pretrain(5)
+    model.predict(OBS)
+    cond = model.policy.student.condition(model.policy.conditions(th.as_tensor(OBS)[:, None]))
+    x, t = th.randn(5, 16, 1), th.full((5,), 3.0)
+    student, teacher = model.policy.student.model, model.policy.teacher_model.model
+    assert th.allclose(student.scaled_network(x, cond, t, t / 2), teacher(x, t, cond), atol=1e-6)
+
+
+@pytest.mark.parametrize("at", [5, 13, 20])
+def test_resuming_inside_a_stage_changes_nothing(at, tmp_path):
+    arrays = make_arrays()
+    whole = make(arrays=arrays, policy_kwargs={"net_arch": [16, 16], "dropout": 0.1})
+    whole.pretrain(30, callback=CheckpointCallback(at, str(tmp_path)))
+    resumed = RACTD.load(tmp_path / f"rl_model_{at}_steps.zip", env=box_env())
+    resumed.load_dataset(arrays)
+    assert resumed.stage_ends() == (12, 15) and resumed._n_updates == at
+    again = RACTD.load(tmp_path / f"rl_model_{at}_steps.zip", env=box_env())
+    again.load_dataset(arrays)
+    for model in (resumed, again):
+        model.set_random_seed(3)
+        model.pretrain(30 - at)
+    assert_same(resumed, again)
+    rates = [
+        getattr(m.policy, n).optimizer.param_groups[0]["lr"] for m in (whole, resumed) for n in m.policy.trained_networks()
+    ]
+    assert rates[:3] == pytest.approx(rates[3:])
+    steps = [
+        next(iter(getattr(resumed.policy, n).optimizer.state.values()))["step"] for n in resumed.policy.trained_networks()
+    ]
+    assert [int(s) for s in steps] == [12, 3, 15]
+
+
+def test_learning_rate_rises_and_falls_in_every_stage():
+    model = make(teacher_steps=100, reward_steps=100, curriculum_steps=300, batch_size=2, learning_rate=1.0, warmup_steps=10)
+    model.pretrain(0)  # sets up the logger
+    rates = []
+    for step in range(300):
+        model._n_updates = step
+        model._update_learning_rates()
+        rates.append(getattr(model.policy, next(iter(model.losses()))).optimizer.param_groups[0]["lr"])
+    for start in (0, 100, 200):
+        stage = rates[start : start + 100]
+        assert stage[0] == pytest.approx(1 / 11) and max(stage) > 0.95 and stage[-1] < 1e-3
+
+
+def test_one_teacher_for_many_students(tmp_path):
+    make(teacher_steps=6, reward_steps=1).pretrain(6).save(tmp_path / "teacher")
+    path = str(tmp_path / "teacher.zip")
+    source = RACTD.load(path)
+    student = make(teacher=path)
+    assert student.stage == "reward"
+    for name in ("teacher_model", "teacher_ema"):
+        ours, theirs = (getattr(m.policy, name).state_dict() for m in (student, source))
+        assert all(th.equal(ours[key], theirs[key]) for key in theirs)
+    np.testing.assert_array_equal(student.teacher_plan(OBS, 5, True), source.teacher_plan(OBS, 5, True))
+    student.pretrain(10)
+    assert student.stage_ends() == (0, 1) and student.teacher == path
+    student.save(tmp_path / "student")
+    assert_same(student, RACTD.load(tmp_path / "student"))
+    (tmp_path / "teacher.zip").unlink()
+    RACTD.load(tmp_path / "student").predict(OBS)  # the file is no longer needed
+    with pytest.raises((ValueError, FileNotFoundError)):
+        make(teacher=path)
+
+
+def test_a_teacher_must_fit(tmp_path):
+    make(teacher_steps=6).pretrain(2).save(tmp_path / "teacher")
+    path = str(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"teacher: .*horizon=16.*8"):
+        make(teacher=path, horizon=8)
+    with pytest.raises(ValueError, match=r"teacher: .*shapes"):
+        make(teacher=path, policy_kwargs={"net_arch": [16]})
+
+
+OPTIONS = [
+    {"reward_input": "denoised", "reward_horizon": 16},
+    {"reward_weight": 0.0, "reward_steps": 0},
+    {"distill_from": "ema", "alpha": 0.5, "beta": 2.0},
+    {"sampling_steps": 4},
+    {"pad": False, "horizon": 8},
+    {"history": 3, "executed_steps": 4},
+    {"cosine_lr_decay": False, "warmup_steps": 0, "actor_learning_rate": 1e-4, "max_grad_norm": 1.0},
+    {"policy_kwargs": {"network": "unet", "net_arch": [16, 32, 48], "dropout": 0.2}},
+    {"policy_kwargs": {"net_arch": {"pi": [16], "qf": [8]}, "activation_fn": nn.ReLU, "optimizer_class": th.optim.Adam}},
+    {"policy_kwargs": {"model_kwargs": {"metric": "pseudo_huber_squared", "initial_noise_scale": 1.0, "n_levels": 20}}},
+    {"policy_kwargs": {"student_kwargs": {"ctm_gamma": 0.0, "dsm_target": "denoiser"}}, "sampling_steps": 2},
+]
+
+
+@pytest.mark.parametrize("kwargs", OPTIONS)
+def test_every_option_trains_and_survives_saving(kwargs, tmp_path):
+    model = make(**kwargs).pretrain(8)
+    model.save(tmp_path / "model")
+    loaded = RACTD.load(tmp_path / "model")
+    assert_same(model, loaded)
+    assert all(th.isfinite(p).all() for p in model.policy.parameters())
+    assert len(model.plan(OBS)[0]) == model.horizon
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"plan_of": "x"},
+        {"horizon": 0},
+        {"history": 0},
+        {"executed_steps": 17},
+        {"teacher_steps": 1.5},
+        {"reward_steps": -1},
+        {"teacher_steps": 0.9, "reward_steps": 0.1},
+        {"warmup_steps": -1},
+        {"alpha": -1},
+        {"reward_weight": -0.5},
+        {"reward_input": "x"},
+        {"reward_horizon": 17},
+        {"distill_from": "x"},
+        {"n_steps": 3},
+        {"replay_buffer_class": HerReplayBuffer},
+        {"sampling_steps": 0},
+        {"plan_of": "states"},
+    ],
+)
+def test_bad_hyperparameters_name_themselves(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        RACTD("MlpPolicy", box_env(), **SMALL, **kwargs)
+
+
+@pytest.mark.parametrize("low_high", [(-1, 1), (5, 7)])
+def test_plans_lie_in_the_action_space(low_high):
+    space = spaces.Box(*low_high, (2, 2), np.float32)
+    arrays = {**make_arrays(action_dim=4), "action_space": space}
+    arrays["actions"] = arrays["actions"].reshape(-1, 2, 2) * (low_high[1] - low_high[0]) / 2 + sum(low_high) / 2
+    model = make(VectorEnv(action_space=space), arrays).pretrain(5)
+    plans = [model.plan(OBS), model.teacher_plan(OBS, 2), model.plan(OBS, steps=2)]
+    assert all(p.shape == (5, 16, 2, 2) and space.contains(p.reshape(-1, 2, 2)[i]) for p in plans for i in range(80))
+    assert model.plan(OBS[0]).shape == (16, 2, 2) and model.predict(OBS[0])[0].shape == (2, 2)
+    first = model.plan(OBS, deterministic=True)[:, 0]
+    np.testing.assert_allclose(model.predict(OBS, deterministic=True)[0], first, rtol=1e-5)
+
+
+def test_executing_several_steps_of_a_plan():
+    model = make(executed_steps=3).pretrain(5)
+    plans, state = [], None
+    rng = np.random.default_rng(0)
+    for step in range(6):
+        obs = rng.uniform(-1, 1, (2, 3)).astype(np.float32)
+        if step % 3 == 0:
+            plans.append(model.plan(obs, deterministic=True))
+        action, state = model.predict(obs, state, np.zeros(2, bool), deterministic=True)
+        np.testing.assert_allclose(action, plans[-1][:, step % 3], atol=1e-6)
+    # a new episode replans, alone
+    obs = rng.uniform(-1, 1, (2, 3)).astype(np.float32)
+    _, state = model.predict(obs, state, np.zeros(2, bool), deterministic=True)
+    action, _ = model.predict(obs, state, np.array([False, True]), deterministic=True)
+    fresh = model.plan(obs, deterministic=True)
+    np.testing.assert_allclose(action, np.stack([fresh[0, 1], fresh[1, 0]]), atol=1e-6)
+
+
+def test_history_shifts_and_starts_anew():
+    model = make(history=2).pretrain(5)
+    one, two = OBS[:2], OBS[2:4]
+    _, state = model.predict(one)
+    _, state = model.predict(two, state, np.array([False, True]))
+    np.testing.assert_array_equal(state.history[0], np.stack([one[0], two[0]]))
+    np.testing.assert_array_equal(state.history[1], np.stack([two[1], two[1]]))
+    mean, _ = evaluate_policy(model, make_vec_env(box_env, n_envs=2), n_eval_episodes=2)
+    assert np.isfinite(mean)
+
+
+def test_several_environments_and_vec_normalize():
+    env = VecNormalize(make_vec_env(box_env, n_envs=2))
+    model = RACTD("MlpPolicy", env, **SMALL)
+    model.load_dataset(make_arrays())
+    model.pretrain(5)
+    batch = next(model._batches(1, 64))
+    assert batch.conditions.shape == (64, 1, 3) and batch.conditions.abs().max() < 10  # normalised: raw ones reach 5000
+    assert evaluate_policy(model, env, n_eval_episodes=2)[0] < 0
+
+
+def test_heldout_loss_is_of_windows_that_training_does_not_see():
+    model = RACTD("MlpPolicy", box_env(), **SMALL)
+    model.load_dataset(make_arrays(), heldout_fraction=0.34)
+    assert len(model.windows()) == 80 and len(model._heldout["windows"]) == 40
+    model.pretrain(20)
+    assert model.heldout_loss(model._heldout) == model.heldout_loss(model._heldout) > 0
+
+
+def test_observations_and_returns_are_scaled_to_the_unit_box():
+    model = make()
+    batch = next(model._batches(1, 2000))
+    cond = model.policy.student.condition(batch.conditions)
+    assert cond.min().item() == pytest.approx(-1, abs=0.01) and cond.max().item() == pytest.approx(1, abs=0.01)
+    assert batch.returns.min().item() == pytest.approx(-1, abs=0.01) and batch.returns.max().item() == pytest.approx(
+        1, abs=0.01
+    )
+    assert batch.plans.abs().max() <= 1 and batch.plans.shape == (2000, 16, 1)
+
+
+# --- plans of states
+
+
+class PointEnv(gym.Env):
+    """A point with inertia that is to reach one goal after the other."""
+
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+    observation_space = spaces.Dict(
+        {"observation": spaces.Box(-np.inf, np.inf, (4,)), "desired_goal": spaces.Box(-np.inf, np.inf, (2,))}
+    )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state, self.goal, self.t = np.zeros(4), self.np_random.uniform(-1, 1, 2), 0
+        return self.observe(), {}
+
+    def observe(self):
+        return {"observation": self.state.astype(np.float32), "desired_goal": self.goal.astype(np.float32)}
+
+    def step(self, action):
+        self.t += 1
+        self.state[2:] = 0.9 * self.state[2:] + 0.1 * action
+        self.state[:2] += self.state[2:]
+        reached = np.linalg.norm(self.state[:2] - self.goal) < 0.1
+        if reached:
+            self.goal = self.np_random.uniform(-1, 1, 2)
+        return self.observe(), float(reached), False, self.t >= 100, {}
+
+
+def point_data(n_steps=400):
+    env, rows = PointEnv(), []
+    obs, _ = env.reset(seed=0)
+    for _ in range(n_steps):
+        action = np.clip(3 * (obs["desired_goal"] - obs["observation"][:2]) - 6 * obs["observation"][2:], -1, 1)
+        after, reward, _, end, _ = env.step(action)
+        rows.append((obs, action, reward, after, False, end))
+        obs = env.reset()[0] if end else after
+    keys = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
+    arrays = dict(zip(keys, zip(*rows, strict=True), strict=True))
+    for key in ("observations", "next_observations"):
+        arrays[key] = {k: np.stack([o[k] for o in arrays[key]]) for k in ("observation", "desired_goal")}
+    return {key: value if isinstance(value, dict) else np.array(value) for key, value in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def pointer():
+    model = RACTD("MultiInputPolicy", PointEnv(), plan_of="states", horizon=16, **SMALL)
+    model.load_dataset(point_data())
+    return model.pretrain(10)
+
+
+def test_windows_of_states_end_in_their_condition(pointer):
+    batch = next(pointer._batches(1, 500))
+    normalise = pointer.policy.student.obs_normalizer
+    assert batch.plans.shape == (500, 16, 4) and batch.plans.abs().max() <= 1 + 1e-5
+    assert th.allclose(normalise(batch.conditions)[:, 0], batch.plans[:, 0])
+    assert th.allclose(normalise(batch.conditions)[:, 1], batch.plans[:, -1])
+    # what waits at the end of a trajectory is at rest
+    padded = (batch.plans[:, -1, :2] == batch.plans[:, -2, :2]).all(dim=1)
+    assert padded.any() and (batch.conditions[padded, 1, 2:] == 0).all()
+    # the reward model is told the goal of the environment
+    assert batch.reward_conditions.shape == (500, 2, 4) and (batch.reward_conditions[:, 1, 2:] == 0).all()
+
+
+def test_plans_of_states_are_tracked(pointer, tmp_path):
+    env = PointEnv()
+    obs, _ = env.reset(seed=3)
+    plan = pointer.plan(obs, deterministic=True)
+    assert plan.shape == (16, 4) and pointer.teacher_plan(obs, 2).shape == (16, 4)
+    action, state = pointer.predict(obs, deterministic=True)
+    expected = plan[1, :2] - obs["observation"][:2] + plan[1, 2:] - obs["observation"][2:]
+    np.testing.assert_allclose(action, np.clip(expected, -1, 1), atol=1e-5)
+    for _ in range(20):
+        obs = {**obs, "observation": obs["observation"] + 0.01}
+        action, state = pointer.predict(obs, state, np.array([False]), deterministic=True)
+    assert state.age.tolist() == [20]  # one plan, and its last position, at rest, after its end
+    np.testing.assert_allclose(
+        action, np.clip(plan[-1, :2] - obs["observation"][:2] - obs["observation"][2:], -1, 1), atol=1e-5
+    )
+    obs = {**obs, "desired_goal": obs["desired_goal"] + 0.5}
+    _, state = pointer.predict(obs, state, np.array([False]), deterministic=True)
+    assert state.age.tolist() == [0]  # a new goal, a new plan
+    pointer.save(tmp_path / "model")
+    loaded = RACTD.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], pointer.predict(obs, deterministic=True)[0])
+    assert np.isfinite(evaluate_policy(pointer, make_vec_env(PointEnv, n_envs=2), n_eval_episodes=2)[0])
+
+
+def test_uncut_windows_of_states():
+    model = RACTD("MultiInputPolicy", PointEnv(), plan_of="states", horizon=16, cut_at_goals=False, pad=False, **SMALL)
+    model.load_dataset(point_data())
+    assert len(model.windows()) == 400 - 4 * 15
+    model.pretrain(6)
+
+
+def test_plans_of_states_need_states():
+    with pytest.raises(ValueError, match=r"plan_of='states'.*desired_goal"):
+        RACTD("MlpPolicy", box_env(), plan_of="states", **SMALL)
+    with pytest.raises(ValueError, match="normalize_observations"):
+        RACTD("MultiInputPolicy", PointEnv(), plan_of="states", normalize_observations=False, **SMALL)
+    with pytest.raises(ValueError, match="history"):
+        RACTD("MultiInputPolicy", PointEnv(), plan_of="states", history=2, **SMALL)
+
+
+def test_evaluations_wait_for_the_student(tmp_path):
+    model = RACTD("MlpPolicy", box_env(), dataset=make_arrays(), **SMALL)
+    evaluation = EvalCallback(box_env(), n_eval_episodes=1, eval_freq=5, log_path=str(tmp_path), verbose=0)
+    model.pretrain(20, callback=[evaluation])  # teacher 8, reward model 2
+    assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [10, 15, 20]
