@@ -91,6 +91,11 @@ def test_offline_to_online_and_online_runs(dataset):
     assert sac["behaviour_return"] is None and "deterministic_score" not in sac
 
 
+def test_a_planner_is_evaluated_from_its_student_stage_on(dataset):
+    points = execute(job(algo="RACTD", evaluations=6))["curve"]  # teacher 5 steps, reward model 1
+    assert [point["step"] for point in points] == [6, 8, 10, 12]
+
+
 def test_jobs_resume_and_failures_leave_the_others_alone(dataset, tmp_path):
     good, bad = job(), job(algo="Nothing")
     assert "Nothing" in run_jobs([bad, good], tmp_path, n_processes=2)[0]

@@ -94,6 +94,8 @@ class Evaluation(BaseCallback):
         done = self.model.num_timesteps - self.start
         if self.due and done >= self.due[0]:
             del self.due[0]
+            if not getattr(self.model, "can_act", True):
+                return True
             began = time.perf_counter()
             value = mean_return(self.model, self.env, self.job, deterministic=True)
             self.points.append({"phase": self.phase, "step": done, "return": value})

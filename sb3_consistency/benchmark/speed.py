@@ -24,6 +24,7 @@ from sb3_consistency.offline.wrappers import SpacesOnlyEnv
 OBSERVATION_SIZE, ACTION_SIZE = 11, 3
 WIDTHS = [256, 256, 256]
 BATCH_SIZE = 256
+N_TRANSITIONS = 10_000
 ACTING_BATCHES = (1, 256)
 # above this share of busy time, other work on the machine would be measured too
 LOAD_LIMIT = 20.0
@@ -63,6 +64,7 @@ def systems() -> list[System]:
         System("CPQL, SiLU", "CPQL", silu),
         *(System(f"DiffusionQL (T = {n})", "DiffusionQL", {**papers, "diffusion_steps": n}) for n in (5, 50, 100)),
         System("DiffusionQL (T = 5), SiLU", "DiffusionQL", silu),
+        System("RACTD, student stage", "RACTD", {"teacher_steps": 0, "reward_steps": 0}),
     ]
 
 
@@ -75,16 +77,34 @@ def build(system: System, device: str) -> Any:
     env = DummyVecEnv([_random_env])
     # SAC adds to its policy_kwargs
     given = deepcopy(system.options)
-    options = {"buffer_size": 10_000, "batch_size": BATCH_SIZE, "seed": 0, "device": device, **given}
+    options = {"buffer_size": N_TRANSITIONS, "batch_size": BATCH_SIZE, "seed": 0, "device": device, **given}
     model = find_algorithm(system.algo)("MlpPolicy", env, **options)
     model.set_logger(Logger(None, []))
-    rng = np.random.default_rng(0)
-    buffer = model.replay_buffer
-    for name, scale in {"observations": 1, "next_observations": 1, "actions": 0.3, "rewards": 1}.items():
-        array = getattr(buffer, name)
-        array[:] = np.clip(scale * rng.standard_normal(array.shape), -1, 1)
-    buffer.full, buffer.pos = True, 0
+    data = random_transitions()
+    if hasattr(model, "load_dataset"):
+        model.load_dataset(data)
+        return model
+    for name in ("observations", "next_observations", "actions", "rewards"):
+        array = getattr(model.replay_buffer, name)
+        array[:] = data[name].reshape(array.shape)
+    model.replay_buffer.full = True
     return model
+
+
+def random_transitions() -> dict[str, np.ndarray]:
+    """
+    :return: :data:`N_TRANSITIONS` transitions of random numbers, in episodes of 1000 steps
+    """
+    rng = np.random.default_rng(0)
+    path = rng.uniform(-1, 1, (N_TRANSITIONS + 1, OBSERVATION_SIZE)).astype(np.float32)
+    return {
+        "observations": path[:-1],
+        "next_observations": path[1:],
+        "actions": rng.uniform(-1, 1, (N_TRANSITIONS, ACTION_SIZE)).astype(np.float32),
+        "rewards": rng.standard_normal(N_TRANSITIONS).astype(np.float32),
+        "terminations": np.zeros(N_TRANSITIONS, bool),
+        "truncations": np.arange(1, N_TRANSITIONS + 1) % 1000 == 0,
+    }
 
 
 def _random_env() -> gym.Env:

@@ -16,15 +16,17 @@ from tqdm.auto import tqdm
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.runs import Job, execute
 
-OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL")
+OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL", "RACTD")
 ONLINE_ALGORITHMS = ("SAC", "TD3", "ConsistencyAC", "CPQL", "DiffusionQL")
 FINE_TUNED_ALGORITHMS = ("ConsistencyAC", "CPQL", "DiffusionQL")
 DATASETS = ("mujoco/hopper/medium-v0", "mujoco/halfcheetah/medium-v0", "mujoco/walker2d/medium-v0")
 ENVIRONMENTS = ("Pendulum-v1", "Hopper-v5")
 DENOISING_STEPS = (1, 2, 5, 10, 20)
 # the option that sets the number of network passes per action, in training and acting alike
-STEPS_OPTION = {"consistencybc": "sampling_steps", "diffusionbc": "diffusion_steps"}
-STEPS_OPTION |= {"consistencyac": "sampling_steps", "cpql": "sampling_steps", "diffusionql": "diffusion_steps"}
+STEPS_OPTION = {
+    **dict.fromkeys(("consistencybc", "consistencyac", "cpql", "ractd"), "sampling_steps"),
+    **dict.fromkeys(("diffusionbc", "diffusionql"), "diffusion_steps"),
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "offline": {"algos": OFFLINE_ALGORITHMS, "data": DATASETS, "offline_steps": 100_000, "online_steps": 0},
     "online": {"algos": ONLINE_ALGORITHMS, "data": ENVIRONMENTS, "offline_steps": 0, "online_steps": 100_000},

@@ -50,6 +50,8 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
     actor_lr_schedule: Schedule
     #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
     progress: th.Tensor | None = None
+    #: whether :meth:`predict` works already (a staged planner's does so late)
+    can_act: bool = True
     _n_step_class_is_derived = False
     #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
     offline_only: ClassVar[bool] = False

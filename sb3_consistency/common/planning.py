@@ -309,12 +309,17 @@ class PlanningAlgorithm(GenerativeAlgorithm):
         evaluate = evaluation._on_step
 
         def evaluate_student() -> bool:
-            return evaluate() if self.stage == "student" else True
+            return evaluate() if self.can_act else True
 
         evaluation._on_step = evaluate_student  # type: ignore[method-assign]
 
+    @property
+    def can_act(self) -> bool:  # type: ignore[override]
+        """Whether the student stage has begun."""
+        return self.stage == "student"
+
     def _require_student(self) -> None:
-        if self.stage != "student":
+        if not self.can_act:
             teacher_end, reward_end = self.stage_ends()
             raise RuntimeError(
                 f"{type(self).__name__} acts from its student stage on, and this model is in its {self.stage} stage: it has "
