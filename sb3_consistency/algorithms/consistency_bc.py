@@ -1,18 +1,16 @@
 """Consistency-BC: behaviour cloning with a consistency policy."""
 
-from typing import ClassVar, Unpack
+from typing import Unpack
 
-import torch as th
-from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_consistency.common.algorithm import LossFn
 from sb3_consistency.common.arguments import ConsistencyBCArguments
+from sb3_consistency.common.behaviour_cloning import BehaviourCloning
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
-from sb3_consistency.common.sampling import Batch
 
 
-class ConsistencyBC(ConsistencyPolicyMixin):
+class ConsistencyBC(ConsistencyPolicyMixin, BehaviourCloning):
     """
     Behaviour cloning with a consistency policy: offline, without rewards, and acts in one or two network passes.
 
@@ -34,8 +32,6 @@ class ConsistencyBC(ConsistencyPolicyMixin):
         :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
 
-    offline_only: ClassVar[bool] = True
-
     def __init__(
         self,
         policy: str | type[GenerativePolicy],
@@ -55,13 +51,3 @@ class ConsistencyBC(ConsistencyPolicyMixin):
             bc_loss=bc_loss,
             **kwargs,
         )
-
-    def losses(self) -> dict[str, LossFn]:
-        return {"actor": self.actor_loss}
-
-    def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
-        """
-        :param batch: transitions
-        :return: loss of the actor, scalars to log
-        """
-        return self.bc_term(batch), {}

@@ -1,18 +1,16 @@
 """Diffusion-BC: behaviour cloning with a diffusion policy."""
 
-from typing import ClassVar, Unpack
+from typing import Unpack
 
-import torch as th
-from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_consistency.common.algorithm import LossFn
 from sb3_consistency.common.arguments import SharedArguments
+from sb3_consistency.common.behaviour_cloning import BehaviourCloning
 from sb3_consistency.common.diffusion import DiffusionPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
-from sb3_consistency.common.sampling import Batch
 
 
-class DiffusionBC(DiffusionPolicyMixin):
+class DiffusionBC(DiffusionPolicyMixin, BehaviourCloning):
     """
     Behaviour cloning with a diffusion policy: offline, without rewards; the many-step peer of ConsistencyBC.
 
@@ -29,8 +27,6 @@ class DiffusionBC(DiffusionPolicyMixin):
     :param sampler: "ddpm" (ancestral sampling) or "ddim" (deterministic given its first noise)
     :param kwargs: (``cosine_lr_decay`` is True by default) see :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
-
-    offline_only: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -55,13 +51,3 @@ class DiffusionBC(DiffusionPolicyMixin):
             sampler=sampler,
             **kwargs,
         )
-
-    def losses(self) -> dict[str, LossFn]:
-        return {"actor": self.actor_loss}
-
-    def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
-        """
-        :param batch: transitions
-        :return: loss of the actor, scalars to log
-        """
-        return self.bc_term(batch), {}
