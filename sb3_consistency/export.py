@@ -103,7 +103,8 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> P
 
     The suffix says which: ".onnx" (for ONNX Runtime and others), ".pt2" (``torch.export``) or ".pt" (TorchScript).
     The file computes what ``predict`` does for the same noise, without candidates; see :class:`ExportedPolicy` for
-    its inputs. A ``VecNormalize`` environment's statistics go into the file.
+    its inputs (images with their channels first, as the networks take them). A ``VecNormalize`` environment's
+    statistics go into the file.
 
     :param model: trained model
     :param path: file to write
@@ -117,7 +118,9 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> P
         raise ValueError(f"path: the suffix must be one of {SUFFIXES}, got {str(path)!r}.")
     actor = getattr(model.policy, "actor", None)
     if not isinstance(actor, GenerativeActor):
-        raise ValueError(f"model: {type(model).__name__} has no generative actor to export.")
+        raise ValueError(
+            f"model: {type(model).__name__} has no generative actor; planners and other libraries' can't be exported."
+        )
     device, training = actor.device, actor.training
     policy = ExportedPolicy(actor, model.get_vec_normalize_env(), deterministic).cpu().eval()
     try:

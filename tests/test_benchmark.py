@@ -1,6 +1,8 @@
 """The benchmark command: jobs, resuming, statistics, reports."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +40,7 @@ def record(algo="CPQL", data="mujoco/hopper/medium-v0", seed=0, score=50.0, **mo
     scores = {"deterministic_score": score, "sampled_score": score, "behaviour_score": 40.0}
     returns = {key.replace("score", "return"): 30 * value for key, value in scores.items()}
     base = {"suite": "offline", "algo": algo, "options": "{}", "data": data, "seed": seed, "offline_steps": 10}
+    base |= {"episodes": 10, "evaluations": 2}
     base |= {"online_steps": 0, "offline_seconds": 1.0, "acting_us": 200.0, "processes": 1, "threads": 1}
     return {**base, **scores, **returns, "curve": curve, "commit": "abc", "processor": "p", "torch": "2", **more}
 
@@ -59,16 +62,25 @@ def test_jobs_of_one_seed_stay_together():
 
 
 def test_denoising_jobs_set_the_number_of_steps():
-    jobs = jobs_of("denoising", ["ConsistencyBC", "diffusion_bc"], ["d"], [0], 10, 0, "{'seed': 1}")
+    jobs = jobs_of("denoising", ["ConsistencyBC", "diffusion_bc"], ["d"], [0], 10, 0, "{'gamma': 0.9}")
     assert [j.options for j in jobs[: len(DENOISING_STEPS)]] == [
-        repr({"seed": 1, "sampling_steps": n}) for n in DENOISING_STEPS
+        repr({"gamma": 0.9, "sampling_steps": n}) for n in DENOISING_STEPS
     ]
-    assert jobs[-1].options == repr({"seed": 1, "diffusion_steps": 20})
+    assert (jobs[-1].algo, jobs[-1].options) == ("DiffusionBC", repr({"gamma": 0.9, "diffusion_steps": 20}))
     with pytest.raises(ValueError, match="--algos"):
         jobs_of("denoising", ["SAC"], ["d"], [0], 10, 0)
 
 
-@pytest.mark.parametrize("options", ["{", "3", "open('x')"])
+@pytest.mark.parametrize(
+    ("suite", "algo"),
+    [("offline", "SAC"), ("online", "RACTD"), ("offline-to-online", "ConsistencyBC"), ("online", "nothing")],
+)
+def test_algorithms_that_a_suite_cannot_run_are_refused_at_once(suite, algo):
+    with pytest.raises(ValueError, match="algo"):
+        jobs_of(suite, [algo], ["d"], [0], 10, 10)
+
+
+@pytest.mark.parametrize("options", ["{", "3", "open('x')", "{'seed': 1}"])
 def test_bad_options_are_named(options):
     with pytest.raises(ValueError, match="--options"):
         jobs_of("offline", ["CPQL"], ["d"], [0], 10, 0, options)
@@ -98,24 +110,28 @@ def test_a_planner_is_evaluated_from_its_student_stage_on(dataset):
 
 def test_jobs_resume_and_failures_leave_the_others_alone(dataset, tmp_path):
     good, bad = job(), job(algo="Nothing")
+    threads = os.environ.get("OMP_NUM_THREADS")
     assert "Nothing" in run_jobs([bad, good], tmp_path, n_processes=2)[0]
+    assert os.environ.get("OMP_NUM_THREADS") == threads
     (done,) = Records(tmp_path, "runs").read()
     assert done["algo"] == "CPQL" and done["threads"] == 1 and done["processes"] == 2
     assert run_jobs([good], tmp_path) == []
     assert len(Records(tmp_path, "runs").read()) == 1
 
 
-def test_workers_stop_with_a_killed_benchmark(dataset, tmp_path):
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_workers_stop_with_their_benchmark(dataset, tmp_path, by):
     command = [sys.executable, "-m", "sb3_consistency", "benchmark", "offline", "--algos", "CPQL", "--datasets", DATA]
-    options = ["--options", TINY, "--steps", "1000000", "--evaluations", "1", "--folder", str(tmp_path)]
+    options = ["--options", TINY, "--steps", "1000000", "--evaluations", "1", "--seeds", "0", "1", "--folder", str(tmp_path)]
     process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
     while not (workers := [p for p in parent.children() if p.cpu_times().user > 4]):  # imports take 2 seconds of it
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    process.kill()
-    process.wait()
+    for one in [process, *(workers if by == signal.SIGINT else [])]:  # a terminal interrupts them all
+        one.send_signal(by)
+    process.wait(timeout=30)
     assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
@@ -154,13 +170,21 @@ def test_report_holds_every_suite(tmp_path):
     assert "## Offline" in text and "## Number of denoising steps" in text
     pngs = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pngs == [
-        "denoising.png",
-        "denoising_mujoco_hopper_medium-v0.png",
-        "offline_aggregate.png",
-        "offline_mujoco_hopper_medium-v0.png",
+        "denoising_10_2_10.png",
+        "denoising_10_2_10_mujoco_hopper_medium-v0.png",
+        "offline_10_2_10_aggregate.png",
+        "offline_10_2_10_mujoco_hopper_medium-v0.png",
     ]
     assert all(name in text for name in pngs)
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 8
+
+
+def test_runs_of_different_length_are_no_seeds_of_each_other(tmp_path):
+    records = Records(tmp_path, "runs")
+    records.append(record(score=10.0))
+    records.append(record(score=80.0, offline_steps=1000, evaluations=3))
+    text = write_report(tmp_path).read_text()
+    assert "10.0" in text and "80.0" in text and "45.0" not in text
 
 
 def test_report_of_an_empty_folder(tmp_path, capsys):

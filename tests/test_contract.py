@@ -202,6 +202,7 @@ def test_candidates_raise_the_value(cls, selection):
         {"bc_loss": "x"},
         {"metric": "x"},
         {"sampling_steps": 0},
+        {"train_sampling_steps": 0},
         {"consistency_ema_decay": 2},
         {"actor_ema_decay": -1},
         {"max_grad_norm": 0},

@@ -100,12 +100,13 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path):
     model.pretrain(3)
 
 
-def test_bad_exports_are_refused(tmp_path):
+def test_bad_exports_are_refused(tmp_path, capsys):
     model = trained(CPQL, VectorEnv(action_space=SPACE))
     with pytest.raises(ValueError, match=r"\.onnx"):
         model.export(tmp_path / "policy.zip")
     SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).save(tmp_path / "sac")
     assert main(["export", "--algo", "sac", "--model", str(tmp_path / "sac"), "--output", "x.pt2"]) == 1
+    assert "no generative actor" in capsys.readouterr().err
 
 
 def test_export_command_and_the_control_loop_without_torch(tmp_path, capsys):

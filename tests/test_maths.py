@@ -274,3 +274,17 @@ def test_stacked_layers_start_like_linear_layers():
 def test_ln_resnet_needs_one_width():
     with pytest.raises(ValueError, match="net_arch"):
         LnResnet(1, 1, [32, 64])
+
+
+def test_training_after_inference_mode():
+    """What a sampler computes once is made in the first call, whatever mode that is in."""
+    model = ConsistencyModel(1, 1, sampling_steps=3, sigma_max=33.0)  # levels that no other test has
+    with th.inference_mode():
+        model.sample(th.randn(3, 2, 1), th.zeros(2, 1))
+    model.sample(th.randn(3, 2, 1), th.zeros(2, 1)).sum().backward()
+
+
+@pytest.mark.parametrize("dim", [2, 15])
+def test_embedding_needs_an_even_size(dim):
+    with pytest.raises(ValueError, match="embedding_dim"):
+        ConsistencyModel(1, 1, network_kwargs={"embedding_dim": dim})

@@ -16,7 +16,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "benchmark",
         help="compare algorithms: speed, denoising steps, offline, online, offline-to-online",
-        epilog="Interrupted runs resume: call the same command with the same --folder.",
+        epilog="Interrupted training runs resume: call the same command with the same --folder.",
     )
     suites = parser.add_subparsers(required=True, metavar="SUITE", dest="suite")
     speed = suites.add_parser("speed", help="gradient steps per second and acting latency, as ratios")

@@ -44,9 +44,9 @@ def write_report(folder: Path) -> Path:
         flat = pd.DataFrame([{k: v for k, v in run.items() if k != "curve"} for run in runs])
         flat.to_csv(folder / "runs.csv", index=False)
         for suite, title in SUITE_TITLES.items():
-            chosen = [run for run in runs if run["suite"] == suite]
-            if chosen:
-                parts += [f"## {title}", *score_sections(suite, chosen, folder)]
+            for budget in dict.fromkeys(budget_of(run) for run in runs if run["suite"] == suite):
+                chosen = [run for run in runs if run["suite"] == suite and budget_of(run) == budget]
+                parts += [f"## {title}, {budget}", *score_sections(suite, chosen, folder)]
     path = folder / "README.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
@@ -74,6 +74,16 @@ def label(run: dict[str, Any]) -> str:
     return str(run["algo"]) + ("" if run["options"] == "{}" else f" `{run['options'][1:-1]}`")
 
 
+def budget_of(run: dict[str, Any]) -> str:
+    """
+    :param run: record of a run
+    :return: how long it trained and how it was evaluated: runs that differ in it are not seeds of each other
+    """
+    phases = {"offline": run["offline_steps"], "online": run["online_steps"]}
+    steps = " + ".join(f"{n} {phase} steps" for phase, n in phases.items() if n)
+    return f"{steps}, {run['episodes']} episodes, {run['evaluations']} evaluations"
+
+
 def score_of(run: dict[str, Any]) -> float:
     """
     :param run: record of a run
@@ -90,17 +100,20 @@ def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list
     :return: Markdown: table, learning curves, aggregate, times
     """
     places = list(dict.fromkeys(run["data"] for run in runs))
+    stem = f"{suite}_{runs[0]['offline_steps'] + runs[0]['online_steps']}_{runs[0]['evaluations']}_{runs[0]['episodes']}"
     parts = [score_table(runs)]
     for place in places:
-        name = f"{suite}_{place.replace('/', '_')}.png"
+        name = f"{stem}_{place.replace('/', '_')}.png"
         save(folder / name, draw_curves([run for run in runs if run["data"] == place], place))
         parts.append(f"![{place}]({name})")
     if suite == "denoising":
-        save(folder / "denoising.png", draw_denoising(runs))
-        parts.append("![score and acting time by the number of steps](denoising.png)")
-    elif len(runs) > len({label(run) for run in runs}):
-        save(folder / f"{suite}_aggregate.png", draw_aggregate(runs))
-        parts.append(f"![interquartile means]({suite}_aggregate.png)")
+        save(folder / f"{stem}.png", draw_denoising(runs))
+        parts.append(f"![score and acting time by the number of steps]({stem}.png)")
+    elif len(runs) > len({label(run) for run in runs}) and (
+        len(places) == 1 or all("deterministic_score" in run for run in runs)  # returns of two tasks have no mean
+    ):
+        save(folder / f"{stem}_aggregate.png", draw_aggregate(runs))
+        parts.append(f"![interquartile means]({stem}_aggregate.png)")
     parts.append(time_table(runs))
     return parts
 
@@ -122,8 +135,6 @@ def score_table(runs: list[dict[str, Any]]) -> str:
             row = {
                 "data": place,
                 "algorithm": name,
-                "offline steps": group[0]["offline_steps"] or "",
-                "online steps": group[0]["online_steps"] or "",
                 "score" if scored else "return": spread([score_of(run) for run in group]),
                 "sampled": spread([run["sampled_score" if scored else "sampled_return"] for run in group]),
                 "behaviour": format_number(group[0].get("behaviour_score" if scored else "behaviour_return")),
@@ -188,7 +199,9 @@ def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
     if (frame["load_percent"] > 20).any():
         parts.append("**Measured on a loaded machine: these figures mean little.**")
     parts.append("Ratios say how many times as fast as the reference a system is, in the same run.")
-    for (device, threads), setting in frame.groupby(["device", "threads"], sort=False):
+    for (device, threads), every_run in frame.groupby(["device", "threads"], sort=False):
+        # ratios hold within a run only: of several, the last one counts
+        setting = every_run[every_run["run"] == every_run["run"].iloc[-1]]
         place = f"{device}, {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
         training = setting[setting["what"] == "gradient step"]
         parts += [f"### Gradient steps, {place}", ratio_table(training, steps_per_second=True)]
@@ -316,7 +329,7 @@ def draw_denoising(runs: list[dict[str, Any]]) -> "Figure":
     from sb3_consistency.benchmark.suites import STEPS_OPTION
 
     def n_steps(run: dict[str, Any]) -> int:
-        return int(ast.literal_eval(run["options"])[STEPS_OPTION[run["algo"].lower().replace("_", "")]])
+        return int(ast.literal_eval(run["options"])[STEPS_OPTION[run["algo"]]])
 
     figure, axes = new_figure(n_columns=2)
     what: list[tuple[str, Callable[[dict[str, Any]], float]]] = [

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_consistency.benchmark.records import provenance
 from sb3_consistency.common.score_logger import normalized_score
+from sb3_consistency.offline.datasets import fitting_policy
 from sb3_consistency.offline.opening import open_dataset
 from sb3_consistency.offline.record import find_algorithm
 from sb3_consistency.offline.wrappers import flatten_if_nested
@@ -141,7 +142,8 @@ def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: i
     if job.offline_steps:
         model: Any = cls.from_dataset(job.data, seed=job.seed, **options)
     else:
-        model = cls("MlpPolicy", make_vec_env(make_env, seed=job.seed), seed=job.seed, **options)
+        env = make_vec_env(make_env, seed=job.seed)
+        model = cls(fitting_policy(env.observation_space), env, seed=job.seed, **options)
     curve, seconds = [], {}
     for phase in [name for name, n in {"offline": job.offline_steps, "online": job.online_steps}.items() if n]:
         callback = Evaluation(eval_env, job, phase, report)

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -204,12 +205,12 @@ def measure(records: Records, rounds: int, quick: bool = False, force: bool = Fa
     settings = [("cpu", n) for n in dict.fromkeys((1, th.get_num_threads()))]
     settings += [("cuda", 1)] if th.cuda.is_available() else []
     turn = TURN / 10 if quick else TURN
-    before = th.get_num_threads()
+    before, run = th.get_num_threads(), datetime.now(UTC).isoformat(timespec="seconds")
     try:
         for device, threads in settings:
             th.set_num_threads(threads)
             models = {system.label: build(system, device) for system in chosen}
-            common = {"device": device, "threads": threads, "load_percent": load, "rounds": rounds, **provenance()}
+            common = {"run": run, "device": device, "threads": threads, "load_percent": load, "rounds": rounds, **provenance()}
             for figure in [*_training_figures(models, rounds, turn), *_acting_figures(models, rounds, turn)]:
                 records.append({**figure, **common})
     finally:

@@ -3,8 +3,9 @@
 import ast
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.runs import Job, execute
+from sb3_consistency.offline.record import find_algorithm
 
 OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL", "RACTD")
 ONLINE_ALGORITHMS = ("SAC", "TD3", "ConsistencyAC", "CPQL", "DiffusionQL")
@@ -24,8 +26,8 @@ ENVIRONMENTS = ("Pendulum-v1", "Hopper-v5")
 DENOISING_STEPS = (1, 2, 5, 10, 20)
 # the option that sets the number of network passes per action, in training and acting alike
 STEPS_OPTION = {
-    **dict.fromkeys(("consistencybc", "consistencyac", "cpql", "ractd"), "sampling_steps"),
-    **dict.fromkeys(("diffusionbc", "diffusionql"), "diffusion_steps"),
+    **dict.fromkeys(("ConsistencyBC", "ConsistencyAC", "CPQL", "RACTD"), "sampling_steps"),
+    **dict.fromkeys(("DiffusionBC", "DiffusionQL"), "diffusion_steps"),
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "offline": {"algos": OFFLINE_ALGORITHMS, "data": DATASETS, "offline_steps": 100_000, "online_steps": 0},
@@ -69,18 +71,19 @@ def jobs_of(
     :param episodes: episodes per evaluation
     :param evaluations: evaluations per phase
     :return: the jobs, all algorithms of one seed next to each other, so that an early stop leaves a comparison
-    :raises ValueError: if ``options`` is no dict, or an algorithm has no number of denoising steps
+    :raises ValueError: if ``options`` is no dict, or an algorithm is unknown or can't do what the suite asks for
     """
     try:
         given = dict(ast.literal_eval(options))
     except (ValueError, SyntaxError, TypeError) as error:
         raise ValueError(f"--options must be the text of a dict of plain values, got {options!r}.") from error
+    if "seed" in given:
+        raise ValueError(f"--options: seeds are given by --seeds, got {options!r}.")
+    algos = [_check_algorithm(algo, suite) for algo in algos]
     variants: dict[str, list[dict[str, Any]]] = {algo: [given] for algo in algos}
     if suite == "denoising":
         for algo in algos:
-            if algo.lower().replace("_", "") not in STEPS_OPTION:
-                raise ValueError(f"--algos: the denoising suite knows the steps of {sorted(STEPS_OPTION)}, not of {algo!r}.")
-            name = STEPS_OPTION[algo.lower().replace("_", "")]
+            name = STEPS_OPTION[algo]
             variants[algo] = [{**given, name: n} for n in DENOISING_STEPS]
     return [
         Job(suite, algo, repr(variant), place, seed, offline_steps, online_steps, episodes, evaluations)
@@ -89,6 +92,18 @@ def jobs_of(
         for algo in algos
         for variant in variants[algo]
     ]
+
+
+def _check_algorithm(name: str, suite: str) -> str:
+    """The algorithm's class name, if the suite can run it: better now than after hours of other runs."""
+    cls = find_algorithm(name)
+    if suite != "online" and not hasattr(cls, "from_dataset"):
+        raise ValueError(f"--algos: {name!r} does not learn from datasets, which the {suite} suite is about.")
+    if suite in ("online", "offline-to-online") and getattr(cls, "offline_only", False):
+        raise ValueError(f"--algos: {name!r} learns offline only; the {suite} suite collects experience.")
+    if suite == "denoising" and cls.__name__ not in STEPS_OPTION:
+        raise ValueError(f"--algos: the denoising suite knows the steps of {sorted(STEPS_OPTION)}, not of {name!r}.")
+    return cls.__name__
 
 
 def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[str]:
@@ -108,13 +123,12 @@ def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[st
     done = {tuple(record[name] for name in names) for record in records.read()}
     waiting = [job for job in jobs if tuple(asdict(job).values()) not in done]
     threads = 1 if n_processes > 1 else None
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers' own PyTorch when it starts
     context = get_context("spawn")
     counter = context.Value("q", 0)
     failures: list[str] = []
     with (
         tqdm(total=sum(job.steps for job in waiting), unit="step", smoothing=0) as bar,
+        _threads_of_workers(threads),
         ProcessPoolExecutor(
             n_processes, mp_context=context, max_tasks_per_child=1, initializer=_initialise, initargs=(counter,)
         ) as pool,
@@ -122,19 +136,39 @@ def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[st
         bar.set_description(f"0 of {len(waiting)} runs")
         futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job, threads): job for job in waiting}
         pending = set(futures)
-        while pending:
-            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            bar.update(counter.value - bar.n)
-            for future in finished:
-                job = futures[future]
-                error = future.exception()
-                if error is None:
-                    records.append({**future.result(), "processes": n_processes})
-                else:
-                    failures.append(f"{job.algo} on {job.data}, seed {job.seed}: {error!r}")
-                    tqdm.write(f"failed: {failures[-1]}")
-                bar.set_description(f"{len(futures) - len(pending)} of {len(waiting)} runs")
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                bar.update(counter.value - bar.n)
+                for future in finished:
+                    job = futures[future]
+                    error = future.exception()
+                    if error is None:
+                        records.append({**future.result(), "processes": n_processes})
+                    else:
+                        failures.append(f"{job.algo} on {job.data}, seed {job.seed}: {error!r}")
+                        tqdm.write(f"failed: {failures[-1]}")
+                    bar.set_description(f"{len(futures) - len(pending)} of {len(waiting)} runs")
+        except BaseException:
+            # Ctrl-C: nobody would write down what the waiting jobs find
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return failures
+
+
+@contextmanager
+def _threads_of_workers(threads: int | None) -> Iterator[None]:
+    """Workers' own PyTorch reads the variable when it starts."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+        elif threads is not None:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def _initialise(counter: "Synchronized[int]") -> None:

@@ -68,6 +68,7 @@ class GenerativeActorCritic(GenerativeAlgorithm):
             raise ValueError(f"target_policy must be one of {TARGET_POLICIES}, got {target_policy!r}.")
         check_range("eta", eta, 0)
         check_range("alpha", alpha, 0)
+        check_range("train_sampling_steps", train_sampling_steps, 1)
         check_range("actor_ema_decay", actor_ema_decay, 0, 1)
         check_range("actor_ema_interval", actor_ema_interval, 1)
         check_range("actor_ema_start", actor_ema_start, 0)

@@ -5,6 +5,7 @@ from typing import Any
 import torch as th
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
+from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.sampling import Batch
 from sb3_consistency.generative.diffusion import DiffusionModel
 
@@ -28,6 +29,7 @@ class DiffusionPolicyMixin(GenerativeAlgorithm):
         sampler: str,
         **kwargs: Any,
     ) -> None:
+        check_range("train_sampling_steps", kwargs.get("train_sampling_steps"), 1, diffusion_steps)
         self.diffusion_steps = diffusion_steps
         self.beta_schedule = beta_schedule
         self.sampling_steps = sampling_steps

@@ -61,14 +61,17 @@ class NoiseLevelEmbedding(nn.Module):
     (scale 1). With scale 250 neighbouring noise levels look unrelated to the network; a smooth embedding learns sooner
     (docs/results/README.md).
 
-    :param dim: size of the embedding, even
+    :param dim: size of the embedding, even, at least 4
     :param scale: factor of the level
+    :raises ValueError: if ``dim`` is odd or too small
     """
 
     frequencies: th.Tensor
 
     def __init__(self, dim: int = 16, scale: float = 1.0) -> None:
         super().__init__()
+        if dim < 4 or dim % 2:
+            raise ValueError(f"embedding_dim must be even and at least 4, got {dim}.")
         self.n_frequencies, self.scale = dim // 2, scale
         self.register_buffer("frequencies", sinusoid_frequencies(dim // 2, scale), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), Mish(), nn.Linear(2 * dim, dim))
@@ -111,7 +114,9 @@ def sinusoid_frequencies(n: int, scale: float) -> th.Tensor:
 
 @lru_cache
 def _fixed_sinusoids(levels: tuple[float, ...], n: int, scale: float, device: th.device, dtype: th.dtype) -> th.Tensor:
-    return sinusoids(th.tensor(levels), sinusoid_frequencies(n, scale)).to(device, dtype)
+    # kept for training, too, whatever mode the first call is made in
+    with th.inference_mode(False):
+        return sinusoids(th.tensor(levels), sinusoid_frequencies(n, scale)).to(device, dtype)
 
 
 def mlp_layers(dims: Sequence[int], activation_fn: type[nn.Module]) -> list[nn.Module]:

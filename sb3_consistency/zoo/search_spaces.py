@@ -19,7 +19,7 @@ NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "large": [256, 256, 256], 
 
 def _shared(trial: optuna.Trial) -> dict[str, Any]:
     return {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True),
         # from 2**6 = 64 to 2**10 = 1024
         "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 10),
         "max_grad_norm": trial.suggest_float("max_grad_norm", 0.5, 10.0, log=True),
