@@ -17,7 +17,7 @@ from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark import speed
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.report import aggregate, ratio_table, score_table, write_report
+from sb3_consistency.benchmark.report import aggregate, comparable, ratio_table, score_table, write_report
 from sb3_consistency.benchmark.runs import Job, execute
 from sb3_consistency.benchmark.suites import DENOISING_STEPS, jobs_of, run_jobs
 from sb3_consistency.offline.record import record_dataset, swing_up
@@ -185,6 +185,15 @@ def test_runs_of_different_length_are_no_seeds_of_each_other(tmp_path):
     records.append(record(score=80.0, offline_steps=1000, evaluations=3))
     text = write_report(tmp_path).read_text()
     assert "10.0" in text and "80.0" in text and "45.0" not in text
+
+
+def test_means_over_datasets_need_the_same_datasets():
+    one, other = record("CPQL", data="a"), record("DiffusionQL", data="a")
+    assert not comparable([one, other])  # a mean of one
+    assert comparable([one, record("CPQL", data="a", seed=1), other])
+    assert not comparable([one, record("CPQL", data="b"), other])
+    returns = [{k: v for k, v in record(data=d).items() if not k.endswith("score")} for d in "ab"]
+    assert not comparable(returns)
 
 
 def test_report_of_an_empty_folder(tmp_path, capsys):

@@ -109,13 +109,22 @@ def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list
     if suite == "denoising":
         save(folder / f"{stem}.png", draw_denoising(runs))
         parts.append(f"![score and acting time by the number of steps]({stem}.png)")
-    elif len(runs) > len({label(run) for run in runs}) and (
-        len(places) == 1 or all("deterministic_score" in run for run in runs)  # returns of two tasks have no mean
-    ):
+    elif comparable(runs):
         save(folder / f"{stem}_aggregate.png", draw_aggregate(runs))
         parts.append(f"![interquartile means]({stem}_aggregate.png)")
     parts.append(time_table(runs))
     return parts
+
+
+def comparable(runs: list[dict[str, Any]]) -> bool:
+    """
+    :param runs: records of one suite
+    :return: whether means over datasets say something: more than one run per algorithm, all of them on the same datasets,
+        and scores rather than returns, which have no mean over several tasks
+    """
+    names, places = ({f(run) for run in runs} for f in (label, lambda run: run["data"]))
+    complete = {(label(run), run["data"]) for run in runs} == {(name, place) for name in names for place in places}
+    return complete and len(runs) > len(names) and (len(places) == 1 or all("deterministic_score" in run for run in runs))
 
 
 def score_table(runs: list[dict[str, Any]]) -> str:
