@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,9 @@ def test_jobs_resume_and_failures_leave_the_others_alone(dataset, tmp_path):
 def test_workers_stop_with_their_benchmark(dataset, tmp_path, by):
     command = [sys.executable, "-m", "sb3_consistency", "benchmark", "offline", "--algos", "CPQL", "--datasets", DATA]
     options = ["--options", TINY, "--steps", "1000000", "--evaluations", "1", "--seeds", "0", "1", "--folder", str(tmp_path)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    # a shell's background jobs, and what they start, ignore Ctrl-C
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL, preexec_fn=heed)
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
     while not (workers := [p for p in parent.children() if p.cpu_times().user > 4]):  # imports take 2 seconds of it
