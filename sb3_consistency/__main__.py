@@ -9,19 +9,23 @@ from sb3_consistency.offline.episodes import DatasetError
 from sb3_consistency.zoo import commands as zoo
 
 
+def _add_model_arguments(parser: argparse.ArgumentParser, examples: str) -> None:
+    parser.add_argument("--algo", required=True, help=f"algorithm of the model: {examples}")
+    parser.add_argument("--model", required=True, help="the .zip file that model.save() or rl-zoo3 wrote")
+    parser.add_argument("--vec-normalize", help="the vecnormalize.pkl that belongs to the model, if it was trained with one")
+
+
 def add_record_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """
     :param commands: sub-commands to add ``record`` to
     """
     parser = commands.add_parser("record", help="record a trained model's behaviour as a Minari dataset")
-    parser.add_argument("--algo", required=True, help="algorithm of the model: cpql, sac, tqc, ...")
-    parser.add_argument("--model", required=True, help="the .zip file that model.save() or rl-zoo3 wrote")
+    _add_model_arguments(parser, "cpql, sac, tqc, ...")
     parser.add_argument("--env", required=True, help="environment id")
     parser.add_argument("--dataset-id", required=True, help="id of the new dataset, like mine/hopper/medium-v0")
     parser.add_argument("-n", "--n-steps", type=int, default=100_000, help="steps to record")
     parser.add_argument("--deterministic", action="store_true", help="act deterministically")
     parser.add_argument("--noise", type=float, default=0.0, help="deviation of added noise, as a share of half the range")
-    parser.add_argument("--vec-normalize", help="the vecnormalize.pkl that belongs to the model, if it was trained with one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace a local dataset of this id")
     parser.set_defaults(run=record)
@@ -61,11 +65,9 @@ def add_export_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     :param commands: sub-commands to add ``export`` to
     """
     parser = commands.add_parser("export", help="write a trained policy as ONNX, torch.export or TorchScript")
-    parser.add_argument("--algo", required=True, help="algorithm of the model: cpql, consistency_ac, ...")
-    parser.add_argument("--model", required=True, help="the .zip file that model.save() or rl-zoo3 wrote")
+    _add_model_arguments(parser, "cpql, consistency_ac, ...")
     parser.add_argument("--output", required=True, help="file to write: .onnx, .pt2 (torch.export) or .pt (TorchScript)")
     parser.add_argument("--noise-input", action="store_true", help="take noise as an input, instead of the fixed one")
-    parser.add_argument("--vec-normalize", help="the vecnormalize.pkl that belongs to the model, if it was trained with one")
     parser.set_defaults(run=export)
 
 

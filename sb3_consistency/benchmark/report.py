@@ -132,8 +132,6 @@ def score_table(runs: list[dict[str, Any]]) -> str:
     :param runs: records of one suite
     :return: mean and standard deviation over seeds per dataset, beside the behaviour and published scores
     """
-    import pandas as pd
-
     rows = []
     for place in dict.fromkeys(run["data"] for run in runs):
         for name in dict.fromkeys(label(run) for run in runs):
@@ -151,6 +149,16 @@ def score_table(runs: list[dict[str, Any]]) -> str:
                 "published (theirs, D4RL v2)": format_number(published_score(group[0]["algo"], place)),
             }
             rows.append(row)
+    return markdown(rows)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """
+    :param rows: rows of a table, texts by column
+    :return: the table, without the columns that are empty
+    """
+    import pandas as pd
+
     frame = pd.DataFrame(rows).fillna("")
     return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
 
@@ -179,8 +187,6 @@ def time_table(runs: list[dict[str, Any]]) -> str:
     :param runs: records of one suite
     :return: times of the runs that had the machine to themselves; a sentence if there are none
     """
-    import pandas as pd
-
     alone = [run for run in runs if run.get("processes") == 1]
     if not alone:
         return "Times are left out: the runs shared the machine (`--jobs 1` measures them)."
@@ -194,8 +200,7 @@ def time_table(runs: list[dict[str, Any]]) -> str:
         row["`predict`, one observation: us"] = f"{np.median([run['acting_us'] for run in group]):.0f}"
         row["threads"] = group[0]["threads"]
         rows.append(row)
-    frame = pd.DataFrame(rows)
-    return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
+    return markdown(rows)
 
 
 def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
@@ -229,8 +234,6 @@ def ratio_table(group: "pd.DataFrame", steps_per_second: bool = False) -> str:
     :param steps_per_second: show the rate and not the time
     :return: Markdown table; systems that draw candidates are compared with references that don't
     """
-    import pandas as pd
-
     plain = group[~(group["candidates"] > 1)] if "candidates" in group else group
     references = {name: plain.loc[plain["system"] == name, "median_us"] for name in SPEED_REFERENCES}
     rows = []
@@ -245,8 +248,7 @@ def ratio_table(group: "pd.DataFrame", steps_per_second: bool = False) -> str:
         for name, reference in references.items():
             row[f"x {name}"] = f"{reference.iloc[-1] / figure['median_us']:.2f}" if len(reference) else ""
         rows.append(row)
-    frame = pd.DataFrame(rows)
-    return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
+    return markdown(rows)
 
 
 def interquartile_mean(*samples: Any, axis: int = -1) -> Any:

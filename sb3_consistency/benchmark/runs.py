@@ -17,6 +17,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_consistency.benchmark.records import provenance
+from sb3_consistency.benchmark.speed import timed_calls
 from sb3_consistency.common.score_logger import normalized_score
 from sb3_consistency.offline.datasets import fitting_policy
 from sb3_consistency.offline.opening import open_dataset
@@ -173,10 +174,6 @@ def acting_microseconds(model: Any, n_calls: int = 200) -> float:
     :return: median time of ``model.predict`` for one observation, in microseconds
     """
     obs = model.observation_space.sample()
-    seconds = []
     with random_states_kept():
-        for _ in range(n_calls):
-            began = time.perf_counter()
-            model.predict(obs)
-            seconds.append(time.perf_counter() - began)
+        seconds = timed_calls(model, lambda: model.predict(obs), n_calls)
     return round(1e6 * float(np.median(seconds)), 1)

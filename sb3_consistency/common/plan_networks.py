@@ -4,8 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -21,16 +19,8 @@ class StackedNetwork(FeatureNetwork):
     :param n_stacked: their number n
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        n_stacked: int,
-        normalize_images: bool = True,
-    ) -> None:
-        super().__init__(observation_space, action_space, features_extractor, features_dim, normalize_images)
+    def __init__(self, *args: Any, n_stacked: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.n_stacked = n_stacked
 
     def condition(self, stacked: PyTorchObs) -> th.Tensor:

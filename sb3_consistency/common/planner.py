@@ -112,11 +112,9 @@ class PlannerPolicy(NetworksPolicy):
             observation_space,
             action_space,
             features_extractor_class,
-            # SB3's constructor updates this dict; the caller's stays as it is
-            None if features_extractor_kwargs is None else dict(features_extractor_kwargs),
+            features_extractor_kwargs=features_extractor_kwargs,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
-            squash_output=True,
             normalize_images=normalize_images,
         )
         self.net_arch = net_arch

@@ -31,6 +31,11 @@ class NetworksPolicy(BasePolicy):
 
     share_features_extractor: bool = False
 
+    def __init__(self, *args: Any, features_extractor_kwargs: dict[str, Any] | None, **kwargs: Any) -> None:
+        # SB3's constructor updates this dict; the caller's stays as it is
+        own = None if features_extractor_kwargs is None else dict(features_extractor_kwargs)
+        super().__init__(*args, features_extractor_kwargs=own, squash_output=True, **kwargs)
+
     def network_names(self) -> list[str]:
         """
         :return: names of all networks, the trained ones (those with an optimizer) first
@@ -162,11 +167,9 @@ class GenerativePolicy(NetworksPolicy):
             observation_space,
             action_space,
             features_extractor_class,
-            # SB3's constructor updates this dict; the caller's stays as it is
-            None if features_extractor_kwargs is None else dict(features_extractor_kwargs),
+            features_extractor_kwargs=features_extractor_kwargs,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
-            squash_output=True,
             normalize_images=normalize_images,
         )
         if candidate_selection not in CANDIDATE_SELECTIONS:
@@ -302,32 +305,12 @@ MlpPolicy = GenerativePolicy
 class CnnPolicy(GenerativePolicy):
     """:class:`GenerativePolicy` for images: the default features extractor is SB3's ``NatureCNN``."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
 
 
 class MultiInputPolicy(GenerativePolicy):
     """:class:`GenerativePolicy` for Dict observations: the default features extractor is SB3's ``CombinedExtractor``."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})

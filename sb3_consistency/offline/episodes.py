@@ -191,7 +191,7 @@ class MinariSource(EpisodeSource):
         try:
             return self.dataset.recover_environment(eval_env=eval_env, **kwargs)
         except Exception as error:  # gymnasium.error.*, or the ImportError of a missing simulator
-            if "gymnasium_robotics" in str(self.dataset.env_spec.entry_point) and _register_robotics():
+            if "gymnasium_robotics" in str(self.dataset.env_spec.entry_point) and register_robotics():
                 return self.dataset.recover_environment(eval_env=eval_env, **kwargs)
             raise DatasetError(
                 f"The environment of {self.name} ({self.dataset.env_spec.id}) can't be made: {error!r}. "
@@ -199,8 +199,12 @@ class MinariSource(EpisodeSource):
             ) from error
 
 
-def _register_robotics() -> bool:
-    """Gymnasium-Robotics' environments exist only once the package is imported."""
+def register_robotics() -> bool:
+    """
+    Make Gymnasium-Robotics' environments known, which exist only once the package is imported.
+
+    :return: whether it is installed
+    """
     import gymnasium as gym
 
     try:

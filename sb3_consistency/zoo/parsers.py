@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from sb3_consistency.offline.episodes import register_robotics
 from sb3_consistency.zoo.datasets import dataset_environment, split_dataset
 from sb3_consistency.zoo.registry import canonical
 from sb3_consistency.zoo.workarounds import has_display
@@ -43,20 +44,8 @@ class ZooParser(argparse.ArgumentParser):
         for package in getattr(args, "gym_packages", []):
             importlib.import_module(package)
         env = getattr(args, "env", None)
-        if isinstance(env, str):
-            register_robotics(getattr(env, "gym_id", env))
-
-
-def register_robotics(env_id: str) -> None:
-    """
-    :param env_id: id of an environment; if Gymnasium does not know it, Gymnasium-Robotics may
-    """
-    if env_id not in gym.registry:
-        try:
-            import gymnasium_robotics
-        except ImportError:
-            return
-        gym.register_envs(gymnasium_robotics)
+        if isinstance(env, str) and getattr(env, "gym_id", env) not in gym.registry:
+            register_robotics()  # it may be one of theirs
 
 
 class TrainParser(ZooParser):
