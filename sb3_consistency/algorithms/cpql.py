@@ -6,11 +6,11 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from sb3_consistency.common.actor_critic import GenerativeActorCritic
-from sb3_consistency.common.algorithm import LossFn
 from sb3_consistency.common.arguments import ConsistencyActorCriticArguments, StepSchedule
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch
+from sb3_consistency.common.training import LossFn
 from sb3_consistency.value_losses import expectile_loss, pessimistic_value
 
 VALUE_MODES = ("q", "iql")

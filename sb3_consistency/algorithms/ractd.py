@@ -6,10 +6,10 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 from torch.nn import functional as F
 
-from sb3_consistency.common.algorithm import LossFn
 from sb3_consistency.common.arguments import SharedArguments, check_range
 from sb3_consistency.common.planner import PlannerPolicy
 from sb3_consistency.common.planning import NETWORK_OF_STAGE, PlanBatch, PlanningAlgorithm
+from sb3_consistency.common.training import LossFn
 
 REWARD_INPUTS = ("sample", "denoised")
 DISTILL_FROM = ("raw", "ema")

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule, TensorDict
 
-from sb3_consistency.common.algorithm import GenerativeAlgorithm, LossFn
+from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.arguments import StepSchedule, at_step, check_range
 from sb3_consistency.common.sampling import Batch, tree_map
+from sb3_consistency.common.training import LossFn
 from sb3_consistency.value_losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
 
 ACTOR_Q = ("random", "min", "mean")

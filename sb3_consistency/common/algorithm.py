@@ -1,13 +1,10 @@
-"""What all generative algorithms share: construction, the only training loop, learning rates, saving and loading."""
+"""What all generative algorithms share: construction, ``learn``, saving and loading."""
 
 import inspect
 import io
-import math
 import pathlib
-from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -15,19 +12,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_consistency.common.arguments import check_action_space, check_range, reject_unknown
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
-from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
 from sb3_consistency.common.score_logger import ScoreLogger
-from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin
-
-LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
+from sb3_consistency.common.training import TrainingLoop
 
 
-class GenerativeAlgorithm(OfflinePretrainingMixin):
+class GenerativeAlgorithm(TrainingLoop):
     """
     Base of the generative algorithms. See :class:`~sb3_consistency.common.arguments.SharedArguments`.
 
@@ -46,10 +40,6 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: GenerativePolicy
-    actor_lr_schedule: Schedule
-    #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
-    progress: th.Tensor | None = None
     #: whether :meth:`predict` works already (a staged planner's does so late)
     can_act: bool = True
     _n_step_class_is_derived = False
@@ -147,12 +137,6 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
         if _init_setup_model:
             self._setup_model()
 
-    def losses(self) -> dict[str, LossFn]:
-        """
-        :return: name of a trained network -> its loss on a batch, with scalars to log; in the order of the updates
-        """
-        raise NotImplementedError
-
     def policy_options(self) -> dict[str, Any]:
         """
         :return: what this algorithm needs from the policy, as its constructor arguments
@@ -175,126 +159,12 @@ class GenerativeAlgorithm(OfflinePretrainingMixin):
             self.policy_kwargs = user_kwargs
         for name in self.policy.network_names():
             setattr(self, name, getattr(self.policy, name))
-        self._parameters = {
-            name: [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
-            for name in self.policy.trained_networks()
-        }
-        self._batch_norm_pairs = [
-            (get_parameters_by_name(source, ["running_"]), get_parameters_by_name(target, ["running_"]))
-            for source, target in self.policy.target_pairs()
-        ]
+        self._collect_parameters()
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         rate = self.learning_rate if self.actor_learning_rate is None else self.actor_learning_rate
         self.actor_lr_schedule = FloatSchedule(rate)
-
-    def _update_learning_rates(self) -> None:
-        progress = self._current_progress_remaining
-        decay = 0.5 * (1 + math.cos(math.pi * (1 - progress))) if self.cosine_lr_decay else 1.0
-        rate, actor_rate = decay * self.lr_schedule(progress), decay * self.actor_lr_schedule(progress)
-        for name in self.policy.trained_networks():
-            update_learning_rate(getattr(self.policy, name).optimizer, actor_rate if name == "actor" else rate)
-        self.logger.record("train/learning_rate", rate)
-        if self.actor_learning_rate is not None:
-            self.logger.record("train/actor_learning_rate", actor_rate)
-
-    def train(self, gradient_steps: int, batch_size: int) -> None:
-        if not self._ready_to_train():
-            return
-        self._update_learning_rates()
-        self._log_metrics([self._gradient_step(batch) for batch in self._batches(gradient_steps, batch_size)])
-
-    def _ready_to_train(self) -> bool:
-        """After an offline phase whose data is gone (it is not saved with a model), experience must gather first."""
-        if self._offline_data() is not None or not self._was_pretrained or self.replay_buffer is None:
-            return can_sample(self.replay_buffer) or can_sample(self.offline_buffer)
-        wanted = min(self.__dict__["learning_starts"] // self.n_envs, self.replay_buffer.buffer_size)
-        return can_sample(self.replay_buffer) and self.replay_buffer.size() >= wanted
-
-    def _gradient_step(self, batch: Batch) -> TensorDict:
-        if not self.policy.training:
-            self.policy.set_training_mode(True)
-        self._update_progress()
-        metrics: TensorDict = {}
-        for name, loss_fn in self.losses().items():
-            loss, info = loss_fn(batch)
-            self._descend(name, loss)
-            metrics |= {f"{name}_loss": loss.detach(), **info}
-        self._n_updates += 1
-        with th.no_grad():
-            self._update_targets()
-        return metrics
-
-    def _descend(self, name: str, loss: th.Tensor) -> None:
-        optimizer, parameters = getattr(self.policy, name).optimizer, self._parameters[name]
-        optimizer.zero_grad(set_to_none=True)
-        # only this network's gradients are computed: the critic gets none from the actor's loss
-        loss.backward(inputs=parameters)
-        if self.max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
-
-    def target_weights(self) -> list[float]:
-        """
-        :return: for every pair of :meth:`GenerativePolicy.target_pairs`, the weight with which the target moves
-            towards its network after this gradient step; 0 to leave it
-        """
-        due = self._n_updates % self.target_update_interval == 0
-        return [self.tau if due else 0.0] if self.policy.use_critic else []
-
-    def _update_targets(self) -> None:
-        pairs = zip(self.policy.target_pairs(), self.target_weights(), self._batch_norm_pairs, strict=True)
-        for (source, target), weight, (statistics, target_statistics) in pairs:
-            if weight > 0:
-                th._foreach_lerp_(list(target.parameters()), list(source.parameters()), weight)
-                for new, old in zip(statistics, target_statistics, strict=True):
-                    old.data.copy_(new)
-
-    def _batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
-        """Sample up to CHUNK batches at once: the buffer's fixed cost per call is larger than its cost per row."""
-        for start in range(0, n_batches, CHUNK):
-            yield from self._sample_batches(min(CHUNK, n_batches - start), batch_size)
-
-    def _sample_batches(self, n_batches: int, batch_size: int) -> list[Batch]:
-        n_offline = self._offline_share(batch_size)
-        parts = []
-        for buffer, size in ((self.replay_buffer, batch_size - n_offline), (self.offline_buffer, n_offline)):
-            if size > 0 and buffer is not None:
-                segments = self._segments if buffer is self._offline_data() else None
-                data = sample(buffer, n_batches * size, self.gamma, self._vec_normalize_env, segments)
-                parts.append(split(data, n_batches))
-        return parts[0] if len(parts) == 1 else concatenate(*parts)
-
-    def _offline_share(self, batch_size: int) -> int:
-        """How many rows of a batch come from the separate offline buffer."""
-        if not can_sample(self.offline_buffer):
-            return 0
-        if not can_sample(self.replay_buffer):
-            return batch_size
-        assert self.offline_buffer is not None and self.replay_buffer is not None
-        if self.offline_fraction is None:
-            n_offline, n_online = self.offline_buffer.size(), self.replay_buffer.size()
-            # drawn, not rounded: a few online transitions among many offline ones must get their turn
-            return int(np.random.binomial(batch_size, n_offline / (n_offline + n_online)))
-        fraction = self.offline_fraction
-        share = fraction(self._current_progress_remaining) if callable(fraction) else fraction
-        return round(batch_size * min(max(share, 0.0), 1.0))
-
-    def _update_progress(self) -> None:
-        end = self.curriculum_steps or self._curriculum_end
-        if end:
-            share = min(1.0, self._n_updates / end)
-            self.progress = th.full((), share, device=self.device)
-
-    def _log_metrics(self, metrics: list[TensorDict]) -> None:
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if metrics:
-            # the one host-device synchronisation of a call
-            names = list(dict.fromkeys(name for m in metrics for name in m))
-            means = th.stack([th.stack([m[name] for m in metrics if name in m]).mean() for name in names]).tolist()
-            for name, mean in zip(names, means, strict=True):
-                self.logger.record(f"train/{name}", mean)
 
     def learn(
         self,

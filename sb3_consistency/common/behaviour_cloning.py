@@ -5,8 +5,9 @@ from typing import ClassVar
 import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 
-from sb3_consistency.common.algorithm import GenerativeAlgorithm, LossFn
+from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.sampling import Batch
+from sb3_consistency.common.training import LossFn
 
 
 class BehaviourCloning(GenerativeAlgorithm):

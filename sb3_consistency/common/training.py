@@ -1,0 +1,153 @@
+"""The only training loop: batches, gradient steps, learning rates, target networks."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule, TensorDict
+from stable_baselines3.common.utils import get_parameters_by_name, update_learning_rate
+
+from sb3_consistency.common.policies import GenerativePolicy
+from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
+from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin
+
+LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
+
+
+class TrainingLoop(OfflinePretrainingMixin):
+    """Descends the losses that an algorithm names in :meth:`losses`, on batches of offline and online data."""
+
+    policy: GenerativePolicy
+    actor_lr_schedule: Schedule
+    actor_learning_rate: float | Schedule | None
+    cosine_lr_decay: bool
+    max_grad_norm: float | None
+    target_update_interval: int
+    offline_fraction: float | Schedule | None
+    #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
+    progress: th.Tensor | None = None
+
+    def losses(self) -> dict[str, LossFn]:
+        """
+        :return: name of a trained network -> its loss on a batch, with scalars to log; in the order of the updates
+        """
+        raise NotImplementedError
+
+    def _collect_parameters(self) -> None:
+        """Look up once what every gradient step goes through."""
+        self._parameters = {
+            name: [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
+            for name in self.policy.trained_networks()
+        }
+        self._batch_norm_pairs = [
+            (get_parameters_by_name(source, ["running_"]), get_parameters_by_name(target, ["running_"]))
+            for source, target in self.policy.target_pairs()
+        ]
+
+    def _update_learning_rates(self) -> None:
+        progress = self._current_progress_remaining
+        decay = 0.5 * (1 + math.cos(math.pi * (1 - progress))) if self.cosine_lr_decay else 1.0
+        rate, actor_rate = decay * self.lr_schedule(progress), decay * self.actor_lr_schedule(progress)
+        for name in self.policy.trained_networks():
+            update_learning_rate(getattr(self.policy, name).optimizer, actor_rate if name == "actor" else rate)
+        self.logger.record("train/learning_rate", rate)
+        if self.actor_learning_rate is not None:
+            self.logger.record("train/actor_learning_rate", actor_rate)
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        if not self._ready_to_train():
+            return
+        self._update_learning_rates()
+        self._log_metrics([self._gradient_step(batch) for batch in self._batches(gradient_steps, batch_size)])
+
+    def _ready_to_train(self) -> bool:
+        """After an offline phase whose data is gone (it is not saved with a model), experience must gather first."""
+        if self._offline_data() is not None or not self._was_pretrained or self.replay_buffer is None:
+            return can_sample(self.replay_buffer) or can_sample(self.offline_buffer)
+        wanted = min(self.__dict__["learning_starts"] // self.n_envs, self.replay_buffer.buffer_size)
+        return can_sample(self.replay_buffer) and self.replay_buffer.size() >= wanted
+
+    def _gradient_step(self, batch: Batch) -> TensorDict:
+        if not self.policy.training:
+            self.policy.set_training_mode(True)
+        self._update_progress()
+        metrics: TensorDict = {}
+        for name, loss_fn in self.losses().items():
+            loss, info = loss_fn(batch)
+            self._descend(name, loss)
+            metrics |= {f"{name}_loss": loss.detach(), **info}
+        self._n_updates += 1
+        with th.no_grad():
+            self._update_targets()
+        return metrics
+
+    def _descend(self, name: str, loss: th.Tensor) -> None:
+        optimizer, parameters = getattr(self.policy, name).optimizer, self._parameters[name]
+        optimizer.zero_grad(set_to_none=True)
+        # only this network's gradients are computed: the critic gets none from the actor's loss
+        loss.backward(inputs=parameters)
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
+
+    def target_weights(self) -> list[float]:
+        """
+        :return: for every pair of :meth:`GenerativePolicy.target_pairs`, the weight with which the target moves
+            towards its network after this gradient step; 0 to leave it
+        """
+        due = self._n_updates % self.target_update_interval == 0
+        return [self.tau if due else 0.0] if self.policy.use_critic else []
+
+    def _update_targets(self) -> None:
+        pairs = zip(self.policy.target_pairs(), self.target_weights(), self._batch_norm_pairs, strict=True)
+        for (source, target), weight, (statistics, target_statistics) in pairs:
+            if weight > 0:
+                th._foreach_lerp_(list(target.parameters()), list(source.parameters()), weight)
+                for new, old in zip(statistics, target_statistics, strict=True):
+                    old.data.copy_(new)
+
+    def _batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
+        """Sample up to CHUNK batches at once: the buffer's fixed cost per call is larger than its cost per row."""
+        for start in range(0, n_batches, CHUNK):
+            yield from self._sample_batches(min(CHUNK, n_batches - start), batch_size)
+
+    def _sample_batches(self, n_batches: int, batch_size: int) -> list[Batch]:
+        n_offline = self._offline_share(batch_size)
+        parts = []
+        for buffer, size in ((self.replay_buffer, batch_size - n_offline), (self.offline_buffer, n_offline)):
+            if size > 0 and buffer is not None:
+                segments = self._segments if buffer is self._offline_data() else None
+                data = sample(buffer, n_batches * size, self.gamma, self._vec_normalize_env, segments)
+                parts.append(split(data, n_batches))
+        return parts[0] if len(parts) == 1 else concatenate(*parts)
+
+    def _offline_share(self, batch_size: int) -> int:
+        """How many rows of a batch come from the separate offline buffer."""
+        if not can_sample(self.offline_buffer):
+            return 0
+        if not can_sample(self.replay_buffer):
+            return batch_size
+        assert self.offline_buffer is not None and self.replay_buffer is not None
+        if self.offline_fraction is None:
+            n_offline, n_online = self.offline_buffer.size(), self.replay_buffer.size()
+            # drawn, not rounded: a few online transitions among many offline ones must get their turn
+            return int(np.random.binomial(batch_size, n_offline / (n_offline + n_online)))
+        fraction = self.offline_fraction
+        share = fraction(self._current_progress_remaining) if callable(fraction) else fraction
+        return round(batch_size * min(max(share, 0.0), 1.0))
+
+    def _update_progress(self) -> None:
+        end = self.curriculum_steps or self._curriculum_end
+        if end:
+            share = min(1.0, self._n_updates / end)
+            self.progress = th.full((), share, device=self.device)
+
+    def _log_metrics(self, metrics: list[TensorDict]) -> None:
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if metrics:
+            # the one host-device synchronisation of a call
+            names = list(dict.fromkeys(name for m in metrics for name in m))
+            means = th.stack([th.stack([m[name] for m in metrics if name in m]).mean() for name in names]).tolist()
+            for name, mean in zip(names, means, strict=True):
+                self.logger.record(f"train/{name}", mean)
