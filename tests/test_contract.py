@@ -275,6 +275,7 @@ def test_actor_loss_leaves_the_critic_alone(cls):
     model = trained(cls)
     batch = next(model._batches(1, 16))
     model.critic.optimizer.zero_grad(set_to_none=True)
+    model._update_step_numbers()
     model._descend("actor", model.actor_loss(batch)[0])
     assert all(p.grad is None for p in model.critic.parameters())
     assert any(p.grad is not None for p in model.actor.parameters())

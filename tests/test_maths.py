@@ -8,8 +8,9 @@ import torch as th
 from torch import nn
 
 from sb3_consistency.generative.consistency import ConsistencyModel, boundary_scalings, pseudo_huber, squared_error
+from sb3_consistency.generative.critics import StackedCritic, StackedMlp
 from sb3_consistency.generative.model import clamp_action
-from sb3_consistency.generative.networks import LnResnet, Mish, StackedCritic, StackedMlp, _MishFunction, make_network
+from sb3_consistency.generative.networks import LnResnet, Mish, _MishFunction, make_network
 from sb3_consistency.generative.schedules import (
     consistency_curriculum,
     doubling_curriculum,

@@ -41,6 +41,9 @@ class GenerativeActorCritic(GenerativeAlgorithm):
 
     #: weight of the behaviour-cloning term online from scratch
     online_alpha: ClassVar[float] = 0.05
+    #: weights of the two terms at the present gradient step, as tensors: a compiled loss takes numbers for constants
+    step_alpha: th.Tensor | None
+    step_eta: th.Tensor
 
     def __init__(
         self,
@@ -100,11 +103,18 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
-        alpha, q_loss = self.alpha_now(), self.q_term(batch)
-        if alpha == 0:
-            return self.eta_now() * q_loss, {"q_loss": q_loss.detach()}
+        q_loss = self.q_term(batch)
+        if self.step_alpha is None:
+            return self.step_eta * q_loss, {"q_loss": q_loss.detach()}
         bc_loss = self.bc_term(batch)
-        return alpha * bc_loss + self.eta_now() * q_loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+        loss = self.step_alpha * bc_loss + self.step_eta * q_loss
+        return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+
+    def _update_step_numbers(self) -> None:
+        super()._update_step_numbers()
+        alpha, eta = self.alpha_now(), self.eta_now()
+        self.step_alpha = th.full((), alpha, device=self.device) if alpha != 0 else None
+        self.step_eta = th.full((), eta, device=self.device)
 
     def bc_term(self, batch: Batch) -> th.Tensor:
         """
@@ -183,13 +193,17 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         :param batch: transitions
         :return: L_q = -E[Q_i(s, a)] / E|Q_j(s, a)|, or as ``actor_q`` and ``normalize_actor_q`` say, scalar
         """
-        actor, n_critics = self.policy.actor, self.policy.n_critics
-        actions = actor.sample(actor.features(batch.observations), self.train_sampling_steps)
-        q_values = self.policy.critic(batch.observations, actions)
-        if self.actor_q == "random" and n_critics > 1:
-            order = th.rand(n_critics, device=self.device).argsort()
-            raised, scale = q_values.index_select(1, order[:2]).unbind(dim=1)
+        policy, obs = self.policy, batch.observations
+        actions = policy.actor.sample(policy.actor.features(obs), self.train_sampling_steps)
+        features = policy.critic.features(obs)
+        if self.actor_q == "random" and policy.n_critics > 1:
+            # only the critic that is raised needs a backward pass
+            raised_one, scale_one = th.rand(policy.n_critics, device=self.device).argsort()[:2].split(1)
+            raised = policy.critic.q_networks(features, actions, raised_one)
+            with th.no_grad():
+                scale = policy.critic.q_networks(features, actions, scale_one) if self.normalize_actor_q else raised
         else:
+            q_values = policy.critic.q_networks(features, actions)
             raised = scale = q_values.mean(dim=1) if self.actor_q == "mean" else q_values.amin(dim=1)
         return normalised_q_loss(raised, scale) if self.normalize_actor_q else -raised.mean()
 

@@ -15,7 +15,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_consistency.common.arguments import check_action_space, check_range, reject_unknown
+from sb3_consistency.common.acceleration import check_precision
+from sb3_consistency.common.arguments import ON_DIVERGENCE, check_action_space, check_range, reject_unknown
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.common.score_logger import ScoreLogger
 from sb3_consistency.common.training import TrainingLoop
@@ -81,6 +82,9 @@ class GenerativeAlgorithm(TrainingLoop):
         offline_fraction: float | Schedule | None = None,
         keep_offline: bool = True,
         normalize_observations: bool = True,
+        compile: bool = False,
+        precision: str = "float32",
+        on_divergence: str = "stop",
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
@@ -90,6 +94,8 @@ class GenerativeAlgorithm(TrainingLoop):
         check_range("pretrain_steps", pretrain_steps, 0)
         check_range("max_grad_norm", max_grad_norm, 0, open_low=True)
         check_range("offline_fraction", offline_fraction, 0, 1)
+        if on_divergence not in ON_DIVERGENCE:
+            raise ValueError(f"on_divergence must be one of {ON_DIVERGENCE}, got {on_divergence!r}.")
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
@@ -119,6 +125,7 @@ class GenerativeAlgorithm(TrainingLoop):
             sde_support=False,
             support_multi_env=True,
         )
+        check_precision(precision, self.device)
         self.target_update_interval = target_update_interval
         self.actor_learning_rate = actor_learning_rate
         self.cosine_lr_decay = cosine_lr_decay
@@ -130,6 +137,9 @@ class GenerativeAlgorithm(TrainingLoop):
         self.offline_fraction = offline_fraction
         self.keep_offline = keep_offline
         self.normalize_observations = normalize_observations
+        self.compile = compile
+        self.precision = precision
+        self.on_divergence = on_divergence
         self._init_offline()
         if env is None and _init_setup_model:
             self._take_spaces_from_dataset()
@@ -238,7 +248,8 @@ class GenerativeAlgorithm(TrainingLoop):
     def _excluded_save_params(self) -> list[str]:
         networks = self.policy.network_names()
         derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_in_offline_phase"]
-        derived += ["_parameters", "_batch_norm_pairs", "progress", "_constructor_dataset_loaded"]
+        derived += ["_parameters", "_batch_norm_pairs", "_compiled_losses", "_unchecked_steps"]
+        derived += ["progress", "step_alpha", "step_eta", "_constructor_dataset_loaded"]
         by_name = isinstance(self.dataset, str) or (
             isinstance(self.dataset, list) and all(isinstance(d, str) for d in self.dataset)
         )

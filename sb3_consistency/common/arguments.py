@@ -31,6 +31,11 @@ class SharedArguments(TypedDict, total=False):
     :param keep_offline: keep the offline data in a buffer of its own; False for one buffer with SB3's overwriting
     :param normalize_observations: standardise observations inside the policy, with statistics of the offline data
         (without offline data there is none; use ``VecNormalize``)
+    :param compile: compile the losses with ``torch.compile``; the first gradient steps take a minute or so longer
+    :param precision: "float32", or "bf16" for large matrix products in bfloat16 while training (weights, optimizer, losses,
+        targets and acting stay in float32)
+    :param on_divergence: what to do when a loss or its gradient is not finite: "stop" (raise :class:`DivergenceError`) or
+        "continue" (warn); the step is left out either way
     """
 
     buffer_size: int
@@ -62,6 +67,9 @@ class SharedArguments(TypedDict, total=False):
     offline_fraction: float | Schedule | None
     keep_offline: bool
     normalize_observations: bool
+    compile: bool
+    precision: str
+    on_divergence: str
     _init_setup_model: bool
 
 
@@ -123,6 +131,8 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf"), *
     if not (low < value <= high if open_low else low <= value <= high):
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}.")
 
+
+ON_DIVERGENCE = ("stop", "continue")
 
 NOT_OURS = {
     "ent_coef": "there is no entropy term; use eta, alpha or action_noise",

@@ -13,8 +13,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_consistency.common.normalizer import ObservationNormalizer
+from sb3_consistency.generative.critics import StackedCritic, StackedMlp
 from sb3_consistency.generative.model import Denoiser, GenerativeModel
-from sb3_consistency.generative.networks import StackedCritic, StackedMlp
 
 
 class FeatureNetwork(BaseModel):

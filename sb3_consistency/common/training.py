@@ -1,6 +1,7 @@
 """The only training loop: batches, gradient steps, learning rates, target networks."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -8,11 +9,16 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule, TensorDict
 from stable_baselines3.common.utils import get_parameters_by_name, update_learning_rate
 
+from sb3_consistency.common.acceleration import CompiledLoss, autocast
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
 from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin
 
 LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
+
+
+class DivergenceError(FloatingPointError):
+    """A loss or its gradient became infinite or NaN."""
 
 
 class TrainingLoop(OfflinePretrainingMixin):
@@ -25,6 +31,11 @@ class TrainingLoop(OfflinePretrainingMixin):
     max_grad_norm: float | None
     target_update_interval: int
     offline_fraction: float | Schedule | None
+    compile: bool = False
+    precision: str = "float32"
+    on_divergence: str = "stop"
+    #: path of the newest checkpoint, for the message of a :class:`DivergenceError`
+    last_checkpoint: str | None = None
     #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
     progress: th.Tensor | None = None
 
@@ -36,6 +47,8 @@ class TrainingLoop(OfflinePretrainingMixin):
 
     def _collect_parameters(self) -> None:
         """Look up once what every gradient step goes through."""
+        self._compiled_losses: dict[str, CompiledLoss] = {}
+        self._unchecked_steps: list[TensorDict] = []
         self._parameters = {
             name: [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
             for name in self.policy.trained_networks()
@@ -71,25 +84,51 @@ class TrainingLoop(OfflinePretrainingMixin):
     def _gradient_step(self, batch: Batch) -> TensorDict:
         if not self.policy.training:
             self.policy.set_training_mode(True)
-        self._update_progress()
+        self._update_step_numbers()
         metrics: TensorDict = {}
-        for name, loss_fn in self.losses().items():
-            loss, info = loss_fn(batch)
-            self._descend(name, loss)
+        finite: TensorDict = {}
+        for name, loss_fn in self._loss_functions().items():
+            with autocast(self.precision, self.device):
+                loss, info = loss_fn(batch)
+            finite[name] = self._descend(name, loss)
             metrics |= {f"{name}_loss": loss.detach(), **info}
         self._n_updates += 1
         with th.no_grad():
-            self._update_targets()
+            self._update_targets(finite)
+        self._unchecked_steps.append(finite)
         return metrics
 
-    def _descend(self, name: str, loss: th.Tensor) -> None:
+    def _loss_functions(self) -> dict[str, LossFn]:
+        losses = self.losses()
+        if not self.compile:
+            return losses
+        for name, loss_fn in losses.items():
+            if name not in self._compiled_losses:
+                self._compiled_losses[name] = CompiledLoss(loss_fn)
+        return {name: self._compiled_losses[name] for name in losses}
+
+    def _descend(self, name: str, loss: th.Tensor) -> th.Tensor:
+        """Take a step of the optimizer, unless loss or gradient is not finite; whether they are, scalar."""
         optimizer, parameters = getattr(self.policy, name).optimizer, self._parameters[name]
         optimizer.zero_grad(set_to_none=True)
         # only this network's gradients are computed: the critic gets none from the actor's loss
         loss.backward(inputs=parameters)
+        norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
+            th.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        # a gradient that is not finite makes the norm so
+        finite = (norm + loss.detach()).isfinite()
+        if self._may_read_tensors(optimizer):
+            if finite:
+                optimizer.step()
+        else:
+            optimizer.found_inf = 1.0 - finite.float()
+            optimizer.step()
+        return finite
+
+    def _may_read_tensors(self, optimizer: th.optim.Optimizer) -> bool:
+        """Reading a tensor costs nothing on a CPU; elsewhere the fused optimizers look themselves, the others can't."""
+        return self.device.type == "cpu" or not optimizer.defaults.get("fused")
 
     def target_weights(self) -> list[float]:
         """
@@ -99,13 +138,21 @@ class TrainingLoop(OfflinePretrainingMixin):
         due = self._n_updates % self.target_update_interval == 0
         return [self.tau if due else 0.0] if self.policy.use_critic else []
 
-    def _update_targets(self) -> None:
+    def _update_targets(self, finite: TensorDict) -> None:
         pairs = zip(self.policy.target_pairs(), self.target_weights(), self._batch_norm_pairs, strict=True)
+        moved = {getattr(self.policy, name): flag for name, flag in finite.items()}
         for (source, target), weight, (statistics, target_statistics) in pairs:
-            if weight > 0:
-                th._foreach_lerp_(list(target.parameters()), list(source.parameters()), weight)
-                for new, old in zip(statistics, target_statistics, strict=True):
-                    old.data.copy_(new)
+            flag = moved.get(source)
+            if weight == 0 or (flag is not None and flag.device.type == "cpu" and not flag):
+                continue
+            targets: list[th.Tensor] = list(target.parameters())
+            sources: list[th.Tensor] = list(source.parameters())
+            if flag is None or flag.device.type == "cpu":
+                th._foreach_lerp_(targets, sources, weight)
+            else:
+                lerp_where(targets, sources, weight, flag)
+            for new, old in zip(statistics, target_statistics, strict=True):
+                old.data.copy_(new)
 
     def _batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
         """Sample up to CHUNK batches at once: the buffer's fixed cost per call is larger than its cost per row."""
@@ -137,13 +184,36 @@ class TrainingLoop(OfflinePretrainingMixin):
         share = fraction(self._current_progress_remaining) if callable(fraction) else fraction
         return round(batch_size * min(max(share, 0.0), 1.0))
 
-    def _update_progress(self) -> None:
+    def _update_step_numbers(self) -> None:
+        """Set what changes from step to step, as tensors."""
         end = self.curriculum_steps or self._curriculum_end
         if end:
             share = min(1.0, self._n_updates / end)
             self.progress = th.full((), share, device=self.device)
 
+    def _check_divergence(self) -> None:
+        """Look at all steps since the last look: the only place where the host waits for them."""
+        steps, self._unchecked_steps = self._unchecked_steps, []
+        if not steps or bool(th.stack([flag for step in steps for flag in step.values()]).all()):
+            return
+        failed = [(i, name) for i, step in enumerate(steps) for name, flag in step.items() if not flag]
+        first, name = failed[0]
+        number = self._n_updates - len(steps) + first + 1
+        message = (
+            f"The {name} loss or its gradient was not finite at gradient step {number}"
+            f"{f' and {len(failed) - 1} times more since' if len(failed) > 1 else ''}. These steps were left out: weights, "
+            "moving averages and optimizers are as before them. Look for infinite rewards, a learning rate that is too high, "
+            f"or set max_grad_norm.{self._last_checkpoint_hint()}"
+        )
+        if self.on_divergence == "stop":
+            raise DivergenceError(f"{message} To go on all the same, pass on_divergence='continue'.")
+        warnings.warn(message, stacklevel=2)
+
+    def _last_checkpoint_hint(self) -> str:
+        return f" The last checkpoint is {self.last_checkpoint}." if self.last_checkpoint else ""
+
     def _log_metrics(self, metrics: list[TensorDict]) -> None:
+        self._check_divergence()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if metrics:
             # the one host-device synchronisation of a call
@@ -151,3 +221,18 @@ class TrainingLoop(OfflinePretrainingMixin):
             means = th.stack([th.stack([m[name] for m in metrics if name in m]).mean() for name in names]).tolist()
             for name, mean in zip(names, means, strict=True):
                 self.logger.record(f"train/{name}", mean)
+
+
+def lerp_where(targets: list[th.Tensor], sources: list[th.Tensor], weight: float, flag: th.Tensor) -> None:
+    """
+    Move targets towards sources, or not at all, without asking which of it.
+
+    :param targets: tensors to move in place
+    :param sources: tensors to move towards
+    :param weight: share of the way
+    :param flag: boolean scalar, whether to move
+    """
+    # lerp_ takes the weight as a number only
+    steps = th._foreach_sub(sources, targets)
+    th._foreach_mul_(steps, weight * flag)
+    th._foreach_add_(targets, steps)

@@ -1,14 +1,15 @@
-"""Networks: noise-level embedding, the two actor backbones, and the stacked critic."""
+"""Networks of the actor: noise-level embedding and the two backbones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+
+from sb3_consistency.generative.schedules import cached
 
 
 class _MishFunction(th.autograd.Function):
@@ -42,10 +43,15 @@ class Mish(nn.Module):
     """Mish activation x tanh(softplus(x)) (Misra 2019), equal to ``torch.nn.Mish`` and faster on CPUs."""
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        # compilers and exporters know the plain form; for few numbers the calls cost more than the arithmetic
-        exporting = th.compiler.is_compiling() or th.jit.is_tracing()  # type: ignore[no-untyped-call]
+        # exporters know the plain form; for few numbers the calls cost more than the arithmetic
+        exporting = th.compiler.is_exporting() or th.jit.is_tracing()  # type: ignore[no-untyped-call]
         if exporting or x.numel() <= 4096:
             return F.mish(x)
+        if th.compiler.is_compiling():
+            # one exponential here, too: the compiler fuses the rest
+            e = x.clamp(max=20.0).exp()
+            w = e * (e + 2)
+            return x * (w / (w + 2))
         return _MishFunction.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -112,11 +118,39 @@ def sinusoid_frequencies(n: int, scale: float) -> th.Tensor:
     return scale * th.exp(-math.log(10_000) / (n - 1) * th.arange(n))
 
 
-@lru_cache
+@cached
 def _fixed_sinusoids(levels: tuple[float, ...], n: int, scale: float, device: th.device, dtype: th.dtype) -> th.Tensor:
     # kept for training, too, whatever mode the first call is made in
     with th.inference_mode(False):
         return sinusoids(th.tensor(levels), sinusoid_frequencies(n, scale)).to(device, dtype)
+
+
+def in_float32(layer: Callable[..., Any], *inputs: th.Tensor) -> Any:
+    """
+    Evaluate a layer in float32 where autocast would not: bfloat16 has three digits, too few for values and actions.
+
+    :param layer: layer or function of tensors
+    :param inputs: its inputs
+    :return: its output
+    """
+    device = inputs[0].device.type
+    if not th.is_autocast_enabled(device):
+        return layer(*inputs)
+    with th.autocast(device, enabled=False):
+        return layer(*(x.float() for x in inputs))
+
+
+def remaining_layers(layers: Sequence[Callable[..., th.Tensor]], h: th.Tensor) -> th.Tensor:
+    """
+    Evaluate the layers after the first, the last of them in float32.
+
+    :param layers: layers after the first
+    :param h: output of the first layer
+    :return: output of the last
+    """
+    for layer in layers[:-1]:
+        h = layer(h)
+    return in_float32(layers[-1], h) if layers else h
 
 
 def mlp_layers(dims: Sequence[int], activation_fn: type[nn.Module]) -> list[nn.Module]:
@@ -149,8 +183,9 @@ class ConditionalNetwork(nn.Module):
         :param cond: condition, (B, cond_dim)
         :return: output, (B, x_dim)
         """
-        embedding = self.embedding(level).expand(x.shape[0], -1)
-        return self.layers(th.cat([x, embedding, cond], dim=-1))  # type: ignore[no-any-return]
+        embedding = in_float32(self.embedding, level).expand(x.shape[0], -1)
+        first, *rest = self.layers
+        return remaining_layers(rest, in_float32(first, th.cat([x, embedding, cond], dim=-1)))
 
     def at_levels(self, levels: tuple[float, ...], cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
         """
@@ -166,16 +201,18 @@ class ConditionalNetwork(nn.Module):
         first, *rest = self.layers
         assert isinstance(first, nn.Linear)
         x_weight, level_weight, cond_weight = th.split(first.weight, self.input_sizes, dim=1)
-        biases = F.linear(self.embedding.constant(levels), level_weight, first.bias)
         # with one level, its bias is added in the same product
         single = len(levels) == 1
-        fixed = F.linear(cond, cond_weight, biases[0] if single else None)
+
+        def constant_part(cond: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            biases = F.linear(self.embedding.constant(levels), level_weight, first.bias)
+            return F.linear(cond, cond_weight, biases[0] if single else None), biases
+
+        fixed, biases = in_float32(constant_part, cond)
 
         def evaluate(x: th.Tensor, i: int) -> th.Tensor:
-            h = th.addmm(fixed if single else fixed + biases[i], x, x_weight.T)
-            for layer in rest:
-                h = layer(h)
-            return h
+            h = in_float32(th.addmm, fixed if single else fixed + biases[i], x, x_weight.T)
+            return remaining_layers(rest, h)
 
         return evaluate
 
@@ -271,118 +308,3 @@ def make_network(name: str, x_dim: int, cond_dim: int, kwargs: Mapping[str, Any]
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {list(NETWORKS)}, got {name!r}.")
     return NETWORKS[name](x_dim, cond_dim, **(kwargs or {}))
-
-
-class StackedLinear(nn.Module):
-    """
-    ``n_members`` independent linear layers evaluated as one batched matrix product.
-
-    Each member is initialised as ``torch.nn.Linear`` is.
-
-    :param n_members: number of layers
-    :param n_in: input size
-    :param n_out: output size
-    """
-
-    def __init__(self, n_members: int, n_in: int, n_out: int) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(n_in)
-        self.weight = nn.Parameter(th.empty(n_members, n_in, n_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(th.empty(n_members, 1, n_out).uniform_(-bound, bound))
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: (n_members, B, n_in), or (B, n_in) for one input shared by all members
-        :return: (n_members, B, n_out)
-        """
-        return th.baddbmm(self.bias, x.expand(self.weight.shape[0], -1, -1), self.weight)
-
-
-class StackedLayerNorm(nn.Module):
-    """
-    Layer normalisation with separate scale and shift for each of ``n_members`` networks.
-
-    :param n_members: number of networks
-    :param width: size of the normalised dimension
-    """
-
-    def __init__(self, n_members: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(th.ones(n_members, 1, width))
-        self.bias = nn.Parameter(th.zeros(n_members, 1, width))
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: (n_members, B, width)
-        :return: the same shape
-        """
-        return th.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
-
-
-class StackedMlp(nn.Module):
-    """
-    ``n_members`` independent scalar-valued MLPs of one architecture as one batched network.
-
-    :param n_in: input size
-    :param net_arch: hidden layer sizes
-    :param n_members: number of networks
-    :param activation_fn: activation class
-    :param layer_norm: normalise every hidden layer before its activation
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        net_arch: Sequence[int] = (256, 256, 256),
-        n_members: int = 1,
-        activation_fn: type[nn.Module] = Mish,
-        layer_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width in net_arch:
-            layers.append(StackedLinear(n_members, n_in, width))
-            if layer_norm:
-                layers.append(StackedLayerNorm(n_members, width))
-            layers.append(activation_fn())
-            n_in = width
-        self.layers = nn.Sequential(*layers, StackedLinear(n_members, n_in, 1))
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: input shared by all members, (B, n_in)
-        :return: one value per row and member, (B, n_members)
-        """
-        return self.layers(x).squeeze(-1).T  # type: ignore[no-any-return]
-
-
-class StackedCritic(StackedMlp):
-    """
-    Q(s, a) of ``n_critics`` independent critics, as one batched network.
-
-    :param features_dim: size of the observation features
-    :param action_dim: size of the action
-    :param net_arch: hidden layer sizes
-    :param n_critics: number of critics
-    :param activation_fn: activation class
-    :param layer_norm: normalise every hidden layer before its activation
-    """
-
-    def __init__(
-        self,
-        features_dim: int,
-        action_dim: int,
-        net_arch: Sequence[int] = (256, 256, 256),
-        n_critics: int = 2,
-        activation_fn: type[nn.Module] = Mish,
-        layer_norm: bool = False,
-    ) -> None:
-        super().__init__(features_dim + action_dim, net_arch, n_critics, activation_fn, layer_norm)
-
-    def forward(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:  # type: ignore[override]
-        """
-        :param features: observation features, (B, features_dim)
-        :param actions: actions scaled to [-1, 1], (B, action_dim)
-        :return: Q-values, (B, n_critics)
-        """
-        return super().forward(th.cat([features, actions], dim=-1))

@@ -1,11 +1,30 @@
 """Noise levels and curricula. Levels ascend: level 0 is sigma_min, level n - 1 is sigma_max."""
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from itertools import accumulate, pairwise
 from operator import mul
+from typing import ParamSpec, TypeVar
 
 import torch as th
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def cached(function: Callable[P, R]) -> Callable[P, R]:
+    """
+    :param function: function of hashable arguments
+    :return: the same, keeping its results; a compiler sees the function itself, as it looks through caches and complains
+    """
+    kept = lru_cache(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*args, **kwargs) if th.compiler.is_compiling() else kept(*args, **kwargs)  # type: ignore[arg-type]
+
+    return call
 
 
 def karras_sigma(
@@ -68,7 +87,7 @@ def truncated_log_normal(u: th.Tensor, mean: float, std: float, sigma_min: float
     return sigma.clamp(sigma_min, sigma_max)
 
 
-@lru_cache
+@cached
 def sampling_sigmas(n_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> tuple[float, ...]:
     """
     The noise levels at which an ``n_steps``-step consistency sampler evaluates the model, highest first.
@@ -147,7 +166,7 @@ def cosine_alpha_bars(n_steps: int, offset: float = 0.008, beta_limit: float = 0
 BETA_SCHEDULES = {"vp": vp_alpha_bars, "cosine": cosine_alpha_bars}
 
 
-@lru_cache
+@cached
 def diffusion_steps_taken(n_steps: int, n_taken: int) -> tuple[int, ...]:
     """
     The steps at which a sampler evaluates a diffusion model, highest first: evenly spaced, step T among them.

@@ -29,8 +29,8 @@ class OfflinePretrainingMixin(DatasetMixin):
     """
     Adds :meth:`pretrain` to an off-policy algorithm that can load datasets.
 
-    The algorithm supplies ``_batches``, ``_gradient_step(batch) -> metrics``, ``_update_learning_rates`` and
-    ``_log_metrics``.
+    The algorithm supplies ``_batches``, ``_gradient_step(batch) -> metrics``, ``_update_learning_rates``, ``_log_metrics``
+    and ``_check_divergence``.
     """
 
     def pretrain(
@@ -138,6 +138,7 @@ class OfflinePretrainingMixin(DatasetMixin):
         for batch in self._batches(gradient_steps, self.batch_size):
             done = self.num_timesteps - first
             if done % CHUNK == 0:
+                self._check_divergence()
                 self._current_progress_remaining = 1.0 - (self.num_timesteps - origin) / (self._total_timesteps - origin)
                 self._update_learning_rates()
             metrics.append(self._gradient_step(batch))
@@ -172,6 +173,9 @@ class OfflinePretrainingMixin(DatasetMixin):
         raise NotImplementedError
 
     def _log_metrics(self, metrics: list[TensorDict]) -> None:
+        raise NotImplementedError
+
+    def _check_divergence(self) -> None:
         raise NotImplementedError
 
     @th.no_grad()

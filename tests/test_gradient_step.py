@@ -1,0 +1,259 @@
+"""The gradient step: what compilation, reduced precision and the divergence guard may and may not change."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC
+from sb3_consistency.common import acceleration
+from sb3_consistency.common.training import DivergenceError, lerp_where
+from sb3_consistency.generative.networks import Mish
+from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, make_arrays
+
+every = pytest.mark.parametrize("cls", ALGORITHMS)
+WIDE = {"policy_kwargs": {"net_arch": [128, 128]}, "batch_size": 64}
+
+
+def loaded(cls, **kwargs):
+    model = cls("MlpPolicy", dataset=make_arrays(), **{**SMALL, **kwargs})
+    model.load_dataset(model.dataset)
+    return model
+
+
+def weights(model):
+    return th.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+
+def state_of(model):
+    """Weights, moving averages and everything that the optimizers remember."""
+    return {
+        key: [x.clone() for x in th.utils._pytree.tree_leaves(value) if isinstance(x, th.Tensor)]
+        for key, value in model.get_parameters().items()
+    }
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert all(th.equal(x, y) for x, y in zip(a[key], b[key], strict=True)), key
+
+
+# compilation
+
+
+def assert_compiled_equals_plain(cls, **kwargs):
+    plain, compiled = loaded(cls, **WIDE, **kwargs), loaded(cls, **WIDE, **kwargs, compile=True)
+    for model in (plain, compiled):
+        model.set_random_seed(1)
+        model.pretrain(6)
+    assert compiled._compiled_losses and all(loss.compiles for loss in compiled._compiled_losses.values())
+    start = weights(loaded(cls, **WIDE, **kwargs))
+    moved, difference = (weights(plain) - start).norm(), (weights(plain) - weights(compiled)).norm()
+    assert difference < 0.01 * moved, (difference, moved)
+
+
+def test_compiled_losses_equal_plain_ones():
+    with th._dynamo.config.patch(error_on_recompile=True):
+        assert_compiled_equals_plain(CPQL, eta=lambda step: 1.0 + step)
+
+
+@pytest.mark.slow
+@every
+def test_compiled_losses_of_every_algorithm(cls):
+    # two stages of a planner end in these few steps
+    assert_compiled_equals_plain(cls, **({"teacher_steps": 2, "reward_steps": 2} if cls is RACTD else {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", acceleration.PRECISIONS)
+def test_compilation_works_in_many_models_of_one_process(precision):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(10):
+            assert loaded(CPQL, compile=True, precision=precision, seed=seed).pretrain(2)._n_updates == 2
+
+
+def test_without_a_compiler_training_goes_on_with_a_warning(monkeypatch):
+    def broken(function, **kwargs):
+        def run(batch):
+            raise th._dynamo.exc.TorchDynamoException("no C++ compiler")
+
+        return run
+
+    monkeypatch.setattr(acceleration.th, "compile", broken)
+    model = loaded(ConsistencyBC, compile=True)
+    with pytest.warns(UserWarning, match=r"compile=True: actor_loss could not be compiled .*no C\+\+ compiler"):
+        model.pretrain(3)
+    plain = loaded(ConsistencyBC)
+    plain.pretrain(3)
+    assert_equal_states(state_of(model), state_of(plain))
+
+
+@pytest.mark.slow
+def test_really_without_a_compiler(tmp_path):
+    code = """
+        import warnings
+        from sb3_consistency import CPQL
+        from tests.conftest import SMALL, make_arrays
+        model = CPQL("MlpPolicy", dataset=make_arrays(), compile=True, **SMALL)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.pretrain(3)
+        assert model._n_updates == 3
+        assert sum("could not be compiled" in str(w.message) for w in caught) == 2, [str(w.message) for w in caught]
+    """
+    env = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=env)
+
+
+def test_compiled_mish_has_the_same_formula(monkeypatch):
+    x = th.linspace(-30, 30, 6001, dtype=th.float64, requires_grad=True)
+    (expected,) = th.autograd.grad(th.nn.functional.mish(x).sum(), x)
+    monkeypatch.setattr(th.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(th.compiler, "is_exporting", lambda: False)
+    y = Mish()(x)
+    th.testing.assert_close(y, th.nn.functional.mish(x), rtol=1e-6, atol=1e-9)
+    th.testing.assert_close(th.autograd.grad(y.sum(), x)[0], expected, rtol=1e-6, atol=1e-8)
+
+
+# precision
+
+
+@every
+def test_bf16_gives_nearly_the_same_gradient(cls):
+    gradients = {}
+    for precision in acceleration.PRECISIONS:
+        model = loaded(cls, **WIDE, precision=precision)
+        model.set_random_seed(1)
+        model.pretrain(1)
+        gradients[precision] = th.cat(
+            [p.grad.flatten() for ps in model._parameters.values() for p in ps if p.grad is not None]
+        )
+    exact, rounded = gradients["float32"], gradients["bf16"]
+    assert not th.equal(exact, rounded), "nothing was computed in bfloat16"
+    assert th.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99
+
+
+@every
+def test_bf16_keeps_weights_moments_and_values_in_float32(cls):
+    model = loaded(cls, **WIDE, precision="bf16").pretrain(3)
+    assert all(x.dtype == th.float32 for xs in state_of(model).values() for x in xs if x.is_floating_point())
+    assert weights(model).isfinite().all()
+    if cls in ACTOR_CRITICS:
+        batch = next(model._batches(1, 8))
+        with acceleration.autocast("bf16", model.device):
+            values = model.critic(batch.observations, batch.actions)
+            actions = model.actor.sample(model.actor.features(batch.observations))
+        assert values.dtype == actions.dtype == th.float32
+        # the last layer is not rounded to the 8 bits of bfloat16
+        assert not th.equal(values, values.bfloat16().float()) and not th.equal(actions, actions.bfloat16().float())
+
+
+def test_unknown_precision_and_slow_bf16(monkeypatch):
+    with pytest.raises(ValueError, match="precision must be one of"):
+        loaded(CPQL, precision="fp16")
+    monkeypatch.setattr(acceleration, "_is_bf16_fast", lambda device: False)
+    with pytest.warns(UserWarning, match="no bfloat16 arithmetic"):
+        loaded(CPQL, precision="bf16")
+
+
+# divergence
+
+
+def poisoned(cls, **kwargs):
+    """A model whose every reward has become infinite: the loader refuses such data, an environment may give it."""
+    model = loaded(cls, **kwargs)
+    model.pretrain(3)
+    before = state_of(model)
+    model._offline_data().rewards[:] = np.inf
+    return model, before
+
+
+@pytest.mark.parametrize("cls", ACTOR_CRITICS)
+def test_a_diverging_step_is_left_out_and_stops_the_run(cls):
+    model, before = poisoned(cls)
+    with pytest.raises(
+        DivergenceError, match=r"critic loss .* not finite at gradient step 4 and \d+ times more.*on_divergence"
+    ):
+        model.pretrain(100)
+    after = state_of(model)
+    assert all(th.equal(x, y) for x, y in zip(before["critic.optimizer"], after["critic.optimizer"], strict=True))
+    assert weights(model).isfinite().all()
+    assert model._n_updates < 100, "the run should have stopped at the next look, not at the end"
+
+
+def test_a_diverging_run_can_go_on():
+    model, _ = poisoned(CPQL, on_divergence="continue")
+    critic = [p.clone() for p in [*model.critic.parameters(), *model.critic_target.parameters()]]
+    actor = [p.clone() for p in model.actor.parameters()]
+    with pytest.warns(UserWarning, match="These steps were left out"):
+        model.pretrain(10)
+    now = [*model.critic.parameters(), *model.critic_target.parameters()]
+    assert all(th.equal(x, y) for x, y in zip(critic, now, strict=True))
+    assert not all(th.equal(x, y) for x, y in zip(actor, model.actor.parameters(), strict=True)), "the actor goes on"
+    model._offline_data().rewards[:] = 0
+    model.pretrain(5)
+    assert weights(model).isfinite().all()
+
+
+def test_a_diverging_online_run_stops():
+    model = CPQL("MlpPolicy", "Pendulum-v1", learning_starts=10, **SMALL)
+    model.learn(20)
+    model.replay_buffer.rewards[:] = np.nan
+    with pytest.raises(DivergenceError, match="critic loss"):
+        model.learn(20, reset_num_timesteps=False)
+    assert weights(model).isfinite().all()
+
+
+def test_the_message_names_the_last_checkpoint():
+    model, _ = poisoned(ConsistencyAC)
+    model.last_checkpoint = "runs/checkpoint_3"
+    with pytest.raises(DivergenceError, match="The last checkpoint is runs/checkpoint_3"):
+        model.pretrain(5)
+
+
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW])
+def test_the_guard_without_reading_tensors_does_the_same(optimizer, monkeypatch):
+    """What runs on a GPU: the fused optimizer looks at the flag itself."""
+    kwargs = {"policy_kwargs": {"net_arch": [32, 32], "optimizer_class": optimizer}, "on_divergence": "continue"}
+    models = [loaded(CPQL, **kwargs) for _ in range(2)]
+    for model, may_read in zip(models, (True, False), strict=True):
+        monkeypatch.setattr(model, "_may_read_tensors", lambda optimizer, may_read=may_read: may_read)
+        model.set_random_seed(1)
+        model.pretrain(3)
+        rewards = model._offline_data().rewards
+        saved = rewards.copy()
+        rewards[:] = np.nan
+        with pytest.warns(UserWarning, match="left out"):
+            model.pretrain(3)
+        rewards[:] = saved
+        model.pretrain(3)
+    assert_equal_states(state_of(models[0]), state_of(models[1]))
+    steps = {int(s["step"]) for s in models[1].critic.optimizer.state.values()}
+    assert steps == {6}, "Adam counts the steps that it took"
+
+
+def test_a_conditional_moving_average():
+    targets, sources = [th.zeros(3), th.ones(2, 2)], [th.ones(3), th.zeros(2, 2)]
+    lerp_where(targets, sources, 0.25, th.tensor(False))
+    assert th.equal(targets[0], th.zeros(3)) and th.equal(targets[1], th.ones(2, 2))
+    lerp_where(targets, sources, 0.25, th.tensor(True))
+    assert th.equal(targets[0], th.full((3,), 0.25)) and th.equal(targets[1], th.full((2, 2), 0.75))
+
+
+def test_clipping_still_clips():
+    model = loaded(ConsistencyBC, max_grad_norm=1e-3, learning_rate=1.0)
+    model.pretrain(1)
+    norm = th.nn.utils.get_total_norm([p.grad for p in model.actor.parameters()])
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_on_divergence_is_checked():
+    with pytest.raises(ValueError, match="on_divergence must be one of"):
+        loaded(CPQL, on_divergence="ignore")
