@@ -221,7 +221,7 @@ CONSISTENCY_OPTIONS = [
     {"bc_loss": "consistency", "metric": "pseudo_huber"},
     {"bc_loss": "ict", "curriculum": (4, 8)},
     {"bc_loss": "reconstruction"},
-    {"bc_loss": "reconstruction", "policy_kwargs": {"model_kwargs": {"sampling_share": 0.5}}},
+    {"bc_loss": "reconstruction", "policy_kwargs": {"model_kwargs": {"sampling_share": 0.0}}},
     {"policy_kwargs": {"model_kwargs": {"sigma_max": 20.0}, "embedding_scale": 250.0}},
 ]
 DIFFUSION_OPTIONS = [{"diffusion_steps": 1}, {"beta_schedule": "cosine"}, {"sampler": "ddim"}, {"sampling_steps": 2}]

@@ -74,9 +74,11 @@ def test_compiled_losses_of_every_algorithm(cls):
 @pytest.mark.parametrize("precision", acceleration.PRECISIONS)
 def test_compilation_works_in_many_models_of_one_process(precision):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        # torch itself warns of what it has deprecated
+        warnings.filterwarnings("error", message=".*(could not be compiled|recompile).*")
         for seed in range(10):
-            assert loaded(CPQL, compile=True, precision=precision, seed=seed).pretrain(2)._n_updates == 2
+            model = loaded(ConsistencyBC, compile=True, precision=precision, seed=seed).pretrain(2)
+            assert all(loss.compiles for loss in model._compiled_losses.values())
 
 
 def test_without_a_compiler_training_goes_on_with_a_warning(monkeypatch):

@@ -1,6 +1,6 @@
 """CPQL and CPIQL: Q-learning with a one-step consistency policy."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
@@ -26,7 +26,8 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     V(s') as the target of the critics. Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which
     is abbreviated CPQL too).
 
-    Differences from the released code: a' comes from the actor's moving average, as the paper writes
+    Differences from the released code: half of the noise levels of L_rec are those at which the policy acts
+    (``policy_kwargs=dict(model_kwargs=dict(sampling_share=0.0))`` is the code); a' comes from the actor's moving average, as the paper writes
     (``target_policy="current"`` is the code); targets move at every step, from the first; the actor's
     learning rate is 1e-3 (3e-4); the noise embedding is smooth (``policy_kwargs=dict(embedding_scale=250.0)`` is the
     code); critics have LayerNorm online too
@@ -38,13 +39,16 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     :param expectile: expectile of the value loss of CPIQL, in (0, 1)
     :param value_critic: critics that the value of CPIQL regresses on, "target" or "current"
     :param eta: weight of the Q term, a number or a function of the gradient step
-    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0.05 online from scratch
+    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0.002 online from scratch
     :param sampling_steps: network evaluations K per action
     :param bc_loss: "ict", "consistency" or "reconstruction"
     :param kwargs: see :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic`,
         :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
         :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
+
+    # half of the draws of L_rec fall on the level of acting, 20 times as many as in the released code, which has 0.05
+    online_alpha: ClassVar[float] = 0.002
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ class ConsistencyModel(GenerativeModel):
         loss_scaling: bool = False,
         curriculum: tuple[int, int] | None = None,
         reconstruction_levels: int = 40,
-        sampling_share: float = 0.0,
+        sampling_share: float = 0.5,
         p_mean: float = -1.1,
         p_std: float = 2.0,
         sigma_min: float = 0.002,
