@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 from sb3_consistency.__main__ import main
-from sb3_consistency.benchmark import speed
+from sb3_consistency.benchmark import scaling, speed
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.report import aggregate, comparable, ratio_table, score_table, write_report
+from sb3_consistency.benchmark.report import aggregate, comparable, score_table, write_report
 from sb3_consistency.benchmark.runs import Job, execute
+from sb3_consistency.benchmark.speed_report import ratio_table
 from sb3_consistency.benchmark.suites import DENOISING_STEPS, jobs_of, run_jobs
 from sb3_consistency.offline.record import record_dataset, swing_up
 
@@ -252,6 +253,36 @@ def test_speed_measures_training_and_acting(few_systems, monkeypatch, tmp_path):
     assert all(0 < row["median_us"] <= row["p95_us"] for row in rows)
     text = write_report(tmp_path).read_text()
     assert "loaded machine" not in text and "speed_cpu_1.png" in text
+
+
+def test_scaling_measures_every_size_and_the_memory_of_a_dataset(monkeypatch, tmp_path):
+    small = {"policy_kwargs": {"net_arch": [8]}}
+    chosen = [
+        scaling.Point("batch size", n, speed.System(algo, algo, {**small, "batch_size": n}))
+        for algo in ("SAC", "CPQL")
+        for n in (16, 512)
+    ]
+    chosen.append(scaling.Point("environments (predict)", 4, speed.System("CPQL", "CPQL", small)))
+    monkeypatch.setattr(scaling, "points", lambda quick: chosen)
+    assert main(["benchmark", "scaling", "--quick", "--force", "--rounds", "2", "--folder", str(tmp_path)]) == 0
+    rows = Records(tmp_path, "scaling").read()
+    times = {(r["axis"], r["system"], r["value"]): r["median_us"] for r in rows if r["axis"] != "memory"}
+    assert set(times) == {(p.axis, p.system.label, p.value) for p in chosen}
+    assert times["batch size", "CPQL", 512] > times["batch size", "CPQL", 16]
+    (memory,) = [r for r in rows if r["axis"] == "memory"]
+    # observations twice, actions, reward, done, timeout, 4 bytes each
+    assert memory["value"] == 100_000 and memory["buffer_bytes"] == 100_000 * 4 * (17 + 17 + 6 + 3)
+    assert memory["buffer_bytes"] <= memory["extra_bytes"] < 100e6
+    text = (tmp_path / "README.md").read_text()
+    assert "Milliseconds against batch size" in text and "100,000" in text
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+def test_the_scaling_suite_varies_one_size_at_a_time():
+    for axis, option in {"batch size": "batch_size", "denoising steps": "sampling_steps"}.items():
+        options = [p.system.options for p in scaling.points() if p.axis == axis and p.system.algo == "CPQL"]
+        assert len({o[option] for o in options}) == len(options) > 3
+        assert len({str({k: v for k, v in o.items() if k != option}) for o in options}) == 1
 
 
 def test_quick_suite_from_the_command_line(minari_folder, tmp_path, capsys):

@@ -19,9 +19,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog="Interrupted training runs resume: call the same command with the same --folder.",
     )
     suites = parser.add_subparsers(required=True, metavar="SUITE", dest="suite")
-    speed = suites.add_parser("speed", help="gradient steps per second and acting latency, as ratios")
-    speed.add_argument("--rounds", type=int, help="turns of every system per figure (default 15, quick 3)")
-    speed.add_argument("--force", action="store_true", help="measure on a loaded machine, too")
+    for name, text in {
+        "speed": "gradient steps per second and acting latency, as ratios",
+        "scaling": "step time against batch size, width, critics, steps and environments; memory of a large dataset",
+    }.items():
+        suite = suites.add_parser(name, help=text)
+        suite.add_argument("--rounds", type=int, help="turns of every system per figure (default 15, quick 3)")
+        suite.add_argument("--force", action="store_true", help="measure on a loaded machine, too")
     for name, text in {
         "denoising": "score, training and acting time as the number of steps goes 1, 2, 5, 10, 20",
         "offline": "algorithms x datasets x seeds",
@@ -65,16 +69,18 @@ def run(args: argparse.Namespace) -> None:
         import tabulate  # noqa: F401
     except ImportError as error:
         raise ImportError(f'benchmark: {error.name} is missing: pip install "sb3-consistency[benchmark]".') from error
-    if args.suite == "speed":
+    if args.suite in ("speed", "scaling"):
+        from sb3_consistency.benchmark.scaling import measure_scaling
         from sb3_consistency.benchmark.speed import measure
 
         rounds = args.rounds or (3 if args.quick else 15)
-        measure(Records(args.folder, "speed"), rounds, args.quick, args.force)
+        figures = measure if args.suite == "speed" else measure_scaling
+        figures(Records(args.folder, args.suite), rounds, args.quick, args.force)
     elif args.suite != "report":
         failures = _train(args)
     from sb3_consistency.benchmark.report import write_report
 
-    if (args.folder / "runs.jsonl").exists() or (args.folder / "speed.jsonl").exists() or args.suite == "report":
+    if list(args.folder.glob("*.jsonl")) or args.suite == "report":
         print(f"Report: {write_report(args.folder).resolve()}")
     if failures:
         raise RuntimeError("Some runs failed; the same command runs them again.\n" + "\n".join(failures))

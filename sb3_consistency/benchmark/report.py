@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_consistency.benchmark.drawing import markdown, new_figure, save
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import PACKAGES, Records
+from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
-SPEED_REFERENCES = ("SAC", "DiffusionQL (T = 5)", "DiffusionQL (T = 50)", "DiffusionQL (T = 100)")
 SUITE_TITLES = {
     "offline": "Offline",
     "online": "Online from scratch",
@@ -24,7 +24,7 @@ SUITE_TITLES = {
 
 def write_report(folder: Path) -> Path:
     """
-    Write ``README.md`` with all tables, ``runs.csv`` and ``speed.csv``, and the plots, from the folder's records.
+    Write ``README.md`` with all tables, ``runs.csv``, ``speed.csv``, and the plots, from the folder's records.
 
     :param folder: folder of the benchmark run
     :return: path of the report
@@ -32,14 +32,18 @@ def write_report(folder: Path) -> Path:
     """
     import pandas as pd
 
-    runs, speed = (Records(folder, kind).read() for kind in ("runs", "speed"))
-    if not runs and not speed:
-        raise ValueError(f"folder: there are no benchmark records (runs.jsonl, speed.jsonl) in {folder.resolve()}.")
-    parts = ["# Benchmark", provenance_lines([*runs, *speed])]
+    runs, speed, scaling = (Records(folder, kind).read() for kind in ("runs", "speed", "scaling"))
+    if not runs and not speed and not scaling:
+        raise ValueError(
+            f"folder: there are no benchmark records (runs.jsonl, speed.jsonl, scaling.jsonl) in {folder.resolve()}."
+        )
+    parts = ["# Benchmark", provenance_lines([*runs, *speed, *scaling])]
     if speed:
         frame = pd.DataFrame(speed)
         frame.to_csv(folder / "speed.csv", index=False)
         parts += speed_sections(frame, folder)
+    if scaling:
+        parts += scaling_sections(scaling, folder)
     if runs:
         flat = pd.DataFrame([{k: v for k, v in run.items() if k != "curve"} for run in runs])
         flat.to_csv(folder / "runs.csv", index=False)
@@ -152,17 +156,6 @@ def score_table(runs: list[dict[str, Any]]) -> str:
     return markdown(rows)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """
-    :param rows: rows of a table, texts by column
-    :return: the table, without the columns that are empty
-    """
-    import pandas as pd
-
-    frame = pd.DataFrame(rows).fillna("")
-    return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
-
-
 def spread(values: Sequence[float]) -> str:
     """
     :param values: one value per seed
@@ -199,54 +192,6 @@ def time_table(runs: list[dict[str, Any]]) -> str:
             row[f"{phase}: ms per step"] = f"{1000 * np.mean(rates):.2f}" if rates else ""
         row["`predict`, one observation: us"] = f"{np.median([run['acting_us'] for run in group]):.0f}"
         row["threads"] = group[0]["threads"]
-        rows.append(row)
-    return markdown(rows)
-
-
-def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
-    """
-    :param frame: the records of the speed suite
-    :param folder: where the plots go
-    :return: Markdown: a table per device, number of threads and figure, with ratios
-    """
-    parts = ["## Speed"]
-    if (frame["load_percent"] > 20).any():
-        parts.append("**Measured on a loaded machine: these figures mean little.**")
-    parts.append("Ratios say how many times as fast as the reference a system is, in the same run.")
-    for (device, threads), every_run in frame.groupby(["device", "threads"], sort=False):
-        # ratios hold within a run only: of several, the last one counts
-        setting = every_run[every_run["run"] == every_run["run"].iloc[-1]]
-        place = f"{device}, {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
-        training = setting[setting["what"] == "gradient step"]
-        parts += [f"### Gradient steps, {place}", ratio_table(training, steps_per_second=True)]
-        acting = setting[setting["what"] != "gradient step"]
-        for (what, batch), group in acting.groupby(["what", "batch"], sort=False):
-            parts += [f"### Acting, {place}: {what}, batch {batch}", ratio_table(group)]
-        name = f"speed_{device}_{threads}.png"
-        save(folder / name, draw_speed(training, place))
-        parts.append(f"![gradient steps, {place}]({name})")
-    return parts
-
-
-def ratio_table(group: "pd.DataFrame", steps_per_second: bool = False) -> str:
-    """
-    :param group: figures of one kind
-    :param steps_per_second: show the rate and not the time
-    :return: Markdown table; systems that draw candidates are compared with references that don't
-    """
-    plain = group[~(group["candidates"] > 1)] if "candidates" in group else group
-    references = {name: plain.loc[plain["system"] == name, "median_us"] for name in SPEED_REFERENCES}
-    rows = []
-    for _, figure in group.iterrows():
-        row: dict[str, Any] = {"system": figure["system"]}
-        if figure.get("candidates", 0) > 1:
-            row["system"] += f", {figure['candidates']:.0f} candidates"
-        if steps_per_second:
-            row["steps/s"] = f"{1e6 / figure['median_us']:.1f}"
-        else:
-            row |= {"median us": f"{figure['median_us']:.0f}", "95 % us": f"{figure['p95_us']:.0f}"}
-        for name, reference in references.items():
-            row[f"x {name}"] = f"{reference.iloc[-1] / figure['median_us']:.2f}" if len(reference) else ""
         rows.append(row)
     return markdown(rows)
 
@@ -356,41 +301,3 @@ def draw_denoising(runs: list[dict[str, Any]]) -> "Figure":
         axis.legend()
     axes[1].set(yscale="log")
     return figure
-
-
-def draw_speed(training: "pd.DataFrame", place: str) -> "Figure":
-    """
-    :param training: gradient step figures of one setting
-    :param place: name of the setting
-    :return: rates relative to SAC
-    """
-    sac = training.loc[training["system"] == "SAC", "median_us"].iloc[-1]
-    figure, axis = new_figure(height=1.5 + 0.35 * len(training))
-    bars = axis.barh(training["system"], sac / training["median_us"])
-    axis.bar_label(bars, fmt="%.2f", padding=3)
-    axis.axvline(1, color="grey", linestyle="--")
-    axis.set(xlabel="gradient steps per second, relative to SAC", title=place)
-    axis.invert_yaxis()
-    return figure
-
-
-def new_figure(n_columns: int = 1, height: float = 5.5) -> tuple["Figure", Any]:
-    """
-    :param n_columns: number of panels
-    :param height: height in inches
-    :return: figure and its panel or panels; drawn without a display
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8 if n_columns == 1 else 12, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, n_columns)
-
-
-def save(path: Path, figure: "Figure") -> None:
-    """
-    :param path: PNG to write
-    :param figure: figure
-    """
-    figure.savefig(path, dpi=120)

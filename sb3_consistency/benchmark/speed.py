@@ -53,18 +53,23 @@ def systems() -> list[System]:
     """
     papers: dict[str, Any] = {"policy_kwargs": {"net_arch": WIDTHS, "layer_norm": False}}
     silu: dict[str, Any] = {"policy_kwargs": {**papers["policy_kwargs"], "activation_fn": nn.SiLU}}
+    # what a gradient step may be made of, the slowest first
+    variants: dict[str, dict[str, Any]] = {
+        "": papers,
+        ", SiLU": silu,
+        ", compiled": {**papers, "compile": True},
+        ", SiLU, compiled": {**silu, "compile": True},
+        ", compiled, bf16": {**papers, "compile": True, "precision": "bf16"},
+    }
     peers: dict[str, Any] = {"policy_kwargs": {"net_arch": WIDTHS}}
     return [
         System("SAC", "SAC", peers),
         System("TD3", "TD3", peers),
         System("ConsistencyBC", "ConsistencyBC", papers),
         System("DiffusionBC (T = 5)", "DiffusionBC", papers),
-        System("ConsistencyAC", "ConsistencyAC", papers),
-        System("ConsistencyAC, SiLU", "ConsistencyAC", silu),
-        System("CPQL", "CPQL", papers),
-        System("CPQL, SiLU", "CPQL", silu),
+        *(System(f"{algo}{what}", algo, options) for algo in ("ConsistencyAC", "CPQL") for what, options in variants.items()),
         *(System(f"DiffusionQL (T = {n})", "DiffusionQL", {**papers, "diffusion_steps": n}) for n in (5, 50, 100)),
-        System("DiffusionQL (T = 5), SiLU", "DiffusionQL", silu),
+        *(System(f"DiffusionQL (T = 5){what}", "DiffusionQL", options) for what, options in variants.items() if what),
         System("RACTD, student stage", "RACTD", {"teacher_steps": 0, "reward_steps": 0}),
     ]
 
@@ -123,7 +128,7 @@ def training_turn(model: Any, n_steps: int) -> float:
     """
     _wait_for(model)
     began = time.perf_counter()
-    model.train(n_steps, BATCH_SIZE)
+    model.train(n_steps, model.batch_size)
     _wait_for(model)
     return (time.perf_counter() - began) / n_steps
 
@@ -185,6 +190,21 @@ def busy() -> float:
     return float(psutil.cpu_percent(interval=1.0))
 
 
+def check_load(force: bool) -> float:
+    """
+    :param force: accept a loaded machine
+    :return: share of busy processor time, in percent
+    :raises RuntimeError: if the machine is loaded
+    """
+    load = busy()
+    if load > LOAD_LIMIT and not force:
+        raise RuntimeError(
+            f"The processors are {load:.0f} % busy (limit {LOAD_LIMIT:.0f} %): speeds measured now mean nothing. Stop the "
+            "other work, or measure all the same with --force (the report will say so)."
+        )
+    return load
+
+
 def measure(records: Records, rounds: int, quick: bool = False, force: bool = False) -> None:
     """
     Measure training and acting of every system, with one and with all threads, on the CPU and on CUDA if there is any.
@@ -195,12 +215,7 @@ def measure(records: Records, rounds: int, quick: bool = False, force: bool = Fa
     :param force: measure on a loaded machine, too
     :raises RuntimeError: if the machine is loaded
     """
-    load = busy()
-    if load > LOAD_LIMIT and not force:
-        raise RuntimeError(
-            f"The processors are {load:.0f} % busy (limit {LOAD_LIMIT:.0f} %): speeds measured now mean nothing. Stop the "
-            "other work, or measure all the same with --force (the report will say so)."
-        )
+    load = check_load(force)
     chosen = [s for s in systems() if not quick or s.options.get("diffusion_steps", 5) <= 5]
     settings = [("cpu", n) for n in dict.fromkeys((1, th.get_num_threads()))]
     settings += [("cuda", 1)] if th.cuda.is_available() else []
@@ -219,20 +234,22 @@ def measure(records: Records, rounds: int, quick: bool = False, force: bool = Fa
 
 def _training_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterator[dict[str, Any]]:
     n_steps = {}
-    for label, model in models.items():
-        training_turn(model, 3)  # warm up
+    for label, model in tqdm(models.items(), desc="warming up (compiling)", unit="system"):
+        training_turn(model, 3)
         n_steps[label] = max(1, min(64, round(turn / training_turn(model, 1))))
     seconds: dict[str, list[float]] = {label: [] for label in models}
     for _ in tqdm(range(rounds), desc="gradient steps", unit="round"):
         for label, model in models.items():
             seconds[label].append(training_turn(model, n_steps[label]))
     for label, values in seconds.items():
-        yield {"system": label, "what": "gradient step", "batch": BATCH_SIZE, **_summary(values)}
+        yield {"system": label, "what": "gradient step", "batch": BATCH_SIZE, **summary(values)}
 
 
 def _acting_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterator[dict[str, Any]]:
     calls: dict[tuple[Any, ...], tuple[Any, int | None, Callable[[], Any]]] = {}
-    for label, model in models.items():
+    # compilation and precision are of training alone
+    acting = {label: model for label, model in models.items() if not getattr(model, "compile", False)}
+    for label, model in acting.items():
         for through in ("predict", "sampler"):
             for batch in ACTING_BATCHES:
                 for n_candidates in candidate_counts(model):
@@ -246,10 +263,14 @@ def _acting_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterato
             if round_number > 0:  # the first round warms up
                 seconds[key] += timed_calls(model, call, max(1, min(100, round(turn / 4 / once))))
     for (label, through, batch, n_candidates), values in seconds.items():
-        yield {"system": label, "what": through, "batch": batch, "candidates": n_candidates, **_summary(values)}
+        yield {"system": label, "what": through, "batch": batch, "candidates": n_candidates, **summary(values)}
 
 
-def _summary(seconds: list[float]) -> dict[str, float]:
+def summary(seconds: list[float]) -> dict[str, float]:
+    """
+    :param seconds: times of one figure
+    :return: their median and 95th percentile in microseconds, and their number
+    """
     return {
         "median_us": 1e6 * statistics.median(seconds),
         "p95_us": 1e6 * float(np.percentile(seconds, 95)),

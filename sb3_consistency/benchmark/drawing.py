@@ -1,0 +1,40 @@
+"""Tables and figures, whatever is in them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """
+    :param rows: rows of a table, texts by column
+    :return: the table, without the columns that are empty
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(rows).fillna("")
+    return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
+
+
+def new_figure(n_columns: int = 1, height: float = 5.5) -> tuple["Figure", Any]:
+    """
+    :param n_columns: number of panels
+    :param height: height in inches
+    :return: figure and its panel or panels; drawn without a display
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8 if n_columns == 1 else 12, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, n_columns)
+
+
+def save(path: Path, figure: "Figure") -> None:
+    """
+    :param path: PNG to write
+    :param figure: figure
+    """
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,183 @@
+"""The scaling suite: step time against every size, and the memory that a large dataset takes."""
+
+import os
+import tempfile
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import torch as th
+from gymnasium import spaces
+from tqdm.auto import tqdm
+
+from sb3_consistency.benchmark.records import Records, provenance
+from sb3_consistency.benchmark.speed import (
+    System,
+    acting_call,
+    build,
+    check_load,
+    summary,
+    timed_calls,
+    training_turn,
+)
+from sb3_consistency.offline.wrappers import SpacesOnlyEnv
+
+# HalfCheetah's sizes
+MEMORY_SIZES = (17, 6)
+EPISODE_LENGTH = 1000
+DATASET = "sb3-consistency/random-v0"
+
+
+class Point(NamedTuple):
+    """
+    One figure of the suite.
+
+    :param axis: size that varies
+    :param value: the size
+    :param system: what to measure
+    """
+
+    axis: str
+    value: int
+    system: System
+
+
+def points(quick: bool = False) -> list[Point]:
+    """
+    :param quick: two sizes per axis only
+    :return: what to measure, one size varied at a time
+    """
+
+    def sizes(*values: int) -> tuple[int, ...]:
+        return values[:2] if quick else values
+
+    def system(algo: str, width: int = 256, policy_kwargs: dict[str, Any] | None = None, **options: Any) -> System:
+        return System(algo, algo, {**options, "policy_kwargs": {"net_arch": [width] * 3, **(policy_kwargs or {})}})
+
+    peers = ("SAC", "CPQL", "DiffusionQL")
+    return [
+        *(Point("batch size", n, system(a, batch_size=n)) for a in peers for n in sizes(64, 128, 256, 512, 1024, 2048, 4096)),
+        *(Point("width", n, system(a, width=n)) for a in peers for n in sizes(64, 128, 256, 512, 1024)),
+        *(Point("critics", n, system(a, policy_kwargs={"n_critics": n})) for a in peers for n in sizes(1, 2, 5, 10)),
+        *(Point("denoising steps", n, system("CPQL", sampling_steps=n)) for n in sizes(1, 2, 5, 10, 20)),
+        *(Point("denoising steps", n, system("DiffusionQL", diffusion_steps=n)) for n in sizes(1, 2, 5, 10, 20)),
+        *(Point("environments (predict)", n, system(a)) for a in peers for n in sizes(1, 4, 16, 64, 256)),
+    ]
+
+
+def measure_scaling(records: Records, rounds: int, quick: bool = False, force: bool = False) -> None:
+    """
+    Measure on one thread, so that the figures do not depend on the number of cores.
+
+    :param records: where to write the figures
+    :param rounds: measurements per figure
+    :param quick: two sizes per axis, and a dataset of a tenth of the size
+    :param force: measure on a loaded machine, too
+    :raises RuntimeError: if the machine is loaded
+    """
+    load = check_load(force)
+    common = {"run": datetime.now(UTC).isoformat(timespec="seconds"), "load_percent": load, "threads": 1, **provenance()}
+    before = th.get_num_threads()
+    th.set_num_threads(1)
+    try:
+        for point in tqdm(points(quick), desc="scaling", unit="figure"):
+            figure = {"axis": point.axis, "value": point.value, "system": point.system.label, **_time(point, rounds)}
+            records.append({**figure, **common})
+    finally:
+        th.set_num_threads(before)
+    records.append({"axis": "memory", **memory_figure(100_000 if quick else 1_000_000), **common})
+
+
+def _time(point: Point, rounds: int) -> dict[str, float]:
+    model = build(point.system, "cpu")
+    if point.axis.startswith("environments"):
+        call = acting_call(model, point.value, "predict")
+        timed_calls(model, call, 5)
+        return summary(timed_calls(model, call, 20 * rounds))
+    training_turn(model, 2)
+    return summary([training_turn(model, 3) for _ in range(rounds)])
+
+
+def memory_figure(n_transitions: int) -> dict[str, Any]:
+    """
+    Load a Minari dataset and train on it, in a process of its own.
+
+    :param n_transitions: number of transitions
+    :return: bytes of the replay buffer, peak of the bytes taken beyond those before loading, and seconds up to the end of the
+        first gradient step
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get("MINARI_DATASETS_PATH")
+        os.environ["MINARI_DATASETS_PATH"] = folder
+        try:
+            _write_dataset(n_transitions)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                return pool.submit(_load_and_train, n_transitions).result()
+        finally:
+            del os.environ["MINARI_DATASETS_PATH"]
+            if before is not None:
+                os.environ["MINARI_DATASETS_PATH"] = before
+
+
+def _write_dataset(n_transitions: int) -> None:
+    import minari
+    from minari.data_collector import EpisodeBuffer
+
+    env, rng = _random_env(), np.random.default_rng(0)
+    ends = np.arange(1, EPISODE_LENGTH + 1) == EPISODE_LENGTH
+    episodes = [
+        EpisodeBuffer(
+            observations=rng.standard_normal((EPISODE_LENGTH + 1, MEMORY_SIZES[0]), dtype=np.float32),
+            actions=rng.uniform(-1, 1, (EPISODE_LENGTH, MEMORY_SIZES[1])).astype(np.float32),
+            rewards=rng.standard_normal(EPISODE_LENGTH),
+            terminations=np.zeros(EPISODE_LENGTH, bool),
+            truncations=ends,
+            infos={},
+        )
+        for _ in tqdm(range(n_transitions // EPISODE_LENGTH), desc="recording random transitions", unit="episode")
+    ]
+    spaces_of = {"observation_space": env.observation_space, "action_space": env.action_space}
+    with warnings.catch_warnings():
+        # of authors and the like, which data that is deleted again does not need
+        warnings.simplefilter("ignore")
+        minari.create_dataset_from_buffers(DATASET, episodes, **spaces_of, description="random numbers")
+
+
+def _random_env() -> gym.Env:
+    n_obs, n_actions = MEMORY_SIZES
+    return SpacesOnlyEnv(spaces.Box(-np.inf, np.inf, (n_obs,), np.float32), spaces.Box(-1, 1, (n_actions,), np.float32))
+
+
+def _load_and_train(n_transitions: int) -> dict[str, Any]:
+    import resource
+
+    from sb3_consistency import CPQL
+
+    # libraries take what they take, however large the data is
+    small = CPQL("MlpPolicy", _random_env(), seed=0, device="cpu")
+    small.load_dataset(DATASET, episodes=slice(0, 2))
+    small.pretrain(200)
+    model = CPQL("MlpPolicy", _random_env(), seed=0, device="cpu", buffer_size=n_transitions)
+    before = psutil.Process().memory_info().rss
+    began = time.perf_counter()
+    model.load_dataset(DATASET)
+    model.pretrain(1)
+    seconds = time.perf_counter() - began
+    model.pretrain(200)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    buffer = model.replay_buffer
+    assert buffer is not None
+    names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+    arrays = [array for name in names if isinstance(array := getattr(buffer, name, None), np.ndarray)]
+    return {
+        "value": n_transitions,
+        "buffer_bytes": sum(array.nbytes for array in arrays),
+        "extra_bytes": peak - before,
+        "seconds": seconds,
+    }

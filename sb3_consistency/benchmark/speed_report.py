@@ -1,0 +1,130 @@
+"""Tables and plots of the speed and scaling suites."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sb3_consistency.benchmark.drawing import markdown, new_figure, save
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SPEED_REFERENCES = ("SAC", "DiffusionQL (T = 5)", "DiffusionQL (T = 50)", "DiffusionQL (T = 100)")
+
+
+def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
+    """
+    :param frame: the records of the speed suite
+    :param folder: where the plots go
+    :return: Markdown: a table per device, number of threads and figure, with ratios
+    """
+    parts = ["## Speed"]
+    if (frame["load_percent"] > 20).any():
+        parts.append("**Measured on a loaded machine: these figures mean little.**")
+    parts.append("Ratios say how many times as fast as the reference a system is, in the same run.")
+    for (device, threads), every_run in frame.groupby(["device", "threads"], sort=False):
+        # ratios hold within a run only: of several, the last one counts
+        setting = every_run[every_run["run"] == every_run["run"].iloc[-1]]
+        place = f"{device}, {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
+        training = setting[setting["what"] == "gradient step"]
+        parts += [f"### Gradient steps, {place}", ratio_table(training, steps_per_second=True)]
+        acting = setting[setting["what"] != "gradient step"]
+        for (what, batch), group in acting.groupby(["what", "batch"], sort=False):
+            parts += [f"### Acting, {place}: {what}, batch {batch}", ratio_table(group)]
+        name = f"speed_{device}_{threads}.png"
+        save(folder / name, draw_speed(training, place))
+        parts.append(f"![gradient steps, {place}]({name})")
+    return parts
+
+
+def ratio_table(group: "pd.DataFrame", steps_per_second: bool = False) -> str:
+    """
+    :param group: figures of one kind
+    :param steps_per_second: show the rate and not the time
+    :return: Markdown table; systems that draw candidates are compared with references that don't
+    """
+    plain = group[~(group["candidates"] > 1)] if "candidates" in group else group
+    references = {name: plain.loc[plain["system"] == name, "median_us"] for name in SPEED_REFERENCES}
+    rows = []
+    for _, figure in group.iterrows():
+        row: dict[str, Any] = {"system": figure["system"]}
+        if figure.get("candidates", 0) > 1:
+            row["system"] += f", {figure['candidates']:.0f} candidates"
+        if steps_per_second:
+            row["steps/s"] = f"{1e6 / figure['median_us']:.1f}"
+        else:
+            row |= {"median us": f"{figure['median_us']:.0f}", "95 % us": f"{figure['p95_us']:.0f}"}
+        for name, reference in references.items():
+            row[f"x {name}"] = f"{reference.iloc[-1] / figure['median_us']:.2f}" if len(reference) else ""
+        rows.append(row)
+    return markdown(rows)
+
+
+def draw_speed(training: "pd.DataFrame", place: str) -> "Figure":
+    """
+    :param training: gradient step figures of one setting
+    :param place: name of the setting
+    :return: rates relative to SAC
+    """
+    sac = training.loc[training["system"] == "SAC", "median_us"].iloc[-1]
+    figure, axis = new_figure(height=1.5 + 0.35 * len(training))
+    bars = axis.barh(training["system"], sac / training["median_us"])
+    axis.bar_label(bars, fmt="%.2f", padding=3)
+    axis.axvline(1, color="grey", linestyle="--")
+    axis.set(xlabel="gradient steps per second, relative to SAC", title=place)
+    axis.invert_yaxis()
+    return figure
+
+
+def scaling_sections(records: list[dict[str, Any]], folder: Path) -> list[str]:
+    """
+    :param records: the records of the scaling suite, of one or several runs; the last run counts
+    :param folder: where the plot goes
+    :return: Markdown: step time against every size, and the memory that a large dataset takes
+    """
+    last = [record for record in records if record["run"] == records[-1]["run"]]
+    steps = [record for record in last if record["axis"] != "memory"]
+    parts = ["## Scaling"]
+    if any(record["load_percent"] > 20 for record in last):
+        parts.append("**Measured on a loaded machine: these figures mean little.**")
+    for axis in dict.fromkeys(record["axis"] for record in steps):
+        chosen = [record for record in steps if record["axis"] == axis]
+        rows = []
+        for system in dict.fromkeys(record["system"] for record in chosen):
+            times = {f"{r['value']:g}": f"{r['median_us'] / 1000:.3g}" for r in chosen if r["system"] == system}
+            rows.append({"system": system, **times})
+        parts += [f"### Milliseconds against {axis}, {chosen[0]['threads']} thread", markdown(rows)]
+    if steps:
+        save(folder / "scaling.png", draw_scaling(steps))
+        parts.append("![scaling](scaling.png)")
+    memory = [record for record in last if record["axis"] == "memory"]
+    if memory:
+        parts += ["### An offline dataset", markdown([_memory_row(record) for record in memory])]
+    return parts
+
+
+def _memory_row(record: dict[str, Any]) -> dict[str, str]:
+    return {
+        "transitions": f"{record['value']:,}",
+        "replay buffer: MB": f"{record['buffer_bytes'] / 1e6:.0f}",
+        "peak while loading and training: MB more than before": f"{record['extra_bytes'] / 1e6:.0f}",
+        "ratio": f"{record['extra_bytes'] / record['buffer_bytes']:.2f}",
+        "loading and first gradient step: s": f"{record['seconds']:.1f}",
+    }
+
+
+def draw_scaling(records: list[dict[str, Any]]) -> "Figure":
+    """
+    :param records: step times of one run
+    :return: a panel per axis, time against size, both logarithmic
+    """
+    axes = list(dict.fromkeys(record["axis"] for record in records))
+    figure, panels = new_figure(n_columns=len(axes), height=4.0)
+    for axis, panel in zip(axes, panels if len(axes) > 1 else [panels], strict=True):
+        chosen = [record for record in records if record["axis"] == axis]
+        for system in dict.fromkeys(record["system"] for record in chosen):
+            points = [(r["value"], r["median_us"] / 1000) for r in chosen if r["system"] == system]
+            panel.loglog(*zip(*points, strict=True), marker="o", label=system)
+        panel.set(xlabel=axis, ylabel="ms", title=axis)
+        panel.legend(fontsize="small")
+    return figure
