@@ -10,25 +10,44 @@ if TYPE_CHECKING:
     from sb3_consistency.algorithms.diffusion_bc import DiffusionBC
     from sb3_consistency.algorithms.diffusion_ql import DiffusionQL
     from sb3_consistency.algorithms.ractd import RACTD
+    from sb3_consistency.common.checkpoint import CheckpointError
+    from sb3_consistency.common.env_state import CapturableEnv
+    from sb3_consistency.common.resume import ResumableCheckpointCallback, load_latest
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "CPQL": "cpql",
-    "RACTD": "ractd",
-    "ConsistencyAC": "consistency_ac",
-    "ConsistencyBC": "consistency_bc",
-    "DiffusionBC": "diffusion_bc",
-    "DiffusionQL": "diffusion_ql",
+    "CPQL": "algorithms.cpql",
+    "RACTD": "algorithms.ractd",
+    "CapturableEnv": "common.env_state",
+    "CheckpointError": "common.checkpoint",
+    "ConsistencyAC": "algorithms.consistency_ac",
+    "ConsistencyBC": "algorithms.consistency_bc",
+    "DiffusionBC": "algorithms.diffusion_bc",
+    "DiffusionQL": "algorithms.diffusion_ql",
+    "ResumableCheckpointCallback": "common.resume",
+    "load_latest": "common.resume",
 }
 
-__all__ = ["CPQL", "RACTD", "ConsistencyAC", "ConsistencyBC", "DiffusionBC", "DiffusionQL", "__version__"]
+__all__ = [
+    "CPQL",
+    "RACTD",
+    "CapturableEnv",
+    "CheckpointError",
+    "ConsistencyAC",
+    "ConsistencyBC",
+    "DiffusionBC",
+    "DiffusionQL",
+    "ResumableCheckpointCallback",
+    "__version__",
+    "load_latest",
+]
 
 
 def __getattr__(name: str) -> Any:
     # on first use: importing the package alone, for its version say, must not import PyTorch
     if name in _MODULES:
-        return getattr(import_module(f"sb3_consistency.algorithms.{_MODULES[name]}"), name)
+        return getattr(import_module(f"sb3_consistency.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'sb3_consistency' has no attribute {name!r}")
 
 
