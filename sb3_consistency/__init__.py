@@ -17,16 +17,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "CPQL": "algorithms.cpql",
-    "RACTD": "algorithms.ractd",
-    "CapturableEnv": "common.env_state",
-    "CheckpointError": "common.checkpoint",
-    "ConsistencyAC": "algorithms.consistency_ac",
-    "ConsistencyBC": "algorithms.consistency_bc",
-    "DiffusionBC": "algorithms.diffusion_bc",
-    "DiffusionQL": "algorithms.diffusion_ql",
-    "ResumableCheckpointCallback": "common.resume",
-    "load_latest": "common.resume",
+    "CPQL": "cpql",
+    "RACTD": "ractd",
+    "ConsistencyAC": "consistency_ac",
+    "ConsistencyBC": "consistency_bc",
+    "DiffusionBC": "diffusion_bc",
+    "DiffusionQL": "diffusion_ql",
+}
+# what is no algorithm
+_TOOLS = {
+    "CapturableEnv": "env_state",
+    "CheckpointError": "checkpoint",
+    "ResumableCheckpointCallback": "resume",
+    "load_latest": "resume",
 }
 
 __all__ = [
@@ -47,7 +50,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # on first use: importing the package alone, for its version say, must not import PyTorch
     if name in _MODULES:
-        return getattr(import_module(f"sb3_consistency.{_MODULES[name]}"), name)
+        return getattr(import_module(f"sb3_consistency.algorithms.{_MODULES[name]}"), name)
+    if name in _TOOLS:
+        return getattr(import_module(f"sb3_consistency.common.{_TOOLS[name]}"), name)
     raise AttributeError(f"module 'sb3_consistency' has no attribute {name!r}")
 
 

@@ -68,6 +68,11 @@ class ResumableTraining(TrainingLoop):
         model.last_checkpoint = checkpoint.path
         return model
 
+    @property
+    def interrupted_phase(self) -> str | None:
+        """Phase that :meth:`resume` continues: "offline", "online", or None if there is no interrupted run."""
+        return None if self._resume_point is None else str(self._resume_point["phase"])
+
     def resume(self, callback: MaybeCallback = None, progress_bar: bool = False) -> "Self":
         """
         Continue the call of :meth:`learn` or :meth:`pretrain` that was interrupted, with its arguments, to its end.
@@ -84,7 +89,7 @@ class ResumableTraining(TrainingLoop):
         if self.env is None and (point["phase"] == "online" or normalised):
             raise ValueError("env: the interrupted run had an environment; pass one made like it to load_latest(env=...).")
         method, arguments = call
-        self._continued_phase = point["phase"]
+        self._continued_phase = self.interrupted_phase
         try:
             getattr(self, method)(callback=callback, progress_bar=progress_bar, **arguments)
         finally:
