@@ -133,6 +133,9 @@ class ResumableTraining(TrainingLoop):
         return self._total_timesteps, self._init_callback(callback, progress_bar)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if self._continued_phase is None:
+            # a new run: the interrupted one is given up
+            self._resume_point = None
         self._root_callback = super()._init_callback(callback, progress_bar)
         return self._root_callback
 
@@ -186,7 +189,7 @@ class ResumableCheckpointCallback(BaseCallback):
     :param save_freq: timesteps between two (environment steps of all environments together; offline gradient steps)
     :param keep: checkpoints to keep; there must be room on the disk for one more
     :param verbose: 1 to print what is written
-    :raises ValueError: if ``save_freq`` or ``keep`` is less than 1
+    :raises ValueError: if ``save_freq`` or ``keep`` is less than 1, or it is inside an ``EventCallback``
     """
 
     def __init__(self, folder: str | os.PathLike[str], save_freq: int, keep: int = 2, verbose: int = 0) -> None:
@@ -202,6 +205,9 @@ class ResumableCheckpointCallback(BaseCallback):
     def _init_callback(self) -> None:
         if not isinstance(self.model, ResumableTraining):
             raise TypeError(f"ResumableCheckpointCallback: {type(self.model).__name__} can't resume; use CheckpointCallback.")
+        if self.parent is not None:
+            # such callbacks hand on steps only
+            raise ValueError(f"ResumableCheckpointCallback: give it to learn() itself, not to {type(self.parent).__name__}.")
         checkpoints = list_checkpoints(self.folder)
         if checkpoints and self._run_of(checkpoints[-1]) != self.model._run_id:
             warnings.warn(

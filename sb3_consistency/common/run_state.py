@@ -92,7 +92,7 @@ def restore_buffer(model: Any, state: dict[str, Any]) -> ReplayBuffer:
     if type(buffer).__name__ != state["class"]:
         raise CheckpointError(f"replay_buffer_class: the checkpoint has a {state['class']}, got {type(buffer).__name__}.")
     for name, value in content.items():
-        if name not in BUFFER_ROWS:
+        if name not in BUFFER_ROWS or rows == buffer.buffer_size:
             setattr(buffer, name, value)
         elif isinstance(value, dict):
             for key, array in value.items():
@@ -189,9 +189,7 @@ def save_checkpoint(model: Any, folder: Path, keep: int) -> Path:
         "spaces_of_env": model.env is not None and model.action_space is model.env.action_space,
         "elapsed": time.time_ns() - int(model.start_time),
         "callbacks": callback_states(model._root_callback),
-        "attributes": {
-            name: getattr(model, name) for name in ("_segments", "_replay_is_offline", "_constructor_dataset_loaded")
-        },
+        "attributes": {name: getattr(model, name) for name in OFFLINE_ATTRIBUTES},
     }
     writers: dict[str, Writer] = {"model.zip": lambda file: _write_model(model, file), "state.pkl": _pickled(state)}
     if model.replay_buffer is not None and not model._replay_is_offline:
