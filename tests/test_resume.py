@@ -34,6 +34,7 @@ from sb3_consistency import (
     ResumableCheckpointCallback,
     load_latest,
 )
+from sb3_consistency.common.training import DivergenceError
 from tests.conftest import VectorEnv, make_arrays
 
 # few candidates to act by, for speed
@@ -116,17 +117,17 @@ def offline_model(cls, **kwargs):
 
 
 def pretrain(model, callback):
-    model.pretrain(200, callback=callback, log_interval=50)
+    model.pretrain(140, callback=callback, log_interval=50)
 
 
 @pytest.mark.parametrize("cls", [CPQL, ConsistencyBC])
 def test_offline(cls, tmp_path):
-    check(tmp_path, offline_model(cls, cosine_lr_decay=True), pretrain, [70, 128, 200])
+    check(tmp_path, offline_model(cls, cosine_lr_decay=True), pretrain, [70, 140])
 
 
 @pytest.mark.parametrize("cls", [ConsistencyAC, DiffusionQL])
 def test_other_algorithms_offline(cls, tmp_path):
-    check(tmp_path, offline_model(cls), pretrain, [150])
+    check(tmp_path, offline_model(cls), pretrain, [135])
 
 
 def test_offline_learn_with_weighted_datasets_and_a_schedule(tmp_path):
@@ -135,24 +136,24 @@ def test_offline_learn_with_weighted_datasets_and_a_schedule(tmp_path):
         model.load_dataset([make_arrays(action_dim=2), make_arrays(action_dim=2, seed=1)], weights=[1, 3])
         return model
 
-    check(tmp_path, make, pretrain, [190])
+    check(tmp_path, make, pretrain, [135])
 
 
 def test_the_second_call_is_continued_with_its_own_schedule(tmp_path):
     def run(model, callback):
         if model._n_updates == 0:
-            model.pretrain(100)
-        model.pretrain(200, callback=callback)
+            model.pretrain(70)
+        model.pretrain(140, callback=callback)
 
-    model = check(tmp_path, offline_model(CPQL, cosine_lr_decay=True), run, [290])
-    assert model._n_updates == 300
+    model = check(tmp_path, offline_model(CPQL, cosine_lr_decay=True), run, [205])
+    assert model._n_updates == 210
 
 
 def test_every_stage_of_ractd(tmp_path, monkeypatch):
-    make = offline_model(RACTD, horizon=4, teacher_steps=100, reward_steps=70, warmup_steps=10)
+    make = offline_model(RACTD, horizon=4, teacher_steps=70, reward_steps=65, warmup_steps=10)
 
     def run(model, callback):
-        model.learn(300, callback=callback)
+        model.learn(200, callback=callback)
 
     stages = []
     load = RACTD._load_checkpoint.__func__
@@ -163,7 +164,7 @@ def test_every_stage_of_ractd(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(RACTD, "_load_checkpoint", classmethod(noting))
-    check(tmp_path, make, run, [90, 140, 290])
+    check(tmp_path, make, run, [69, 134, 199])
     assert stages == ["teacher", "reward", "student"]
 
 
@@ -644,6 +645,19 @@ def test_a_stopped_run_is_not_saved_in_the_middle_of_a_rollout(tmp_path):
     learn(online_model(train_freq=7)(VectorEnv()), [ResumableCheckpointCallback(tmp_path, 20), Stop()])
     scramble()
     assert_equal(state_of(load_latest(tmp_path, env=VectorEnv()).resume()), reference)
+
+
+def test_divergence_names_the_checkpoint(tmp_path):
+    class Infinite(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 70:
+                self.model.replay_buffer.rewards.fill(np.inf)
+            return True
+
+    model = offline_model(CPQL)(None)
+    with pytest.raises(DivergenceError, match=r"The last checkpoint is .*checkpoint-000002"):
+        model.pretrain(300, callback=[ResumableCheckpointCallback(tmp_path, 20), Infinite()])
+    assert np.isfinite(load_latest(tmp_path).replay_buffer.rewards).all()
 
 
 def test_callbacks_count_on(tmp_path):

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 class ResumableTraining(TrainingLoop):
     """Adds :meth:`load_latest` and :meth:`resume`; a :class:`ResumableCheckpointCallback` writes what they read."""
 
-    #: the newest checkpoint that this model's run wrote or was loaded from
-    last_checkpoint: Path | None = None
     _run_id: str | None = None
     _resume_point: dict[str, Any] | None = None
     _root_callback: BaseCallback | None = None
@@ -65,7 +63,7 @@ class ResumableTraining(TrainingLoop):
         model: Any = cls.load(path, env=env, device=device, force_reset=False, **kwargs)
         _warn_of_differences(checkpoint.manifest["environment"], environment_facts(model))
         model._resume_point = restore_run(model, checkpoint)
-        model.last_checkpoint = checkpoint.path
+        model.last_checkpoint = str(checkpoint.path)
         return model
 
     @property
@@ -247,7 +245,7 @@ class ResumableCheckpointCallback(BaseCallback):
         model: Any = self.model
         self._saved_at = model.num_timesteps
         try:
-            model.last_checkpoint = save_checkpoint(model, self.folder, self.keep)
+            model.last_checkpoint = str(save_checkpoint(model, self.folder, self.keep))
         except OSError as error:
             last = (
                 "there is none yet" if model.last_checkpoint is None else f"the last one, {model.last_checkpoint}, is intact"
