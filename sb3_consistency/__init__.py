@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from sb3_consistency.algorithms.diffusion_bc import DiffusionBC
     from sb3_consistency.algorithms.diffusion_ql import DiffusionQL
     from sb3_consistency.algorithms.ractd import RACTD
+    from sb3_consistency.common.checkpoint import CheckpointError
+    from sb3_consistency.common.env_state import CapturableEnv
+    from sb3_consistency.common.resume import ResumableCheckpointCallback, load_latest
 
 __version__ = "0.1.0"
 
@@ -21,14 +24,35 @@ _MODULES = {
     "DiffusionBC": "diffusion_bc",
     "DiffusionQL": "diffusion_ql",
 }
+# what is no algorithm
+_TOOLS = {
+    "CapturableEnv": "env_state",
+    "CheckpointError": "checkpoint",
+    "ResumableCheckpointCallback": "resume",
+    "load_latest": "resume",
+}
 
-__all__ = ["CPQL", "RACTD", "ConsistencyAC", "ConsistencyBC", "DiffusionBC", "DiffusionQL", "__version__"]
+__all__ = [
+    "CPQL",
+    "RACTD",
+    "CapturableEnv",
+    "CheckpointError",
+    "ConsistencyAC",
+    "ConsistencyBC",
+    "DiffusionBC",
+    "DiffusionQL",
+    "ResumableCheckpointCallback",
+    "__version__",
+    "load_latest",
+]
 
 
 def __getattr__(name: str) -> Any:
     # on first use: importing the package alone, for its version say, must not import PyTorch
     if name in _MODULES:
         return getattr(import_module(f"sb3_consistency.algorithms.{_MODULES[name]}"), name)
+    if name in _TOOLS:
+        return getattr(import_module(f"sb3_consistency.common.{_TOOLS[name]}"), name)
     raise AttributeError(f"module 'sb3_consistency' has no attribute {name!r}")
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 import yaml
 
 import sb3_consistency
@@ -25,6 +26,7 @@ from sb3_consistency.zoo import register
 from sb3_consistency.zoo.datasets import dataset_key
 from sb3_consistency.zoo.registry import algorithm_names, canonical, default_config, zoo_class
 from sb3_consistency.zoo.schedules import LinearStepSchedule
+from tests.test_resume import KilledError
 
 pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="rl-zoo3 is not installed")
 ROOT = Path(__file__).parents[1]
@@ -390,6 +392,27 @@ def test_offline_then_online(minari, tmp_path):
         -1,
     )
     assert load("cpql", tmp_path / "cpql/Pendulum-v1_2/Pendulum-v1.zip")._n_updates == 50
+
+
+@pytest.mark.parametrize(("kill_at", "online"), [(70, False), (35, True)])
+def test_a_killed_run_continues_from_its_checkpoints(kill_at, online, minari, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    section = {"policy_kwargs": "dict(net_arch=[8])", "batch_size": 8, "n_candidates": 2, "normalize": True}
+    save = {"sb3_consistency.ResumableCheckpointCallback": {"folder": str(checkpoints), "save_freq": 10}}
+    kill = {"tests.test_resume.Kill": {"at": kill_at, "online": online}}
+    for name, callbacks in {"whole": [], "save": [save], "killed": [save, kill]}.items():
+        (tmp_path / f"{name}.yml").write_text(yaml.dump({"default": {**section, "callback": callbacks}}))
+    command = ["train", "--algo", "cpql", "--dataset", DATASET, "--pretrain-steps", 150, "-n", 40, "-f", tmp_path]
+    command += ["--eval-freq", 10, "--eval-episodes", 1, "--seed", 1, "--env-kwargs", "max_episode_steps:20"]
+    zoo(*command, "-conf", tmp_path / "whole.yml")
+    with pytest.raises(KilledError):
+        zoo(*command, "-conf", tmp_path / "killed.yml")
+    zoo(*command, "-conf", tmp_path / "save.yml", "-i", checkpoints)
+    whole, continued = (load("cpql", tmp_path / f"cpql/Pendulum-v1_{i}/Pendulum-v1.zip") for i in (1, 3))
+    assert continued.num_timesteps == 40 and continued._n_updates == 190
+    for name, weights in whole.get_parameters()["policy"].items():
+        assert th.equal(weights, continued.get_parameters()["policy"][name]), name
+    zoo(*command, "-i", tmp_path / "cpql", status=1)
 
 
 def test_dataset_through_keys(minari, tmp_path):

@@ -18,11 +18,11 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_consistency.common.acceleration import check_precision
 from sb3_consistency.common.arguments import ON_DIVERGENCE, check_action_space, check_range, reject_unknown
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
+from sb3_consistency.common.resume import ResumableTraining
 from sb3_consistency.common.score_logger import ScoreLogger
-from sb3_consistency.common.training import TrainingLoop
 
 
-class GenerativeAlgorithm(TrainingLoop):
+class GenerativeAlgorithm(ResumableTraining):
     """
     Base of the generative algorithms. See :class:`~sb3_consistency.common.arguments.SharedArguments`.
 
@@ -204,10 +204,14 @@ class GenerativeAlgorithm(TrainingLoop):
         :raises ValueError: if there is no environment to collect experience in
         """
         name = tb_log_name or type(self).__name__
-        self._restore_online_timesteps()
+        arguments = {"total_timesteps": total_timesteps, "log_interval": log_interval, "tb_log_name": tb_log_name}
+        self._call = ("learn", {**arguments, "reset_num_timesteps": reset_num_timesteps})
+        continued = self._continued_phase
+        if continued is None:
+            self._restore_online_timesteps()
         self._load_constructor_dataset()
         if self.offline_only:
-            self.num_timesteps = 0 if reset_num_timesteps else self.num_timesteps
+            self.num_timesteps = 0 if reset_num_timesteps and continued is None else self.num_timesteps
             self._learn_offline(total_timesteps, callback, log_interval or 1000, name, reset_num_timesteps, progress_bar)
             return self
         if self.env is None and total_timesteps > 0:
@@ -216,7 +220,8 @@ class GenerativeAlgorithm(TrainingLoop):
             self._pretrain_end = self._n_updates + self.pretrain_steps
         # a model loaded from a checkpoint of its pretraining takes the steps that are left
         remaining = (self._pretrain_end or 0) - self._n_updates
-        if remaining > 0 and not self._pretrain(remaining, callback, 1000, f"{name}_pretrain", progress_bar):
+        pretraining = remaining > 0 or continued == "offline"
+        if pretraining and not self._pretrain(remaining, callback, 1000, f"{name}_pretrain", progress_bar):
             return self
         if self.env is None or (total_timesteps == 0 and self._was_pretrained):
             return self

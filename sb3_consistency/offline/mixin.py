@@ -33,6 +33,12 @@ class OfflinePretrainingMixin(DatasetMixin):
     and ``_check_divergence``.
     """
 
+    # name and arguments of the latest call of learn() or pretrain(): what a resumed run continues
+    _call: tuple[str, dict[str, Any]] | None = None
+    # phase ("offline", "online") of that call that is about to be continued, if one is
+    _continued_phase: str | None = None
+    _counts_before_pretraining = (0, 0)
+
     def pretrain(
         self,
         gradient_steps: int,
@@ -44,7 +50,8 @@ class OfflinePretrainingMixin(DatasetMixin):
         """
         Train on the loaded dataset without touching an environment.
 
-        SB3 callbacks work as in :meth:`learn`: ``on_step`` is called once per gradient step. Inside,
+        SB3 callbacks work as in :meth:`learn`: ``on_step`` is called once per gradient step, ``on_rollout_start`` and
+        ``on_rollout_end`` around every chunk of 64, whose batches are drawn together. Inside,
         ``num_timesteps`` counts the model's gradient steps, so that checkpoints and TensorBoard points get
         names of their own; it is restored at the end.
 
@@ -56,6 +63,8 @@ class OfflinePretrainingMixin(DatasetMixin):
         :return: the model
         :raises DatasetError: if no dataset was loaded
         """
+        arguments = {"gradient_steps": gradient_steps, "log_interval": log_interval, "tb_log_name": tb_log_name}
+        self._call = ("pretrain", arguments)
         self._pretrain(gradient_steps, callback, log_interval, tb_log_name, progress_bar)
         return self
 
@@ -68,15 +77,16 @@ class OfflinePretrainingMixin(DatasetMixin):
         progress_bar: bool,
     ) -> bool:
         self._load_constructor_dataset()
-        saved = self._total_timesteps, self._num_timesteps_at_start
-        # saved with checkpoints: a model loaded from one knows its environment steps again
-        self._online_timesteps = self.num_timesteps
-        self.num_timesteps = self._n_updates
+        if self._continued_phase is None:
+            self._counts_before_pretraining = self._total_timesteps, self._num_timesteps_at_start
+            # saved with checkpoints: a model loaded from one knows its environment steps again
+            self._online_timesteps = self.num_timesteps
+            self.num_timesteps = self._n_updates
         name = tb_log_name or f"{type(self).__name__}_pretrain"
         try:
             return self._learn_offline(gradient_steps, callback, log_interval, name, self._n_updates == 0, progress_bar)
         finally:
-            self._total_timesteps, self._num_timesteps_at_start = saved
+            self._total_timesteps, self._num_timesteps_at_start = self._counts_before_pretraining
             self._restore_online_timesteps()
             self._current_progress_remaining = 1.0
 
@@ -113,43 +123,47 @@ class OfflinePretrainingMixin(DatasetMixin):
                 "'mujoco/hopper/medium-v0', arrays, or a replay buffer)."
             )
         self.start_time = time.time_ns()
-        self._num_timesteps_at_start = self.num_timesteps
-        self._total_timesteps = self.num_timesteps + gradient_steps
-        if self._curriculum_end is None and gradient_steps > 0:
-            self._curriculum_end = self._n_updates + gradient_steps
+        if self._continued_phase is None:
+            self._num_timesteps_at_start = self.num_timesteps
+            self._total_timesteps = self.num_timesteps + gradient_steps
+            if self._curriculum_end is None and gradient_steps > 0:
+                self._curriculum_end = self._n_updates + gradient_steps
+        done, total = (n - self._num_timesteps_at_start for n in (self.num_timesteps, self._total_timesteps))
         if not self._custom_logger:
+            new_tb_run = new_tb_run and self._continued_phase is None
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, new_tb_run)
         self._was_pretrained = self._in_offline_phase = True
         try:
             callback = self._init_callback(callback)
             callback.on_training_start({"self": self, "total_timesteps": self._total_timesteps}, globals())
-            with tqdm(total=gradient_steps, desc="Pretraining", unit="step", disable=not progress_bar) as bar:
-                completed = self._offline_steps(gradient_steps, callback, log_interval, bar)
+            with tqdm(initial=done, total=total, desc="Pretraining", unit="step", disable=not progress_bar) as bar:
+                completed = self._offline_steps(callback, log_interval, bar)
             callback.on_training_end()
         finally:
             self._in_offline_phase = False
         return completed
 
-    def _offline_steps(self, gradient_steps: int, callback: BaseCallback, log_interval: int, bar: Any) -> bool:
+    def _offline_steps(self, callback: BaseCallback, log_interval: int, bar: Any) -> bool:
         metrics: list[TensorDict] = []
-        first = self.num_timesteps
+        first, end = self._num_timesteps_at_start, self._total_timesteps
         # SB3 counts the progress of a continued learn() from the first of its timesteps; pretrain() counts its own steps
         origin = first if self._online_timesteps is not None else 0
-        for batch in self._batches(gradient_steps, self.batch_size):
-            done = self.num_timesteps - first
-            if done % CHUNK == 0:
-                self._check_divergence()
-                self._current_progress_remaining = 1.0 - (self.num_timesteps - origin) / (self._total_timesteps - origin)
-                self._update_learning_rates()
-            metrics.append(self._gradient_step(batch))
-            self.num_timesteps += 1
-            bar.update()
-            if (done + 1) % log_interval == 0 or done + 1 == gradient_steps:
-                self._dump_offline_logs(metrics)
-                metrics.clear()
-            callback.update_locals({"self": self, "batch": batch})
-            if not callback.on_step():
-                return False
+        while self.num_timesteps < end:
+            self._check_divergence()
+            callback.on_rollout_start()
+            self._current_progress_remaining = 1.0 - (self.num_timesteps - origin) / (end - origin)
+            self._update_learning_rates()
+            for batch in self._batches(min(CHUNK, end - self.num_timesteps), self.batch_size):
+                metrics.append(self._gradient_step(batch))
+                self.num_timesteps += 1
+                bar.update()
+                if (self.num_timesteps - first) % log_interval == 0 or self.num_timesteps == end:
+                    self._dump_offline_logs(metrics)
+                    metrics.clear()
+                callback.update_locals({"self": self, "batch": batch})
+                if not callback.on_step():
+                    return False
+            callback.on_rollout_end()
         return True
 
     def _dump_offline_logs(self, metrics: list[TensorDict]) -> None:

@@ -206,7 +206,7 @@ def find_algorithm(name: str) -> type[Any]:
     known = {
         key.lower(): (package, key)
         for package in (stable_baselines3, sb3_contrib, sb3_consistency)
-        for key in (package.__all__ if package is sb3_consistency else vars(package))
+        for key in (package._MODULES if package is sb3_consistency else vars(package))
         if key[:1].isupper() and key != "HerReplayBuffer"
     }
     if name.lower().replace("_", "") not in known:

@@ -15,6 +15,7 @@ from rl_zoo3.utils import SimpleLinearSchedule, get_callback_list
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_consistency.common.checkpoint import MANIFEST, verify
 from sb3_consistency.offline.datasets import fitting_policy
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
 from sb3_consistency.zoo.registry import algorithm_names, canonical, default_config
@@ -167,6 +168,12 @@ class GenerativeExperimentManager(ExperimentManager):
         if canonical(self.algo) in algorithm_names():
             # not the small one for acting
             hyperparams.setdefault("buffer_size", None)
+            folder = Path(self.trained_agent).parent
+            if (folder / MANIFEST).is_file():
+                # of an interrupted run, which goes on with its own hyperparameters
+                options = {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose, "buffer_size": None}
+                algorithm: Any = ALGOS[self.algo]
+                return algorithm._load_checkpoint(verify(folder), env, self.device, **options)
         return super()._load_pretrained_agent(hyperparams, env)
 
     def learn(self, model: BaseAlgorithm) -> None:
@@ -175,17 +182,18 @@ class GenerativeExperimentManager(ExperimentManager):
 
         :param model: an initialised model
         """
-        pretrain_first = self.n_timesteps > 0 and not self._offline_only and not getattr(model, "is_pretrained", True)
+        left = not getattr(model, "is_pretrained", True) or getattr(model, "interrupted_phase", None) == "offline"
+        pretrain_first = self.n_timesteps > 0 and not self._offline_only and left
         if pretrain_first and not self._finish_pretraining(model):
             model.env.close()  # type: ignore[union-attr]
             return
-        super().learn(model)
+        super().learn(_learner(model))
 
     def _finish_pretraining(self, model: Any) -> bool:
         """Take the offline phase; False if a callback or the user stopped it."""
         callbacks = self._pretrain_callbacks()
         try:
-            model.learn(0, callback=callbacks)
+            _learner(model).learn(0, callback=callbacks)
         except KeyboardInterrupt:
             for callback in callbacks[:1]:  # the progress bar
                 callback.on_training_end()
@@ -222,6 +230,22 @@ class GenerativeExperimentManager(ExperimentManager):
             super().hyperparameters_optimization()
         finally:
             rl_zoo3.exp_manager.TrialEvalCallback = original  # type: ignore[misc]
+
+
+class _Continued:
+    """Stands in for a model from a checkpoint: its ``learn`` continues the call that was interrupted."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.env = model.env
+
+    def learn(self, total_timesteps: int, callback: Any = None, **kwargs: Any) -> None:
+        print(f"Continuing the {self.model.interrupted_phase} phase of {self.model.last_checkpoint}")
+        self.model.resume(callback)
+
+
+def _learner(model: Any) -> Any:
+    return model if getattr(model, "interrupted_phase", None) is None else _Continued(model)
 
 
 def _section_names(config: str) -> Iterable[str] | None:

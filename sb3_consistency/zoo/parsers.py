@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from sb3_consistency.common.checkpoint import latest_checkpoint
 from sb3_consistency.offline.episodes import register_robotics
 from sb3_consistency.zoo.datasets import dataset_environment, split_dataset
 from sb3_consistency.zoo.registry import canonical
@@ -74,6 +75,9 @@ class TrainParser(ZooParser):
 
     def settle(self, args: argparse.Namespace) -> None:
         super().settle(args)
+        if os.path.isdir(args.trained_agent):
+            # rl-zoo3 takes files only
+            args.trained_agent = str(latest_checkpoint(args.trained_agent).file("model.zip"))
         if args.dataset is not None:
             args.dataset = split_dataset(args.dataset)
         if args.env is None:
