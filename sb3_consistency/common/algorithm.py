@@ -245,6 +245,19 @@ class GenerativeAlgorithm(TrainingLoop):
 
         return export_policy(self, path, deterministic)
 
+    def save_safe(self, path: str | pathlib.Path) -> pathlib.Path:
+        """Write the model as plain data, to be read without executing anything; see :func:`sb3_consistency.safe.save_safe`."""
+        from sb3_consistency.safe import save_safe
+
+        return save_safe(self, path)
+
+    @classmethod
+    def load_safe(cls, path: str | pathlib.Path, env: GymEnv | None = None, device: th.device | str = "auto") -> Any:
+        """Load a file of :meth:`save_safe`; see :func:`sb3_consistency.safe.load_safe`."""
+        from sb3_consistency.safe import load_safe_as
+
+        return load_safe_as(cls, path, env, device)
+
     def _excluded_save_params(self) -> list[str]:
         networks = self.policy.network_names()
         derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_in_offline_phase"]
