@@ -22,7 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_consistency.common.arguments import check_action_space
+from sb3_consistency.common.arguments import check_action_space, check_observation_space
 from sb3_consistency.plain_data import check_sizes, decode, decode_space, encode, encode_space
 
 FORMAT = "sb3_consistency 1"
@@ -198,6 +198,7 @@ def _load(path: str | Path, env: GymEnv | None, device: th.device | str, cls: ty
             raise ValueError(f"it holds a {name}: load it with {name}.load_safe() or sb3_consistency.load_safe()")
         arguments = _checked_arguments(found, config["arguments"])
         space_pair = [decode_space(config[f"{kind}_space"]) for kind in ("observation", "action")]
+        check_observation_space(space_pair[0])
         check_action_space(space_pair[1])
         policy = config["policy"]
         if policy not in found.policy_aliases:

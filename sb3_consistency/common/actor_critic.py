@@ -70,12 +70,15 @@ class GenerativeActorCritic(GenerativeAlgorithm):
             raise ValueError(f"actor_q must be one of {ACTOR_Q}, got {actor_q!r}.")
         if target_policy not in TARGET_POLICIES:
             raise ValueError(f"target_policy must be one of {TARGET_POLICIES}, got {target_policy!r}.")
-        check_range("eta", eta, 0)
-        check_range("alpha", alpha, 0)
-        check_range("train_sampling_steps", train_sampling_steps, 1)
+        check_range("eta", eta, 0, schedule=True)
+        check_range("alpha", alpha, 0, optional=True, schedule=True)
+        check_range("train_sampling_steps", train_sampling_steps, 1, integer=True, optional=True)
         check_range("actor_ema_decay", actor_ema_decay, 0, 1)
-        check_range("actor_ema_interval", actor_ema_interval, 1)
-        check_range("actor_ema_start", actor_ema_start, 0)
+        check_range("actor_ema_interval", actor_ema_interval, 1, integer=True)
+        check_range("actor_ema_start", actor_ema_start, 0, integer=True)
+        for name, number in {"n_candidates": n_candidates, "n_eval_candidates": n_eval_candidates}.items():
+            check_range(name, number, 1, integer=True)
+        check_range("candidate_temperature", candidate_temperature, 0, open_low=True)
         self.eta = eta
         self.alpha = alpha
         self.n_candidates = n_candidates

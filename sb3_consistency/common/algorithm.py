@@ -16,7 +16,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_consistency.common.acceleration import check_precision
-from sb3_consistency.common.arguments import ON_DIVERGENCE, check_action_space, check_range, reject_unknown
+from sb3_consistency.common.arguments import (
+    ON_DIVERGENCE,
+    check_action_space,
+    check_observation_space,
+    check_shared,
+    reject_unknown,
+)
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.common.score_logger import ScoreLogger
 from sb3_consistency.common.training import TrainingLoop
@@ -89,16 +95,13 @@ class GenerativeAlgorithm(TrainingLoop):
         **unknown: Any,
     ) -> None:
         reject_unknown(type(self).__name__, unknown)
-        check_range("batch_size", batch_size, 1)
-        check_range("target_update_interval", target_update_interval, 1)
-        check_range("pretrain_steps", pretrain_steps, 0)
-        check_range("max_grad_norm", max_grad_norm, 0, open_low=True)
-        check_range("offline_fraction", offline_fraction, 0, 1)
+        check_shared(locals())
         if on_divergence not in ON_DIVERGENCE:
             raise ValueError(f"on_divergence must be one of {ON_DIVERGENCE}, got {on_divergence!r}.")
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
+            check_observation_space(env.observation_space)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -144,6 +147,7 @@ class GenerativeAlgorithm(TrainingLoop):
         if env is None and _init_setup_model:
             self._take_spaces_from_dataset()
             check_action_space(self.action_space)
+            check_observation_space(self.observation_space)
         if _init_setup_model:
             self._setup_model()
 

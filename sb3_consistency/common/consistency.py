@@ -35,6 +35,11 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
         **kwargs: Any,
     ) -> None:
         check_range("consistency_ema_decay", consistency_ema_decay, 0, 1)
+        check_range("sampling_steps", sampling_steps, 1, integer=True)
+        if curriculum is not None and len(curriculum) != 2:
+            raise ValueError(f"curriculum must be (first, last) number of noise levels, got {curriculum}.")
+        for levels in curriculum or ():
+            check_range("curriculum", levels, 2, integer=True)
         self.sampling_steps = sampling_steps
         self.bc_loss = bc_loss
         self.metric = metric

@@ -95,14 +95,19 @@ class PlanningAlgorithm(GenerativeAlgorithm):
         if plan_of not in PLANS:
             raise ValueError(f"plan_of must be one of {PLANS}, got {plan_of!r}.")
         for name, number in {"horizon": horizon, "history": history}.items():
-            check_range(name, number, 1)
+            check_range(name, number, 1, integer=True)
         for name, length in {"teacher_steps": teacher_steps, "reward_steps": reward_steps}.items():
             check_range(name, length, 0, 1 if isinstance(length, float) else float("inf"))
         if sum(x for x in (teacher_steps, reward_steps) if isinstance(x, float)) >= 1:
             raise ValueError(
                 f"teacher_steps and reward_steps leave the student no share of the run, got {teacher_steps}, {reward_steps}."
             )
-        check_range("warmup_steps", warmup_steps, 0)
+        check_range("warmup_steps", warmup_steps, 0, integer=True)
+        check_range("executed_steps", executed_steps, 1, horizon, integer=True, optional=True)
+        if len(tracking_gains) != 2:
+            raise ValueError(f"tracking_gains must be two numbers, of position and velocity, got {tracking_gains}.")
+        for gain in tracking_gains:
+            check_range("tracking_gains", gain, 0)
         if kwargs.get("n_steps", 1) != 1:
             raise ValueError(f"n_steps must be 1: a planner has no bootstrapped targets, got {kwargs['n_steps']}.")
         buffer_class = kwargs.get("replay_buffer_class")

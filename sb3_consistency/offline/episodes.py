@@ -296,8 +296,9 @@ def _breaks(observations: Observations, next_observations: Observations) -> np.n
     def differs(now: np.ndarray, following: np.ndarray) -> np.ndarray:
         if now.shape != following.shape:
             raise DatasetError(f"observations have shape {now.shape}, next_observations {following.shape}.")
-        a, b = following[:-1].reshape(len(now) - 1, -1), now[1:].reshape(len(now) - 1, -1)
-        return ((a != b) & ~((a != a) & (b != b))).any(axis=1)  # NaN equals NaN here: it is reported later
+        a, b = following[:-1], now[1:]
+        # NaN equals NaN here: it is reported later
+        return ((a != b) & ~((a != a) & (b != b))).any(axis=tuple(range(1, a.ndim)))
 
     if isinstance(observations, Mapping):
         parts = [_breaks(observations[key], next_observations[key]) for key in observations]

@@ -140,7 +140,8 @@ class EpisodeConverter:
         actions = actions.reshape(len(actions), -1).astype(np.float64)
         if not self.source.scaled_actions:
             low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
-            actions = 2 * (actions - low) / (high - low) - 1
+            # half ranges: the whole one may overflow
+            actions = (actions - (low / 2 + high / 2)) / (high / 2 - low / 2)
         self.n_clipped += int((np.abs(actions) > 1 + 1e-5).any(axis=1).sum())
         return actions.clip(-1, 1).astype(np.float32)
 

@@ -1,0 +1,308 @@
+"""
+Whatever the spaces, the data and the arguments: it trains and acts inside the bounds, or raises a documented error.
+
+``-m slow`` tries twenty times as many examples. ``--hypothesis-show-statistics`` counts them.
+"""
+
+import warnings
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_consistency import RACTD
+from sb3_consistency.common.arguments import UnsupportedSpaceError
+from sb3_consistency.offline.datasets import fitting_policy
+from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.safe import _argument_names
+from tests.conftest import ACTOR_CRITICS, ALGORITHMS, VectorEnv
+
+DOCUMENTED = (ValueError, TypeError, DatasetError)
+TINY = {"policy_kwargs": {"net_arch": [8]}, "batch_size": 8, "buffer_size": 50, "seed": 0, "device": "cpu"}
+
+
+def examples(n):
+    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+# --- spaces
+
+EXTREMES = [0.0, 1.0, -1.0, 2.5, 1e-3, -7.0, 1e4, 1e-30, 1e30, -1e30, 3e38, -3e38, 1e-45, 16777217.0]
+
+
+@st.composite
+def action_spaces(draw):
+    """Boxes with any finite bounds: tiny, huge, one-sided, all equal or all different."""
+    shape = draw(st.sampled_from([(1,), (3,), (2, 2), (1, 1)]))
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    numbers = st.one_of(st.sampled_from(EXTREMES), st.floats(-1e38, 1e38))
+    n = int(np.prod(shape))
+    pairs = st.tuples(numbers, numbers)
+    if draw(st.integers(0, 9)):  # one in ten may have a dimension without room
+        pairs = pairs.filter(lambda pair: dtype(pair[0]) != dtype(pair[1]))
+    ends = np.array(draw(st.lists(pairs, min_size=n, max_size=n)), dtype=dtype)
+    return spaces.Box(ends.min(axis=1).reshape(shape), ends.max(axis=1).reshape(shape), shape, dtype)
+
+
+@st.composite
+def flat_spaces(draw):
+    kind = draw(st.sampled_from(["box", "one-sided", "image", "discrete", "binary", "multi", "integers"]))
+    if kind == "box":
+        shape = draw(st.sampled_from([(1,), (3,), (2, 2), ()]))
+        bound = draw(st.sampled_from([1.0, 1e-3, 1e4, 1e30, np.inf]))
+        return spaces.Box(-bound, bound, shape, draw(st.sampled_from([np.float32, np.float64])))
+    if kind == "one-sided":
+        return spaces.Box(np.array([0.0, -np.inf, -1e20]), np.array([np.inf, 5.0, 1e20]), dtype=np.float64)
+    if kind == "image":
+        return spaces.Box(0, 255, draw(st.sampled_from([(36, 36, 3), (1, 36, 36), (4, 4), (5,)])), np.uint8)
+    if kind == "discrete":
+        return spaces.Discrete(draw(st.integers(1, 5)), start=draw(st.sampled_from([0, 0, 0, 0, 1, -2])))
+    if kind == "binary":
+        return spaces.MultiBinary(draw(st.sampled_from([1, 3])))
+    if kind == "multi":
+        return spaces.MultiDiscrete(draw(st.sampled_from([[2], [3, 4]])))
+    return spaces.Box(-3, 3, (2,), np.int64)
+
+
+observation_spaces = st.one_of(
+    flat_spaces(), st.dictionaries(st.sampled_from(["a", "d", "e f", "b.c"]), flat_spaces(), min_size=1).map(spaces.Dict)
+)
+
+
+def sampled_arrays(observation_space, action_space, n=12, seed=0):
+    """Transitions sampled from the spaces, in three episodes."""
+    for space in (observation_space, action_space):
+        space.seed(seed)
+
+    def stack(rows):
+        if isinstance(observation_space, spaces.Dict):
+            return {key: np.stack([row[key] for row in rows]) for key in observation_space}
+        return np.stack(rows)
+
+    observations = [observation_space.sample() for _ in range(n + 1)]
+    ends = np.arange(1, n + 1) % 4 == 0
+    return {
+        "observations": stack(observations[:-1]),
+        "next_observations": stack(observations[1:]),
+        "actions": np.stack([action_space.sample() for _ in range(n)]),
+        "rewards": np.linspace(-1, 1, n),
+        "terminations": ends & (np.arange(n) < 5),
+        "truncations": ends & (np.arange(n) >= 5),
+        "observation_space": observation_space,
+        "action_space": action_space,
+    }
+
+
+def assert_acts_inside(model, observation):
+    """Single and batched predictions have the right shape and type, and lie in the space."""
+    space = model.action_space
+    vector_env = model.get_env()
+    batch = vector_env.reset() if vector_env is not None else observation
+    for deterministic in (True, False):
+        single, _ = model.predict(observation, deterministic=deterministic)
+        assert single.dtype == space.dtype and space.contains(single), single
+        several, _ = model.predict(batch, deterministic=deterministic)
+        assert several.shape == (model.n_envs, *space.shape) and all(space.contains(action) for action in several), several
+
+
+class BoundedRewardEnv(VectorEnv):
+    """Its rewards stay finite for huge actions."""
+
+    def step(self, action):
+        with np.errstate(over="ignore"):
+            observation, reward, *rest = super().step(action)
+        return observation, max(reward, -1e6), *rest
+
+
+def check_spaces(cls, observation_space, action_space):
+    env = BoundedRewardEnv(observation_space, action_space)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of clipped actions and of spaces that SB3 thinks odd
+            data = sampled_arrays(observation_space, action_space)
+            model = cls(fitting_policy(observation_space), env, curriculum_steps=3, **TINY)
+            model.load_dataset(data)
+            model.pretrain(4)
+            if not cls.offline_only:
+                model.learn(4)
+            assert_acts_inside(model, env.reset()[0])
+    except DOCUMENTED as error:
+        event(f"refused: {type(error).__name__}: {str(error)[:40]}")
+        return error
+    event("trained")
+    return None
+
+
+@given(cls=st.sampled_from(ALGORITHMS), observation_space=observation_spaces, action_space=action_spaces())
+@examples(90)
+def test_any_spaces(cls, observation_space, action_space):
+    check_spaces(cls, observation_space, action_space)
+
+
+@given(cls=st.sampled_from(ALGORITHMS), action_space=action_spaces())
+@examples(60)
+def test_any_bounded_action_space_is_supported(cls, action_space):
+    error = check_spaces(cls, spaces.Box(-1, 1, (2,), np.float32), action_space)
+    flat = (action_space.low >= action_space.high).any()
+    assert isinstance(error, UnsupportedSpaceError) if flat else error is None, error
+
+
+# --- data
+
+
+@st.composite
+def episodes(draw):
+    """Arrays of episodes of any lengths and ends, rewards and observations of any finite size."""
+    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    kinds = draw(st.lists(st.sampled_from(["terminated", "truncated", "both", "unmarked"]), min_size=6, max_size=6))
+    scale = draw(st.sampled_from([1.0, 1e-30, 1e6, 1e19, 1e30, 0.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    n = sum(lengths)
+    last = np.zeros(n, bool)
+    last[np.cumsum(lengths) - 1] = True
+    kind = np.repeat(kinds[: len(lengths)], lengths)
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    return {
+        "observations": (scale * rng.uniform(-1, 1, (n, 3))).astype(dtype),
+        "next_observations": (scale * rng.uniform(-1, 1, (n, 3))).astype(dtype),
+        "actions": rng.uniform(-1, 1, (n, 2)).astype(dtype),
+        "rewards": (scale * rng.uniform(-1, 1, draw(st.sampled_from([(n,), (n, 1)])))).astype(dtype),
+        "terminations": last & np.isin(kind, ["terminated", "both"]),
+        "truncations": last & np.isin(kind, ["truncated", "both"]),
+    }
+
+
+FILTERS = {
+    "top_fraction": [1.0, 0.5, 0.01, 0.0, 2.0],
+    "heldout_fraction": [0.0, 0.0, 0.3, 0.99, 1.0],
+    "episodes": [None, slice(1, None), slice(0, 0), [0], [99], -1],
+    "reward_transform": ["none", "normalize", "antmaze", "minus_one", "iql_locomotion", "x", lambda r: r / 0],
+}
+MODEL_OPTIONS = {
+    "n_steps": [1, 3],
+    "keep_offline": [True, False],
+    "optimize_memory_usage": [False, True],
+    "horizon": [1, 4, 9],
+}
+
+
+def drawn_options(draw, options, **more):
+    return {name: draw(st.sampled_from(values)) for name, values in options.items() if draw(st.booleans())} | more
+
+
+def check_data(cls, data, n_envs, options, filters):
+    box = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    env = make_vec_env(lambda: BoundedRewardEnv(box, spaces.Box(-1, 1, (2,), np.float32)), n_envs=n_envs)
+    if cls is not RACTD:
+        options.pop("horizon", None)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            model = cls("MlpPolicy", env, curriculum_steps=3, **TINY, **options)
+            n_loaded = model.load_dataset(data, **filters)
+            buffer = model.replay_buffer
+            assert buffer.size() == -(-n_loaded // n_envs) and n_loaded <= len(data["actions"])
+            assert buffer.dones[buffer.size() - 1].all()
+            model.pretrain(4)
+            assert_acts_inside(model, np.zeros(3, np.float32))
+    except DOCUMENTED as error:
+        event(f"refused: {type(error).__name__}: {str(error)[:40]}")
+        return
+    event("trained")
+
+
+@given(cls=st.sampled_from(ALGORITHMS), data=episodes(), n_envs=st.integers(1, 3), draw=st.data())
+@examples(90)
+def test_any_episodes(cls, data, n_envs, draw):
+    options, filters = (drawn_options(draw.draw, table) for table in (MODEL_OPTIONS, FILTERS))
+    if options.get("optimize_memory_usage"):
+        options["replay_buffer_kwargs"] = {"handle_timeout_termination": False}
+    check_data(cls, data, n_envs, options, filters)
+
+
+# --- arguments
+
+PLAUSIBLE = [1, 2, 1, 0.5, 3]
+ODD = [-1, 0, 1.5, -0.1, 1e-3, 1e30, float("nan"), float("inf"), -float("inf"), None, "many", True, [1], (1, 2), {}]
+
+
+def argument_names(cls):
+    known = _argument_names(cls)
+    skipped = {"verbose", "seed", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "teacher", "action_noise"}
+    return [name for name in known if name not in skipped]
+
+
+CHOICES = {
+    "bc_loss": ["ict", "consistency", "reconstruction"],
+    "metric": ["l2", "pseudo_huber"],
+    "curriculum": [(4, 8), (2, 2), (8, 4), (0, 5), (3,), [2, 6]],
+    "candidate_selection": ["softmax", "argmax"],
+    "actor_q": ["random", "min", "mean"],
+    "target_policy": ["ema", "current"],
+    "value_mode": ["q", "iql"],
+    "value_critic": ["target", "current"],
+    "beta_schedule": ["vp", "cosine"],
+    "sampler": ["ddpm", "ddim"],
+    "plan_of": ["actions", "states"],
+    "reward_input": ["sample", "denoised"],
+    "distill_from": ["raw", "ema"],
+    "train_freq": [(1, "episode"), (2, "step"), (0, "step"), (1, "day")],
+    "tracking_gains": [(1.0, 2.0), (1.0,)],
+    "learning_rate": [1e-3, lambda progress: 1e-3 * progress],
+}
+DATA = {**sampled_arrays(spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-2, 3, (2,), np.float32), n=24)}
+
+
+@st.composite
+def arguments(draw):
+    cls = draw(st.sampled_from([*ALGORITHMS, *ACTOR_CRITICS]))
+    names = draw(st.lists(st.sampled_from(argument_names(cls)), min_size=1, max_size=3, unique=True))
+    # more often than not a plausible value, or hardly any combination would get as far as training
+    values = {
+        name: st.one_of(st.sampled_from(CHOICES.get(name, PLAUSIBLE)), st.sampled_from([*PLAUSIBLE, *ODD])) for name in names
+    }
+    return cls, {name: draw(value) for name, value in values.items()}
+
+
+def check_arguments(cls, given_arguments):
+    env = BoundedRewardEnv(spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-2, 3, (2,), np.float32), length=5)
+    defaults = {**TINY, "curriculum_steps": 3, "learning_starts": 4, "horizon": 4}
+    if cls is not RACTD:
+        del defaults["horizon"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = cls("MlpPolicy", env, **{**defaults, **given_arguments})
+            model.load_dataset(DATA)
+            model.pretrain(4)
+            if not cls.offline_only:
+                model.learn(8)
+            if model.can_act:
+                assert_acts_inside(model, env.reset()[0])
+    except DOCUMENTED as error:
+        named = [name for name in given_arguments if name in str(error)]
+        assert named, f"{error!r} names no argument of {given_arguments}"
+        event(f"refused: {type(error).__name__}: {named[0]}")
+        return error
+    event("trained")
+    return None
+
+
+@given(drawn=arguments())
+@examples(200)
+def test_any_arguments(drawn):
+    check_arguments(*drawn)
+
+
+PROPERTIES = [test_any_spaces, test_any_bounded_action_space_is_supported, test_any_episodes, test_any_arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "test", [test_any_spaces, test_any_bounded_action_space_is_supported, test_any_episodes, test_any_arguments]
+)
+def test_many_more_examples(test):
+    settings(test._hypothesis_internal_use_settings, max_examples=2000)(test)()
