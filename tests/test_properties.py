@@ -136,15 +136,11 @@ def check_spaces(cls, observation_space, action_space):
     return None
 
 
-@given(cls=st.sampled_from(ALGORITHMS), observation_space=observation_spaces, action_space=action_spaces())
-@examples(90)
-def test_any_spaces(cls, observation_space, action_space):
+def any_spaces(cls, observation_space, action_space):
     check_spaces(cls, observation_space, action_space)
 
 
-@given(cls=st.sampled_from(ALGORITHMS), action_space=action_spaces())
-@examples(60)
-def test_any_bounded_action_space_is_supported(cls, action_space):
+def any_bounded_action_space(cls, action_space):
     error = check_spaces(cls, spaces.Box(-1, 1, (2,), np.float32), action_space)
     flat = (action_space.low >= action_space.high).any()
     assert isinstance(error, UnsupportedSpaceError) if flat else error is None, error
@@ -189,11 +185,11 @@ MODEL_OPTIONS = {
 }
 
 
-def drawn_options(draw, options, **more):
-    return {name: draw(st.sampled_from(values)) for name, values in options.items() if draw(st.booleans())} | more
+def some_of(table):
+    return st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in table.items()})
 
 
-def check_data(cls, data, n_envs, options, filters):
+def any_episodes(cls, data, n_envs, options, filters):
     box = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     env = make_vec_env(lambda: BoundedRewardEnv(box, spaces.Box(-1, 1, (2,), np.float32)), n_envs=n_envs)
     if cls is not RACTD:
@@ -212,15 +208,6 @@ def check_data(cls, data, n_envs, options, filters):
         event(f"refused: {type(error).__name__}: {str(error)[:40]}")
         return
     event("trained")
-
-
-@given(cls=st.sampled_from(ALGORITHMS), data=episodes(), n_envs=st.integers(1, 3), draw=st.data())
-@examples(90)
-def test_any_episodes(cls, data, n_envs, draw):
-    options, filters = (drawn_options(draw.draw, table) for table in (MODEL_OPTIONS, FILTERS))
-    if options.get("optimize_memory_usage"):
-        options["replay_buffer_kwargs"] = {"handle_timeout_termination": False}
-    check_data(cls, data, n_envs, options, filters)
 
 
 # --- arguments
@@ -267,7 +254,8 @@ def arguments(draw):
     return cls, {name: draw(value) for name, value in values.items()}
 
 
-def check_arguments(cls, given_arguments):
+def any_arguments(drawn):
+    cls, given_arguments = drawn
     env = BoundedRewardEnv(spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-2, 3, (2,), np.float32), length=5)
     defaults = {**TINY, "curriculum_steps": 3, "learning_starts": 4, "horizon": 4}
     if cls is not RACTD:
@@ -286,23 +274,38 @@ def check_arguments(cls, given_arguments):
         named = [name for name in given_arguments if name in str(error)]
         assert named, f"{error!r} names no argument of {given_arguments}"
         event(f"refused: {type(error).__name__}: {named[0]}")
-        return error
+        return
     event("trained")
-    return None
 
 
-@given(drawn=arguments())
-@examples(200)
-def test_any_arguments(drawn):
-    check_arguments(*drawn)
+# --- the tests
+
+algorithms = st.sampled_from(ALGORITHMS)
+PROPERTIES = {
+    any_spaces: (100, {"cls": algorithms, "observation_space": observation_spaces, "action_space": action_spaces()}),
+    any_bounded_action_space: (60, {"cls": algorithms, "action_space": action_spaces()}),
+    any_episodes: (
+        120,
+        {
+            "cls": algorithms,
+            "data": episodes(),
+            "n_envs": st.integers(1, 3),
+            "options": some_of(MODEL_OPTIONS),
+            "filters": some_of(FILTERS),
+        },
+    ),
+    any_arguments: (300, {"drawn": arguments()}),
+}
 
 
-PROPERTIES = [test_any_spaces, test_any_bounded_action_space_is_supported, test_any_episodes, test_any_arguments]
+@pytest.mark.parametrize("check", PROPERTIES)
+def test_property(check):
+    n_examples, strategies = PROPERTIES[check]
+    examples(n_examples)(given(**strategies)(check))()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "test", [test_any_spaces, test_any_bounded_action_space_is_supported, test_any_episodes, test_any_arguments]
-)
-def test_many_more_examples(test):
-    settings(test._hypothesis_internal_use_settings, max_examples=2000)(test)()
+@pytest.mark.parametrize("check", PROPERTIES)
+def test_many_more_examples(check):
+    n_examples, strategies = PROPERTIES[check]
+    examples(20 * n_examples)(given(**strategies)(check))()

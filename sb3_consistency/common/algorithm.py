@@ -3,6 +3,7 @@
 import inspect
 import io
 import pathlib
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch as th
@@ -12,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_consistency.common.acceleration import check_precision
@@ -23,6 +24,7 @@ from sb3_consistency.common.arguments import (
     check_shared,
     reject_unknown,
 )
+from sb3_consistency.common.loading import ModelFileError, read_model_file
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.common.score_logger import ScoreLogger
 from sb3_consistency.common.training import TrainingLoop
@@ -143,6 +145,8 @@ class GenerativeAlgorithm(TrainingLoop):
         self.compile = compile
         self.precision = precision
         self.on_divergence = on_divergence
+        # saved with the model: SB3's load() would put one algorithm's attributes into another
+        self._saved_as = type(self).__name__
         self._init_offline()
         if env is None and _init_setup_model:
             self._take_spaces_from_dataset()
@@ -158,6 +162,11 @@ class GenerativeAlgorithm(TrainingLoop):
         return {"target_networks": (), "model_kwargs": {}}
 
     def _setup_model(self) -> None:
+        if self._saved_as not in [base.__name__ for base in type(self).__mro__]:
+            # networks alike would fit; the losses are not
+            raise ModelFileError(
+                f"This is a {self._saved_as}: load it with {self._saved_as}.load(), not {type(self).__name__}."
+            )
         if self.replay_buffer_class is NStepReplayBuffer and self._n_step_class_is_derived:
             # set by an earlier call and saved: SB3 would take it for the user's
             self.replay_buffer_class = None
@@ -275,6 +284,25 @@ class GenerativeAlgorithm(TrainingLoop):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self.policy.trained_networks())], []
 
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Set weights and optimizer states, as SB3 does; where they don't fit, nothing changes.
+
+        :param load_path_or_dict: file of :meth:`save`, or what :meth:`get_parameters` returned
+        :param exact_match: whether every weight must be given
+        :param device: device to load to
+        :raises ValueError: if the names don't fit
+        :raises RuntimeError: if the shapes don't fit
+        """
+        before = deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except Exception:
+            super().set_parameters(before)
+            raise
+
     @classmethod
     def load(  # type: ignore[override]
         cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | None = None, **kwargs: Any
@@ -287,6 +315,7 @@ class GenerativeAlgorithm(TrainingLoop):
         :param kwargs: SB3's further arguments, and constructor arguments to change
         :return: the model
         :raises TypeError: if a name in ``kwargs`` is none of them (SB3 would set it and ignore it)
+        :raises ModelFileError: if the file is damaged, or holds another algorithm's model
         """
         known = set(inspect.signature(super().load).parameters)
         for base in cls.__mro__:
@@ -294,4 +323,5 @@ class GenerativeAlgorithm(TrainingLoop):
         unknown = kwargs.keys() - known
         if unknown:
             raise TypeError(f"{cls.__name__}.load() got unexpected arguments {sorted(unknown)}.")
-        return super().load(path, env, **kwargs)
+        load = super().load
+        return read_model_file(lambda: load(path, env, **kwargs), path, f"a file of {cls.__name__}.save()")
