@@ -161,7 +161,7 @@ class OwnAlgorithm(CPQL):
         ("offline_fraction", {"offline_fraction": lambda progress: 0.5}),
         ("action_noise", {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))}),
         ("policy_kwargs.*features_extractor_class", {"policy_kwargs": {"features_extractor_class": OwnExtractor}}),
-        ("gamma", {"gamma": np.ones(1)}),
+        ("policy_kwargs.*betas", {"policy_kwargs": {"optimizer_kwargs": {"betas": np.ones(2) / 2}}}),
     ],
 )
 def test_what_is_not_plain_data_is_named(name, kwargs, tmp_path):

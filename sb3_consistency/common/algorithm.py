@@ -296,7 +296,7 @@ class GenerativeAlgorithm(TrainingLoop):
         :raises ValueError: if the names don't fit
         :raises RuntimeError: if the shapes don't fit
         """
-        before = deepcopy(self.get_parameters())
+        before: Any = deepcopy(self.get_parameters())
         try:
             super().set_parameters(load_path_or_dict, exact_match, device)
         except Exception:

@@ -143,12 +143,27 @@ def check_range(
     """
     if (optional and value is None) or (schedule and callable(value)):
         return
-    kind = Integral if integer else Real
+    kind: Any = Integral if integer else Real
     if not isinstance(value, kind):
         allowed = ["an integer" if integer else "a number", *["None"] * optional, *["a function"] * schedule]
         raise TypeError(f"{name} must be {' or '.join(allowed)}, got {value!r}.")
     if not (low < value <= high if open_low else low <= value <= high) or value == float("inf"):
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}.")
+
+
+def check_pair(name: str, value: Any, low: float, *, integer: bool = False) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: its value
+    :param low: lowest value allowed
+    :param integer: whether both must be integers
+    :raises ValueError: if they are not two, or one is outside
+    :raises TypeError: if one is no number
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r}.")
+    for number in value:
+        check_range(name, number, low, integer=integer)
 
 
 def check_shared(arguments: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch as th
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.arguments import check_pair, check_range
 from sb3_consistency.common.sampling import Batch
 from sb3_consistency.generative.consistency import ConsistencyModel
 
@@ -36,10 +36,8 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
     ) -> None:
         check_range("consistency_ema_decay", consistency_ema_decay, 0, 1)
         check_range("sampling_steps", sampling_steps, 1, integer=True)
-        if curriculum is not None and len(curriculum) != 2:
-            raise ValueError(f"curriculum must be (first, last) number of noise levels, got {curriculum}.")
-        for levels in curriculum or ():
-            check_range("curriculum", levels, 2, integer=True)
+        if curriculum is not None:
+            check_pair("curriculum", curriculum, 2, integer=True)
         self.sampling_steps = sampling_steps
         self.bc_loss = bc_loss
         self.metric = metric
