@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_consistency import RACTD
+from sb3_consistency import CPQL, RACTD
 from sb3_consistency.common.arguments import UnsupportedSpaceError
 from sb3_consistency.offline.datasets import fitting_policy
 from sb3_consistency.offline.episodes import DatasetError
@@ -276,6 +276,66 @@ def any_arguments(drawn):
         event(f"refused: {type(error).__name__}: {named[0]}")
         return
     event("trained")
+
+
+# --- what the examples found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [(np.float32, -3e38, 3e38), (np.float64, -1.7e308, 1.7e308), (np.float32, 0.0, 1e-45), (np.float32, -7.0, 0.1)],
+)
+def test_actions_of_any_bounds_are_scaled_exactly(dtype, low, high):
+    space = spaces.Box(np.array([low]), np.array([high]), dtype=dtype)
+    model = CPQL("MlpPolicy", BoundedRewardEnv(spaces.Box(-1, 1, (3,)), space), **TINY)
+    ends = np.array([[-1.0], [1.0], [0.0]], np.float32)
+    actions = model.policy.unscale_action(ends)
+    assert actions.dtype == dtype and all(space.contains(action) for action in actions)
+    np.testing.assert_array_equal(actions[:2, 0], np.array([space.low[0], space.high[0]]))
+    if high > 1e-40:
+        np.testing.assert_allclose(model.policy.scale_action(actions), ends, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Discrete(3, start=1), "start at 0"),
+        (spaces.Box(-1, 1, (), np.float32), "shape"),
+        (spaces.Dict({"a.b": spaces.Box(-1, 1, (2,))}), "dots"),
+        (
+            spaces.Dict({"a": spaces.Box(0, 255, (36, 36, 3), np.uint8), "b": spaces.Box(0, 255, (3, 36, 36), np.uint8)}),
+            "channels",
+        ),
+    ],
+)
+def test_observation_spaces_that_sb3_cannot_encode(space, message):
+    with pytest.raises(ValueError, match=message):
+        CPQL("MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy", VectorEnv(space), **TINY)
+
+
+def test_integer_actions_are_refused():
+    with pytest.raises(UnsupportedSpaceError, match="floating-point"):
+        CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(0, 5, (2,), np.int64)), **TINY)
+
+
+def test_one_transition_and_huge_equal_returns():
+    data = sampled_arrays(spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32), n=1)
+    data["rewards"] = np.array([1e18])
+    model = RACTD("MlpPolicy", VectorEnv(), curriculum_steps=3, horizon=4, **TINY)
+    assert model.load_dataset(data) == 1
+    model.pretrain(4)
+    assert_acts_inside(model, np.zeros(3, np.float32))
+
+
+def test_statistics_of_large_observations_are_finite():
+    model = CPQL("MlpPolicy", VectorEnv(spaces.Box(-np.inf, np.inf, (3,), np.float32)), **TINY)
+    data = sampled_arrays(spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32))
+    for key in ("observations", "next_observations"):
+        data[key] = data[key] * np.float32(1e30)
+    del data["observation_space"]
+    model.load_dataset(data)
+    std = model.policy.actor.obs_normalizer.entries["entry0"].std.numpy()
+    np.testing.assert_allclose(std, data["observations"].astype(np.float64).std(axis=0), rtol=1e-3)
 
 
 # --- the tests

@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule, TensorDict
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import StepSchedule, at_step, check_range
+from sb3_consistency.common.arguments import StepSchedule, at_step, check_flags, check_range
 from sb3_consistency.common.sampling import Batch, tree_map
 from sb3_consistency.common.training import LossFn
 from sb3_consistency.value_losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
@@ -70,6 +70,7 @@ class GenerativeActorCritic(GenerativeAlgorithm):
             raise ValueError(f"actor_q must be one of {ACTOR_Q}, got {actor_q!r}.")
         if target_policy not in TARGET_POLICIES:
             raise ValueError(f"target_policy must be one of {TARGET_POLICIES}, got {target_policy!r}.")
+        check_flags(max_q_backup=max_q_backup, q_norm=q_norm, normalize_actor_q=normalize_actor_q)
         check_range("eta", eta, 0, schedule=True)
         check_range("alpha", alpha, 0, optional=True, schedule=True)
         check_range("train_sampling_steps", train_sampling_steps, 1, integer=True, optional=True)

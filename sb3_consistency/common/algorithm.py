@@ -103,7 +103,7 @@ class GenerativeAlgorithm(TrainingLoop):
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
-            check_observation_space(env.observation_space)
+            check_observation_space(env.observation_space, optimize_memory_usage)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ class GenerativeAlgorithm(TrainingLoop):
         if env is None and _init_setup_model:
             self._take_spaces_from_dataset()
             check_action_space(self.action_space)
-            check_observation_space(self.observation_space)
+            check_observation_space(self.observation_space, optimize_memory_usage)
         if _init_setup_model:
             self._setup_model()
 

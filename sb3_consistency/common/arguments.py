@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import Schedule
 
 # a constant, or a function of the number of gradient steps taken so far
@@ -151,6 +152,26 @@ def check_range(
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}.")
 
 
+def check_flags(**flags: Any) -> None:
+    """
+    :param flags: arguments that are True or False, by name
+    :raises TypeError: if one is neither
+    """
+    for name, value in flags.items():
+        if not (isinstance(value, (bool, int, np.bool_)) and value in (0, 1)):
+            raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def check_texts(**texts: Any) -> None:
+    """
+    :param texts: arguments that are names of options, by name
+    :raises TypeError: if one is no text
+    """
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a text, got {value!r}.")
+
+
 def check_pair(name: str, value: Any, low: float, *, integer: bool = False) -> None:
     """
     :param name: name of the argument, for the message
@@ -174,6 +195,8 @@ def check_shared(arguments: Mapping[str, Any]) -> None:
     """
     for name, low in _LOWEST.items():
         check_range(name, arguments[name], low, integer=True)
+    flags = ("optimize_memory_usage", "cosine_lr_decay", "keep_offline", "normalize_observations")
+    check_flags(**{name: arguments[name] for name in flags})
     for name in ("tau", "gamma"):
         check_range(name, arguments[name], 0, 1)
     check_range("learning_starts", arguments["learning_starts"], 0)
@@ -239,13 +262,21 @@ def check_action_space(space: spaces.Space) -> None:
         raise UnsupportedSpaceError(f"env: every dimension of the action space needs low < high, got {space}.")
 
 
-def check_observation_space(space: spaces.Space) -> None:
+def check_observation_space(space: spaces.Space, optimize_memory_usage: bool = False) -> None:
     """
     :param space: observation space
-    :raises UnsupportedSpaceError: if it has Discrete entries that don't start at 0, or Boxes without a dimension, which
-        SB3 can't encode
+    :param optimize_memory_usage: whether the replay buffer stores every observation once
+    :raises UnsupportedSpaceError: if it has Discrete entries that don't start at 0, Boxes without a dimension, or images of
+        both orders of channels: SB3 can't encode them
+    :raises ValueError: if the memory-efficient buffer can't hold it
     """
-    for entry in space.spaces.values() if isinstance(space, spaces.Dict) else [space]:
+    if optimize_memory_usage and isinstance(space, spaces.Dict):
+        raise ValueError("optimize_memory_usage can't be used with Dict observations: DictReplayBuffer has no such mode.")
+    entries = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+    channels_first = {is_image_space_channels_first(x) for x in entries if isinstance(x, spaces.Box) and is_image_space(x)}
+    if len(channels_first) > 1:
+        raise UnsupportedSpaceError(f"env: images must have their channels all first or all last, got {space}.")
+    for entry in entries:
         if isinstance(entry, spaces.Box) and 0 in (*entry.shape, len(entry.shape)):
             raise UnsupportedSpaceError(f"env: observations need a shape with entries, got {entry}; use shape (1,).")
         if isinstance(entry, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(entry.start):
