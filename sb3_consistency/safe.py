@@ -29,8 +29,9 @@ FORMAT = "sb3_consistency 1"
 SUFFIX = ".safetensors"
 ALGORITHMS = ("CPQL", "RACTD", "ConsistencyAC", "ConsistencyBC", "DiffusionBC", "DiffusionQL")
 MAX_HEADER = 2**24
-# paths and data stay behind: a stranger's file must not choose what learn() reads (perhaps a pickle) or where it writes
-NOT_STORED = {"policy", "env", "device", "dataset", "dataset_kwargs", "tensorboard_log", "_init_setup_model"}
+# paths and data stay behind: a stranger's file must not choose what learn() reads (perhaps a pickle), where it writes, or
+# that it runs a compiler
+NOT_STORED = {"policy", "env", "device", "dataset", "dataset_kwargs", "tensorboard_log", "compile", "_init_setup_model"}
 NOT_SIZES = {"seed", "buffer_size", "learning_starts", "curriculum_steps", "pretrain_steps", "actor_ema_start"}
 COUNTERS = (
     "num_timesteps",

@@ -31,7 +31,7 @@ CANNOT_BE_DETECTED = {
     "two actions or two rewards swapped": "any order of them could have been recorded",
     "rewards of another scale or sign": "the loader can't know the task",
     "episodes missing as a whole": "a smaller dataset is a dataset",
-    "a weight of an SB3 zip replaced by a finite number": "only save_safe's files carry a checksum",
+    "a weight of an SB3 zip replaced by a finite number, with its checksum": "only the author could tell",
     "a malicious SB3 zip or replay-buffer pickle": "unpickling runs its code before anything can be checked: use load_safe",
 }
 

@@ -6,6 +6,7 @@ import resource
 import shutil
 import time
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -208,14 +209,16 @@ def test_a_broken_replay_buffer_file_leaves_the_buffer(tmp_path):
     model.learn(3, reset_num_timesteps=False)
 
 
-def test_enough_cases_are_tried(minari_root, intact, others):
+def test_the_page_quotes_the_numbers_of_cases(minari_root, intact, others):
     folder, _ = intact
-    n_minari = len(list(corruption.minari_cases(minari_root / corruption.DATASET_ID / "data")))
-    n_zip, n_safe = (
-        len(list(corruption.zip_cases(folder / "model.zip", others))),
-        len(list(corruption.safe_cases(folder / "model.safetensors"))),
-    )
-    assert len(DATASETS) + n_minari >= 200 and n_zip + n_safe >= 50
+    n_datasets = len(DATASETS) + len(list(corruption.minari_cases(minari_root / corruption.DATASET_ID / "data")))
+    n_models = len(list(corruption.zip_cases(folder / "model.zip", others)))
+    n_models += len(list(corruption.safe_cases(folder / "model.safetensors")))
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    assert n_datasets >= 200 and f"| corrupted datasets | {n_datasets} |" in page
+    assert n_models >= 50 and f"| corrupted model files | {n_models} |" in page
+    for what, why in corruption.CANNOT_BE_DETECTED.items():
+        assert what in page and why.split(":")[0].split(";")[0] in page
     names = [name for name, _, _ in DATASETS]
     assert len(set(names)) == len(names)
 

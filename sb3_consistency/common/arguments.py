@@ -195,8 +195,9 @@ def check_shared(arguments: Mapping[str, Any]) -> None:
     """
     for name, low in _LOWEST.items():
         check_range(name, arguments[name], low, integer=True)
-    flags = ("optimize_memory_usage", "cosine_lr_decay", "keep_offline", "normalize_observations")
+    flags = ("optimize_memory_usage", "cosine_lr_decay", "keep_offline", "normalize_observations", "compile")
     check_flags(**{name: arguments[name] for name in flags})
+    check_texts(precision=arguments["precision"], on_divergence=arguments["on_divergence"])
     for name in ("tau", "gamma"):
         check_range(name, arguments[name], 0, 1)
     check_range("learning_starts", arguments["learning_starts"], 0)
