@@ -145,7 +145,7 @@ def check_range(
     if (optional and value is None) or (schedule and callable(value)):
         return
     kind: Any = Integral if integer else Real
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):  # True would pass for 1
         allowed = ["an integer" if integer else "a number", *["None"] * optional, *["a function"] * schedule]
         raise TypeError(f"{name} must be {' or '.join(allowed)}, got {value!r}.")
     if not (low < value <= high if open_low else low <= value <= high) or value == float("inf"):
