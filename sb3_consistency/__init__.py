@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sb3_consistency.common.checkpoint import CheckpointError
     from sb3_consistency.common.env_state import CapturableEnv
     from sb3_consistency.common.resume import ResumableCheckpointCallback, load_latest
+    from sb3_consistency.safe import load_safe
 
 __version__ = "0.1.0"
 
@@ -26,10 +27,11 @@ _MODULES = {
 }
 # what is no algorithm
 _TOOLS = {
-    "CapturableEnv": "env_state",
-    "CheckpointError": "checkpoint",
-    "ResumableCheckpointCallback": "resume",
-    "load_latest": "resume",
+    "CapturableEnv": "common.env_state",
+    "CheckpointError": "common.checkpoint",
+    "ResumableCheckpointCallback": "common.resume",
+    "load_latest": "common.resume",
+    "load_safe": "safe",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "ResumableCheckpointCallback",
     "__version__",
     "load_latest",
+    "load_safe",
 ]
 
 
@@ -52,7 +55,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(f"sb3_consistency.algorithms.{_MODULES[name]}"), name)
     if name in _TOOLS:
-        return getattr(import_module(f"sb3_consistency.common.{_TOOLS[name]}"), name)
+        return getattr(import_module(f"sb3_consistency.{_TOOLS[name]}"), name)
     raise AttributeError(f"module 'sb3_consistency' has no attribute {name!r}")
 
 

@@ -30,6 +30,8 @@ class ExportedPolicy(nn.Module):
     fixed_noise: th.Tensor
     low: th.Tensor
     high: th.Tensor
+    middle: th.Tensor
+    half_range: th.Tensor
 
     def __init__(self, actor: GenerativeActor, vec_normalize: VecNormalize | None = None, deterministic: bool = True) -> None:
         super().__init__()
@@ -40,6 +42,9 @@ class ExportedPolicy(nn.Module):
         assert isinstance(space, spaces.Box)
         self.register_buffer("low", th.as_tensor(space.low, dtype=th.float32).flatten())
         self.register_buffer("high", th.as_tensor(space.high, dtype=th.float32).flatten())
+        low, high = (bound.astype(np.float64).flatten() / 2 for bound in (space.low, space.high))
+        self.register_buffer("middle", th.as_tensor(low + high, dtype=th.float32))
+        self.register_buffer("half_range", th.as_tensor(high - low, dtype=th.float32))
         self.action_shape = space.shape
         # (1, S, A): the batch comes first here, so that every input has its rows in one place
         self.register_buffer("fixed_noise", actor.fixed_noise.transpose(0, 1).clone())
@@ -56,7 +61,8 @@ class ExportedPolicy(nn.Module):
         features = self.actor.features(obs)
         noise = self.fixed_noise.expand(features.shape[0], -1, -1) if self.deterministic else inputs[-1]
         actions = self.actor.model.sample(noise.transpose(0, 1), features)
-        return (self.low + 0.5 * (actions + 1) * (self.high - self.low)).unflatten(1, self.action_shape)
+        unscaled = (self.middle + self.half_range * actions).clamp(self.low, self.high)
+        return unscaled.unflatten(1, self.action_shape)
 
     def example_inputs(self, batch_size: int) -> tuple[th.Tensor, ...]:
         """

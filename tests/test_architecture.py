@@ -12,7 +12,15 @@ STANDARD = sys.stdlib_module_names
 RULES = {
     "generative": {"torch", "sb3_consistency.generative"},
     "value_losses.py": {"torch"},
-    "offline/episodes.py": {"numpy", "gymnasium", "minari", "gymnasium_robotics", "stable_baselines3"},
+    "offline/checks.py": {"numpy"},
+    "offline/episodes.py": {
+        "sb3_consistency.offline.checks",
+        "numpy",
+        "gymnasium",
+        "minari",
+        "gymnasium_robotics",
+        "stable_baselines3",
+    },
 }
 
 

@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from sb3_consistency.common.actor_critic import GenerativeActorCritic
-from sb3_consistency.common.arguments import ConsistencyActorCriticArguments, StepSchedule
+from sb3_consistency.common.arguments import ConsistencyActorCriticArguments, StepSchedule, check_range
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch
@@ -68,8 +68,9 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
             raise ValueError(f"value_mode must be one of {VALUE_MODES}, got {value_mode!r}.")
         if value_critic not in VALUE_CRITICS:
             raise ValueError(f"value_critic must be one of {VALUE_CRITICS}, got {value_critic!r}.")
-        if not 0 < expectile < 1:
-            raise ValueError(f"expectile must be in (0, 1), got {expectile}.")
+        check_range("expectile", expectile, 0, 1, open_low=True)
+        if expectile == 1:
+            raise ValueError("expectile must be below 1, got 1.")
         self.value_mode = value_mode
         self.expectile = expectile
         self.value_critic = value_critic

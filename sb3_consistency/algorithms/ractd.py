@@ -88,6 +88,8 @@ class RACTD(PlanningAlgorithm):
     ) -> None:
         for name, weight in {"alpha": alpha, "beta": beta, "reward_weight": reward_weight}.items():
             check_range(name, weight, 0)
+        for name, number in {"sampling_steps": sampling_steps, "reward_horizon": reward_horizon}.items():
+            check_range(name, number, 1, integer=True)
         if reward_input not in REWARD_INPUTS:
             raise ValueError(f"reward_input must be one of {REWARD_INPUTS}, got {reward_input!r}.")
         if distill_from not in DISTILL_FROM:

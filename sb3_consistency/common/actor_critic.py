@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule, TensorDict
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import StepSchedule, at_step, check_range
+from sb3_consistency.common.arguments import StepSchedule, at_step, check_flags, check_range
 from sb3_consistency.common.sampling import Batch, tree_map
 from sb3_consistency.common.training import LossFn
 from sb3_consistency.value_losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
@@ -70,12 +70,16 @@ class GenerativeActorCritic(GenerativeAlgorithm):
             raise ValueError(f"actor_q must be one of {ACTOR_Q}, got {actor_q!r}.")
         if target_policy not in TARGET_POLICIES:
             raise ValueError(f"target_policy must be one of {TARGET_POLICIES}, got {target_policy!r}.")
-        check_range("eta", eta, 0)
-        check_range("alpha", alpha, 0)
-        check_range("train_sampling_steps", train_sampling_steps, 1)
+        check_flags(max_q_backup=max_q_backup, q_norm=q_norm, normalize_actor_q=normalize_actor_q)
+        check_range("eta", eta, 0, schedule=True)
+        check_range("alpha", alpha, 0, optional=True, schedule=True)
+        check_range("train_sampling_steps", train_sampling_steps, 1, integer=True, optional=True)
         check_range("actor_ema_decay", actor_ema_decay, 0, 1)
-        check_range("actor_ema_interval", actor_ema_interval, 1)
-        check_range("actor_ema_start", actor_ema_start, 0)
+        check_range("actor_ema_interval", actor_ema_interval, 1, integer=True)
+        check_range("actor_ema_start", actor_ema_start, 0, integer=True)
+        for name, number in {"n_candidates": n_candidates, "n_eval_candidates": n_eval_candidates}.items():
+            check_range(name, number, 1, integer=True)
+        check_range("candidate_temperature", candidate_temperature, 0, open_low=True)
         self.eta = eta
         self.alpha = alpha
         self.n_candidates = n_candidates

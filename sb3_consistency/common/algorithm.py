@@ -3,6 +3,7 @@
 import inspect
 import io
 import pathlib
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch as th
@@ -12,11 +13,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_consistency.common.acceleration import check_precision
-from sb3_consistency.common.arguments import ON_DIVERGENCE, check_action_space, check_range, reject_unknown
+from sb3_consistency.common.arguments import (
+    ON_DIVERGENCE,
+    check_action_space,
+    check_observation_space,
+    check_shared,
+    reject_unknown,
+)
+from sb3_consistency.common.loading import ModelFileError, read_model_file
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.common.resume import ResumableTraining
 from sb3_consistency.common.score_logger import ScoreLogger
@@ -89,16 +97,13 @@ class GenerativeAlgorithm(ResumableTraining):
         **unknown: Any,
     ) -> None:
         reject_unknown(type(self).__name__, unknown)
-        check_range("batch_size", batch_size, 1)
-        check_range("target_update_interval", target_update_interval, 1)
-        check_range("pretrain_steps", pretrain_steps, 0)
-        check_range("max_grad_norm", max_grad_norm, 0, open_low=True)
-        check_range("offline_fraction", offline_fraction, 0, 1)
+        check_shared(locals())
         if on_divergence not in ON_DIVERGENCE:
             raise ValueError(f"on_divergence must be one of {ON_DIVERGENCE}, got {on_divergence!r}.")
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
+            check_observation_space(env.observation_space, optimize_memory_usage)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -140,10 +145,13 @@ class GenerativeAlgorithm(ResumableTraining):
         self.compile = compile
         self.precision = precision
         self.on_divergence = on_divergence
+        # saved with the model: SB3's load() would put one algorithm's attributes into another
+        self._saved_as = type(self).__name__
         self._init_offline()
         if env is None and _init_setup_model:
             self._take_spaces_from_dataset()
             check_action_space(self.action_space)
+            check_observation_space(self.observation_space, optimize_memory_usage)
         if _init_setup_model:
             self._setup_model()
 
@@ -154,6 +162,11 @@ class GenerativeAlgorithm(ResumableTraining):
         return {"target_networks": (), "model_kwargs": {}}
 
     def _setup_model(self) -> None:
+        if self._saved_as not in [base.__name__ for base in type(self).__mro__]:
+            # networks alike would fit; the losses are not
+            raise ModelFileError(
+                f"This is a {self._saved_as}: load it with {self._saved_as}.load(), not {type(self).__name__}."
+            )
         if self.replay_buffer_class is NStepReplayBuffer and self._n_step_class_is_derived:
             # set by an earlier call and saved: SB3 would take it for the user's
             self.replay_buffer_class = None
@@ -250,6 +263,19 @@ class GenerativeAlgorithm(ResumableTraining):
 
         return export_policy(self, path, deterministic)
 
+    def save_safe(self, path: str | pathlib.Path) -> pathlib.Path:
+        """Write the model as plain data, to be read without executing anything; see :func:`sb3_consistency.safe.save_safe`."""
+        from sb3_consistency.safe import save_safe
+
+        return save_safe(self, path)
+
+    @classmethod
+    def load_safe(cls, path: str | pathlib.Path, env: GymEnv | None = None, device: th.device | str = "auto") -> Any:
+        """Load a file of :meth:`save_safe`; see :func:`sb3_consistency.safe.load_safe`."""
+        from sb3_consistency.safe import load_safe_as
+
+        return load_safe_as(cls, path, env, device)
+
     def _excluded_save_params(self) -> list[str]:
         networks = self.policy.network_names()
         derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_in_offline_phase"]
@@ -263,6 +289,25 @@ class GenerativeAlgorithm(ResumableTraining):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self.policy.trained_networks())], []
 
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Set weights and optimizer states, as SB3 does; where they don't fit, nothing changes.
+
+        :param load_path_or_dict: file of :meth:`save`, or what :meth:`get_parameters` returned
+        :param exact_match: whether every weight must be given
+        :param device: device to load to
+        :raises ValueError: if the names don't fit
+        :raises RuntimeError: if the shapes don't fit
+        """
+        before: Any = deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except Exception:
+            super().set_parameters(before)
+            raise
+
     @classmethod
     def load(  # type: ignore[override]
         cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | None = None, **kwargs: Any
@@ -275,6 +320,7 @@ class GenerativeAlgorithm(ResumableTraining):
         :param kwargs: SB3's further arguments, and constructor arguments to change
         :return: the model
         :raises TypeError: if a name in ``kwargs`` is none of them (SB3 would set it and ignore it)
+        :raises ModelFileError: if the file is damaged, or holds another algorithm's model
         """
         known = set(inspect.signature(super().load).parameters)
         for base in cls.__mro__:
@@ -282,4 +328,5 @@ class GenerativeAlgorithm(ResumableTraining):
         unknown = kwargs.keys() - known
         if unknown:
             raise TypeError(f"{cls.__name__}.load() got unexpected arguments {sorted(unknown)}.")
-        return super().load(path, env, **kwargs)
+        load = super().load
+        return read_model_file(lambda: load(path, env, **kwargs), path, f"a file of {cls.__name__}.save()")

@@ -1,6 +1,7 @@
 """The constructor arguments that all algorithms share, declared and documented once."""
 
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import Schedule
 
 # a constant, or a function of the number of gradient steps taken so far
@@ -117,20 +119,110 @@ def at_step(schedule: StepSchedule, step: int) -> float:
     return float(schedule(step)) if callable(schedule) else float(schedule)
 
 
-def check_range(name: str, value: Any, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
+def check_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = float("inf"),
+    *,
+    open_low: bool = False,
+    integer: bool = False,
+    optional: bool = False,
+    schedule: bool = False,
+) -> None:
     """
     :param name: name of the argument, for the message
-    :param value: its value; None (not set) and schedules pass
+    :param value: its value
     :param low: lowest value allowed
-    :param high: highest value allowed
+    :param high: highest value allowed; infinity itself never is
     :param open_low: whether ``low`` itself is not allowed
-    :raises ValueError: if the value is outside
+    :param integer: whether it must be an integer
+    :param optional: whether None (not set) is allowed
+    :param schedule: whether a function is allowed, whose values are not checked
+    :raises ValueError: if the value is outside, or NaN
+    :raises TypeError: if it is no number
     """
-    if value is None or callable(value):
+    if (optional and value is None) or (schedule and callable(value)):
         return
-    if not (low < value <= high if open_low else low <= value <= high):
+    kind: Any = Integral if integer else Real
+    if not isinstance(value, kind) or isinstance(value, bool):  # True would pass for 1
+        allowed = ["an integer" if integer else "a number", *["None"] * optional, *["a function"] * schedule]
+        raise TypeError(f"{name} must be {' or '.join(allowed)}, got {value!r}.")
+    if not (low < value <= high if open_low else low <= value <= high) or value == float("inf"):
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}.")
 
+
+def check_flags(**flags: Any) -> None:
+    """
+    :param flags: arguments that are True or False, by name
+    :raises TypeError: if one is neither
+    """
+    for name, value in flags.items():
+        if not (isinstance(value, (bool, int, np.bool_)) and value in (0, 1)):
+            raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def check_texts(**texts: Any) -> None:
+    """
+    :param texts: arguments that are names of options, by name
+    :raises TypeError: if one is no text
+    """
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a text, got {value!r}.")
+
+
+def check_pair(name: str, value: Any, low: float, *, integer: bool = False) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: its value
+    :param low: lowest value allowed
+    :param integer: whether both must be integers
+    :raises ValueError: if they are not two, or one is outside
+    :raises TypeError: if one is no number
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r}.")
+    for number in value:
+        check_range(name, number, low, integer=integer)
+
+
+def check_shared(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: the arguments that all algorithms share, by name
+    :raises ValueError: if one is out of its range, or two don't go together
+    :raises TypeError: if one is of the wrong type
+    """
+    for name, low in _LOWEST.items():
+        check_range(name, arguments[name], low, integer=True)
+    flags = ("optimize_memory_usage", "cosine_lr_decay", "keep_offline", "normalize_observations", "compile")
+    check_flags(**{name: arguments[name] for name in flags})
+    check_texts(precision=arguments["precision"], on_divergence=arguments["on_divergence"])
+    for name in ("tau", "gamma"):
+        check_range(name, arguments[name], 0, 1)
+    check_range("learning_starts", arguments["learning_starts"], 0)
+    check_range("learning_rate", arguments["learning_rate"], 0, schedule=True)
+    check_range("actor_learning_rate", arguments["actor_learning_rate"], 0, optional=True, schedule=True)
+    check_range("max_grad_norm", arguments["max_grad_norm"], 0, open_low=True, optional=True)
+    check_range("curriculum_steps", arguments["curriculum_steps"], 1, integer=True, optional=True)
+    check_range("offline_fraction", arguments["offline_fraction"], 0, 1, optional=True, schedule=True)
+    train_freq = arguments["train_freq"]
+    if isinstance(train_freq, (tuple, list)) and len(train_freq) != 2:
+        raise ValueError(f"train_freq must be a number of steps, or (n, 'step') or (n, 'episode'), got {train_freq!r}.")
+    check_range("train_freq", train_freq[0] if isinstance(train_freq, (tuple, list)) else train_freq, 1, integer=True)
+    if arguments["n_steps"] > 1 and arguments["optimize_memory_usage"]:
+        raise ValueError("optimize_memory_usage can't be combined with n_steps > 1: SB3's NStepReplayBuffer has no such mode.")
+
+
+_LOWEST = {
+    "buffer_size": 1,
+    "batch_size": 1,
+    "gradient_steps": -1,
+    "n_steps": 1,
+    "target_update_interval": 1,
+    "stats_window_size": 1,
+    "pretrain_steps": 0,
+}
 
 ON_DIVERGENCE = ("stop", "continue")
 
@@ -147,7 +239,7 @@ NOT_OURS = {
 
 
 class UnsupportedSpaceError(ValueError, AssertionError):
-    """The action space is not a bounded Box. (SB3 raises AssertionError here, its users catch either.)"""
+    """A space that can't be learned with. (SB3 raises AssertionError here, its users catch either.)"""
 
 
 def check_action_space(space: spaces.Space) -> None:
@@ -157,6 +249,11 @@ def check_action_space(space: spaces.Space) -> None:
     """
     if not isinstance(space, spaces.Box):
         raise UnsupportedSpaceError(f"env: only Box action spaces are supported, got {space}.")
+    if not np.issubdtype(space.dtype, np.floating):
+        raise UnsupportedSpaceError(
+            f"env: only Boxes of floating-point numbers are supported as action spaces, got {space}; wrap the environment so "
+            "that it rounds continuous actions itself."
+        )
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise UnsupportedSpaceError(
             f"env: the action space needs finite bounds, got {space}; "
@@ -164,6 +261,30 @@ def check_action_space(space: spaces.Space) -> None:
         )
     if (space.low >= space.high).any():
         raise UnsupportedSpaceError(f"env: every dimension of the action space needs low < high, got {space}.")
+
+
+def check_observation_space(space: spaces.Space, optimize_memory_usage: bool = False) -> None:
+    """
+    :param space: observation space
+    :param optimize_memory_usage: whether the replay buffer stores every observation once
+    :raises UnsupportedSpaceError: if it has Discrete entries that don't start at 0, Boxes without a dimension, or images of
+        both orders of channels: SB3 can't encode them
+    :raises ValueError: if the memory-efficient buffer can't hold it
+    """
+    if optimize_memory_usage and isinstance(space, spaces.Dict):
+        raise ValueError("optimize_memory_usage can't be used with Dict observations: DictReplayBuffer has no such mode.")
+    entries = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+    channels_first = {is_image_space_channels_first(x) for x in entries if isinstance(x, spaces.Box) and is_image_space(x)}
+    if len(channels_first) > 1:
+        raise UnsupportedSpaceError(f"env: images must have their channels all first or all last, got {space}.")
+    for entry in entries:
+        if isinstance(entry, spaces.Box) and 0 in (*entry.shape, len(entry.shape)):
+            raise UnsupportedSpaceError(f"env: observations need a shape with entries, got {entry}; use shape (1,).")
+        if isinstance(entry, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(entry.start):
+            raise UnsupportedSpaceError(
+                f"env: discrete observations must start at 0, got {entry}; subtract the start with "
+                "gymnasium.wrappers.TransformObservation."
+            )
 
 
 def reject_unknown(class_name: str, unknown: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch as th
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.arguments import check_flags, check_pair, check_range, check_texts
 from sb3_consistency.common.sampling import Batch
 from sb3_consistency.generative.consistency import ConsistencyModel
 
@@ -35,6 +35,11 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
         **kwargs: Any,
     ) -> None:
         check_range("consistency_ema_decay", consistency_ema_decay, 0, 1)
+        check_flags(loss_scaling=loss_scaling)
+        check_texts(bc_loss=bc_loss, metric=metric or "")
+        check_range("sampling_steps", sampling_steps, 1, integer=True)
+        if curriculum is not None:
+            check_pair("curriculum", curriculum, 2, integer=True)
         self.sampling_steps = sampling_steps
         self.bc_loss = bc_loss
         self.metric = metric

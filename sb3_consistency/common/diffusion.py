@@ -5,7 +5,7 @@ from typing import Any
 import torch as th
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.arguments import check_range, check_texts
 from sb3_consistency.common.sampling import Batch
 from sb3_consistency.generative.diffusion import DiffusionModel
 
@@ -29,7 +29,13 @@ class DiffusionPolicyMixin(GenerativeAlgorithm):
         sampler: str,
         **kwargs: Any,
     ) -> None:
-        check_range("train_sampling_steps", kwargs.get("train_sampling_steps"), 1, diffusion_steps)
+        check_texts(beta_schedule=beta_schedule, sampler=sampler)
+        check_range("diffusion_steps", diffusion_steps, 1, integer=True)
+        for name, steps in {
+            "sampling_steps": sampling_steps,
+            "train_sampling_steps": kwargs.get("train_sampling_steps"),
+        }.items():
+            check_range(name, steps, 1, diffusion_steps, integer=True, optional=True)
         self.diffusion_steps = diffusion_steps
         self.beta_schedule = beta_schedule
         self.sampling_steps = sampling_steps

@@ -109,7 +109,8 @@ class RewardModel(StackedNetwork):
         """
         self.low.fill_(low)
         # where all returns are equal there is nothing to tell apart: keep their scale
-        self.high.fill_(high if high - low > 1e-6 else low + 1.0)
+        scale = max(1.0, abs(low))
+        self.high.fill_(high if high - low > 1e-6 * scale else low + scale)
 
     def scale(self, returns: th.Tensor) -> th.Tensor:
         """

@@ -257,11 +257,7 @@ class PlannerPolicy(NetworksPolicy):
         if self.plan_of == "states":
             return self.student.obs_normalizer.invert(plans).cpu().numpy()
         actions = plans.cpu().numpy().reshape(*plans.shape[:2], *self.action_space.shape)
-        return self._clip(self.unscale_action(actions))
-
-    def _clip(self, actions: np.ndarray) -> np.ndarray:
-        # rounding may leave the bounds
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        return self.unscale_action(actions)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(obs, deterministic)
@@ -343,7 +339,7 @@ class PlannerPolicy(NetworksPolicy):
 
     def _next_action(self, memory: PlanMemory) -> np.ndarray:
         chosen = memory.plan[np.arange(len(memory.age)), memory.age].cpu().numpy()
-        return self._clip(self.unscale_action(chosen.reshape(-1, *self.action_space.shape)))
+        return self.unscale_action(chosen.reshape(-1, *self.action_space.shape))
 
     def _track(self, memory: PlanMemory) -> np.ndarray:
         """Pull towards the next planned state; past the end of the plan, to its last position at rest."""
@@ -354,7 +350,7 @@ class PlannerPolicy(NetworksPolicy):
         target[memory.age + 1 >= self.horizon, n:] = 0
         k_p, k_v = self.tracking_gains
         forces = k_p * (target[:, :n] - state[:, :n]) + k_v * (target[:, n:] - state[:, n:])
-        return self._clip(forces).astype(self.action_space.dtype)
+        return np.clip(forces, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         names = """

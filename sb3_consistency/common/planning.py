@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.arguments import check_flags, check_pair, check_range
 from sb3_consistency.common.planner import PLANS, PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy
 from sb3_consistency.common.sampling import split, tree_map
 from sb3_consistency.common.windows import WindowRows, Windows
@@ -95,14 +95,17 @@ class PlanningAlgorithm(GenerativeAlgorithm):
         if plan_of not in PLANS:
             raise ValueError(f"plan_of must be one of {PLANS}, got {plan_of!r}.")
         for name, number in {"horizon": horizon, "history": history}.items():
-            check_range(name, number, 1)
+            check_range(name, number, 1, integer=True)
         for name, length in {"teacher_steps": teacher_steps, "reward_steps": reward_steps}.items():
             check_range(name, length, 0, 1 if isinstance(length, float) else float("inf"))
         if sum(x for x in (teacher_steps, reward_steps) if isinstance(x, float)) >= 1:
             raise ValueError(
                 f"teacher_steps and reward_steps leave the student no share of the run, got {teacher_steps}, {reward_steps}."
             )
-        check_range("warmup_steps", warmup_steps, 0)
+        check_range("warmup_steps", warmup_steps, 0, integer=True)
+        check_range("executed_steps", executed_steps, 1, horizon, integer=True, optional=True)
+        check_flags(pad=pad, cut_at_goals=cut_at_goals)
+        check_pair("tracking_gains", tracking_gains, 0)
         if kwargs.get("n_steps", 1) != 1:
             raise ValueError(f"n_steps must be 1: a planner has no bootstrapped targets, got {kwargs['n_steps']}.")
         buffer_class = kwargs.get("replay_buffer_class")

@@ -26,15 +26,41 @@ from sb3_consistency.value_losses import choose_candidate, gumbel_noise, pessimi
 CANDIDATE_SELECTIONS = ("softmax", "argmax")
 
 
+def _check_keys(space: spaces.Space, extractor_class: type[BaseFeaturesExtractor]) -> None:
+    """
+    :param space: observation space
+    :param extractor_class: features extractor for it
+    :raises ValueError: if SB3's ``CombinedExtractor`` can't take a key, because PyTorch names no module so
+    """
+    dotted = [key for key in space.spaces if "." in key] if isinstance(space, spaces.Dict) else []
+    if dotted and issubclass(extractor_class, CombinedExtractor):
+        raise ValueError(f"env: SB3's CombinedExtractor takes no keys with dots, got {dotted}: rename them in a wrapper.")
+
+
 class NetworksPolicy(BasePolicy):
     """A policy that owns several networks, some with optimizers of their own, some moving averages of others."""
 
     share_features_extractor: bool = False
 
-    def __init__(self, *args: Any, features_extractor_kwargs: dict[str, Any] | None, **kwargs: Any) -> None:
-        # SB3's constructor updates this dict; the caller's stays as it is
-        own = None if features_extractor_kwargs is None else dict(features_extractor_kwargs)
-        super().__init__(*args, features_extractor_kwargs=own, squash_output=True, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        features_extractor_class: type[BaseFeaturesExtractor],
+        *,
+        features_extractor_kwargs: dict[str, Any] | None,
+        **kwargs: Any,
+    ) -> None:
+        _check_keys(observation_space, features_extractor_class)
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            # SB3's constructor updates this dict; the caller's stays as it is
+            features_extractor_kwargs=None if features_extractor_kwargs is None else dict(features_extractor_kwargs),
+            squash_output=True,
+            **kwargs,
+        )
 
     def network_names(self) -> list[str]:
         """
@@ -53,6 +79,28 @@ class NetworksPolicy(BasePolicy):
         :return: (network, its target network), for every target network
         """
         raise NotImplementedError
+
+    def scale_action(self, action: np.ndarray) -> np.ndarray:
+        """
+        :param action: actions within the bounds of the action space
+        :return: the same scaled to [-1, 1]
+        """
+        _, _, middle, half = self._bounds()
+        return ((action - middle) / half).clip(-1, 1).astype(np.float32)
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        :param scaled_action: actions scaled to [-1, 1]
+        :return: the same within the bounds of the action space, and of its type
+        """
+        low, high, middle, half = self._bounds()
+        return (middle + half * scaled_action).clip(low, high).astype(self.action_space.dtype)
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Bounds, middle and half range; SB3's float32 arithmetic leaves the bounds by rounding, and overflows."""
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
+        return low, high, low / 2 + high / 2, high / 2 - low / 2
 
     def _make(self, cls: type[Any], features_extractor: BaseFeaturesExtractor | None, **kwargs: Any) -> Any:
         base = {

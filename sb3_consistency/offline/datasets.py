@@ -315,9 +315,17 @@ class DatasetMixin(OffPolicyAlgorithm):
 
         :param path: file that ``save_replay_buffer`` wrote
         :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
+        :raises DatasetError: if the file is damaged; then nothing has changed
         """
-        self._begin_online()
-        super().load_replay_buffer(path, truncate_last_traj)
+        kept = self.replay_buffer, self.offline_buffer, self._replay_is_offline, self._segments
+        try:
+            self._begin_online()
+            super().load_replay_buffer(path, truncate_last_traj)
+        except Exception as error:  # unpickling damaged bytes may raise anything
+            self.replay_buffer, self.offline_buffer, self._replay_is_offline, self._segments = kept
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise DatasetError(f"{path}: damaged, or not a file of save_replay_buffer(): {error!r}.") from error
 
     def _store_transition(
         self,

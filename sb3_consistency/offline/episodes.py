@@ -16,18 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_consistency.offline.checks import DatasetError, Observations, as_flags, as_numbers, check_lengths, map_observations
+
 if TYPE_CHECKING:
     import gymnasium as gym
     import minari
 
-# one observation array (T, ...), or a (possibly nested) dict of them
-Observations = Any
-
 ARRAY_KEYS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
-
-
-class DatasetError(RuntimeError):
-    """A dataset that can't be found, read or used. The message names the cause and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +42,6 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.rewards)
-
-
-def map_observations(function: Any, *observations: Observations) -> Observations:
-    """
-    Apply a function to every array of (nested) dict observations.
-
-    :param function: called with one array of each of ``observations``
-    :param observations: arrays or dicts of one structure
-    :return: the results in the same structure
-    """
-    if isinstance(observations[0], Mapping):
-        return {key: map_observations(function, *(o[key] for o in observations)) for key in observations[0]}
-    return function(*observations)
 
 
 class EpisodeSource(ABC):
@@ -110,30 +92,6 @@ class EpisodeSource(ABC):
         raise DatasetError(f"Dataset {self.name} does not name its environment: pass env=...")
 
 
-def check_lengths(name: str, index: int, episode: Mapping[str, Any]) -> int:
-    """
-    :param name: name of the dataset
-    :param index: number of the episode
-    :param episode: Minari episode: T + 1 observations, T of everything else
-    :return: T
-    :raises DatasetError: if the arrays don't fit together
-    """
-    n_steps = len(episode["rewards"])
-    for key in ("actions", "terminations", "truncations"):
-        if len(episode[key]) != n_steps:
-            raise DatasetError(f"{name}, episode {index}: {len(episode[key])} {key} but {n_steps} rewards.")
-
-    def check(array: np.ndarray) -> None:
-        if len(array) != n_steps + 1:
-            raise DatasetError(
-                f"{name}, episode {index}: {len(array)} observations for {n_steps} steps, expected {n_steps + 1} "
-                "(Minari stores the last one too)."
-            )
-
-    map_observations(check, episode["observations"])
-    return n_steps
-
-
 class MinariSource(EpisodeSource):
     """
     Episodes of a Minari dataset.
@@ -158,8 +116,17 @@ class MinariSource(EpisodeSource):
             raise DatasetError(f"{self.name} is damaged: {error!r}. Delete and fetch or record it again.") from error
 
     @cached_property
+    def _stated_lengths(self) -> np.ndarray:
+        try:
+            return np.array([int(m["total_steps"]) for m in self._metadata], dtype=np.int64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{self.name} is damaged: an episode does not tell its total_steps: {error!r}.") from error
+
+    @cached_property
     def lengths(self) -> np.ndarray:
-        return np.array([int(m["total_steps"]) for m in self._metadata], dtype=np.int64)
+        for _ in self.episodes(np.flatnonzero(self._stated_lengths < 1)):
+            pass  # reading one compares its number of steps, which would else be left out unread
+        return self._stated_lengths
 
     @cached_property
     def returns(self) -> np.ndarray:
@@ -175,15 +142,25 @@ class MinariSource(EpisodeSource):
                 data = next(stream)
             except Exception as error:  # as above
                 raise DatasetError(f"{self.name}, episode {index} is damaged: {error!r}.") from error
-            check_lengths(self.name, index, data)
-            yield Episode(
-                observations=map_observations(lambda x: x[:-1], data["observations"]),
-                actions=data["actions"],
-                rewards=data["rewards"],
-                next_observations=map_observations(lambda x: x[1:], data["observations"]),
-                terminations=data["terminations"],
-                truncations=data["truncations"],
-            )
+            yield self._checked(index, data)
+
+    def _checked(self, index: int, data: Mapping[str, Any]) -> Episode:
+        where = f"{self.name}, episode {index}"
+        missing = [key for key in ARRAY_KEYS if key not in data and key != "next_observations"]
+        if missing:
+            raise DatasetError(f"{where} is damaged: it has no {missing}.")
+        arrays = {key: as_numbers(f"{where}: {key}", data[key]) for key in ("actions", "rewards")}
+        flags = {key: as_flags(f"{where}: {key}", data[key]) for key in ("terminations", "truncations")}
+        observations = map_observations(lambda x: as_numbers(f"{where}: observations", x), data["observations"])
+        n_steps = check_lengths(self.name, index, {"observations": observations, **arrays, **flags})
+        if n_steps != self._stated_lengths[index]:
+            raise DatasetError(f"{where} is damaged: it has {n_steps} steps, its metadata says {self._stated_lengths[index]}.")
+        return Episode(
+            observations=map_observations(lambda x: x[:-1], observations),
+            next_observations=map_observations(lambda x: x[1:], observations),
+            **arrays,
+            **flags,
+        )
 
     def make_env(self, eval_env: bool = True, **kwargs: Any) -> gym.Env:
         if self.dataset.env_spec is None:
@@ -235,7 +212,10 @@ class ArraySource(EpisodeSource):
             raise DatasetError(f"{name}: missing {missing}, got {sorted(arrays)}; needed are {list(ARRAY_KEYS)}.")
         self.observation_space = arrays.get("observation_space")
         self.action_space = arrays.get("action_space")
-        self.arrays = {key: map_observations(np.asarray, arrays[key]) for key in ARRAY_KEYS}
+        for key, space in {"observation_space": self.observation_space, "action_space": self.action_space}.items():
+            if space is not None and not isinstance(space, spaces.Space):
+                raise DatasetError(f"{name}: {key} must be a Gymnasium space, got {space!r}.")
+        self.arrays = {key: self._array(key, arrays[key]) for key in ARRAY_KEYS}
         if self.arrays["rewards"].size == 0:
             raise DatasetError(f"{name}: no transitions.")
         for key in ("rewards", "terminations", "truncations"):
@@ -252,13 +232,19 @@ class ArraySource(EpisodeSource):
         for key in ARRAY_KEYS:
             map_observations(check, self.arrays[key])
         self._infer_spaces()
-        done = self.arrays["terminations"].astype(bool) | self.arrays["truncations"].astype(bool)
+        done = self.arrays["terminations"] | self.arrays["truncations"]
         ends = done.copy()
         ends[-1] = True
         ends[:-1] |= _breaks(self.arrays["observations"], self.arrays["next_observations"])
         self.stops = np.flatnonzero(ends) + 1
         self.starts = np.concatenate([[0], self.stops[:-1]])
-        self.arrays["truncations"] = self.arrays["truncations"].astype(bool) | (ends & ~done)
+        self.arrays["truncations"] = self.arrays["truncations"] | (ends & ~done)
+
+    def _array(self, key: str, value: Any) -> Observations:
+        convert = as_flags if key in ("terminations", "truncations") else as_numbers
+        if isinstance(value, Mapping) and not ("observations" in key and value):
+            raise DatasetError(f"{self.name}: {key} must be an array, got a dict with the keys {sorted(map(str, value))}.")
+        return map_observations(lambda x: convert(f"{self.name}: {key}", x), value)
 
     def _infer_spaces(self) -> None:
         if self.observation_space is None:
@@ -296,10 +282,14 @@ def _breaks(observations: Observations, next_observations: Observations) -> np.n
     def differs(now: np.ndarray, following: np.ndarray) -> np.ndarray:
         if now.shape != following.shape:
             raise DatasetError(f"observations have shape {now.shape}, next_observations {following.shape}.")
-        a, b = following[:-1].reshape(len(now) - 1, -1), now[1:].reshape(len(now) - 1, -1)
-        return ((a != b) & ~((a != a) & (b != b))).any(axis=1)  # NaN equals NaN here: it is reported later
+        a, b = following[:-1], now[1:]
+        # NaN equals NaN here: it is reported later
+        return ((a != b) & ~((a != a) & (b != b))).any(axis=tuple(range(1, a.ndim)))
 
-    if isinstance(observations, Mapping):
+    if isinstance(observations, Mapping) or isinstance(next_observations, Mapping):
+        keys = [sorted(o) if isinstance(o, Mapping) else None for o in (observations, next_observations)]
+        if keys[0] != keys[1]:
+            raise DatasetError(f"observations have the keys {keys[0]}, next_observations {keys[1]}.")
         parts = [_breaks(observations[key], next_observations[key]) for key in observations]
         return np.logical_or.reduce(parts)
     return differs(observations, next_observations)
@@ -318,9 +308,7 @@ class BufferSource(EpisodeSource):
 
     def __init__(self, buffer: Any, name: str = "the replay buffer") -> None:
         super().__init__(name)
-        size = buffer.size()
-        if size == 0:
-            raise DatasetError(f"{name}: no transitions.")
+        size = self._check(buffer)
         self.buffer = buffer
         self.observation_space = buffer.observation_space
         self.action_space = buffer.action_space
@@ -334,6 +322,24 @@ class BufferSource(EpisodeSource):
             ends[-1] = True
             stops = np.flatnonzero(ends) + 1
             self.pieces += [(column, a, b) for a, b in pairwise([0, *stops.tolist()])]
+
+    def _check(self, buffer: Any) -> int:
+        """A buffer comes from a pickle, perhaps of another version or cut by hand: its size, if its arrays fit together."""
+        if not (isinstance(buffer.pos, int) and 0 <= buffer.pos < buffer.buffer_size):
+            raise DatasetError(f"{self.name} is damaged: position {buffer.pos} of {buffer.buffer_size} rows.")
+        if buffer.size() == 0:
+            raise DatasetError(f"{self.name}: no transitions.")
+        names = ["observations", "actions", "rewards", "dones", "timeouts"]
+        names += [] if buffer.optimize_memory_usage else ["next_observations"]
+        expected = (buffer.buffer_size, buffer.n_envs)
+
+        def check(array: Any) -> None:
+            if as_numbers(f"{self.name}: {name}", array).shape[:2] != expected:
+                raise DatasetError(f"{self.name} is damaged: {name} have shape {array.shape}, expected {expected} in front.")
+
+        for name in names:
+            map_observations(check, getattr(buffer, name, None))
+        return int(buffer.size())
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -103,14 +103,13 @@ class EpisodeConverter:
         :raises DatasetError: if the episode has NaN or infinite values, or shapes that don't fit
         """
         where = f"{self.source.name}, episode {index}"
-        rewards = np.asarray(episode.rewards, dtype=np.float32)
-        self._check_finite(rewards, f"{where}: rewards")
+        self._check_finite(np.asarray(episode.rewards), f"{where}: rewards")
         return replace(
             episode,
             observations=self._observations(episode.observations, f"{where}: observations"),
             next_observations=self._observations(episode.next_observations, f"{where}: next_observations"),
             actions=self._actions(np.asarray(episode.actions), f"{where}: actions"),
-            rewards=rewards,
+            rewards=np.asarray(episode.rewards, dtype=np.float32),
             terminations=np.asarray(episode.terminations, dtype=bool),
             truncations=np.asarray(episode.truncations, dtype=bool),
         )
@@ -140,15 +139,23 @@ class EpisodeConverter:
         actions = actions.reshape(len(actions), -1).astype(np.float64)
         if not self.source.scaled_actions:
             low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
-            actions = 2 * (actions - low) / (high - low) - 1
+            # half ranges: the whole one may overflow
+            actions = (actions - (low / 2 + high / 2)) / (high / 2 - low / 2)
         self.n_clipped += int((np.abs(actions) > 1 + 1e-5).any(axis=1).sum())
         return actions.clip(-1, 1).astype(np.float32)
 
     @staticmethod
     def _check_finite(array: np.ndarray, where: str) -> None:
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            step = np.argwhere(~np.isfinite(array))[0]
-            raise DatasetError(f"{where}: {array[tuple(step)]} at step {step[0]} (index {tuple(int(i) for i in step)}).")
+        if not np.issubdtype(array.dtype, np.floating):
+            return
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(np.float32, copy=False))  # what the networks get
+        if not finite.all():
+            step = np.argwhere(~finite)[0]
+            raise DatasetError(
+                f"{where}: {array[tuple(step)]} at step {step[0]} (index {tuple(int(i) for i in step)}); finite float32 "
+                "numbers are needed."
+            )
 
     def warn_if_clipped(self, n_transitions: int) -> None:
         """
@@ -191,7 +198,8 @@ class ObservationStatistics:
         :param observations: array (T, ...) or a dict of them
         """
         for key, running in self.running.items():
-            running.update(observations[key] if isinstance(observations, Mapping) else observations)
+            entry = observations[key] if isinstance(observations, Mapping) else observations
+            running.update(entry.astype(np.float64))  # squares of large float32 numbers overflow
 
     @property
     def mean(self) -> dict[str, np.ndarray]:
