@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sb3_consistency.common.checkpoint import CheckpointError
     from sb3_consistency.common.env_state import CapturableEnv
     from sb3_consistency.common.resume import ResumableCheckpointCallback, load_latest
+    from sb3_consistency.common.training import DivergenceError
     from sb3_consistency.safe import load_safe
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _MODULES = {
 _TOOLS = {
     "CapturableEnv": "common.env_state",
     "CheckpointError": "common.checkpoint",
+    "DivergenceError": "common.training",
     "ResumableCheckpointCallback": "common.resume",
     "load_latest": "common.resume",
     "load_safe": "safe",
@@ -43,6 +45,7 @@ __all__ = [
     "ConsistencyBC",
     "DiffusionBC",
     "DiffusionQL",
+    "DivergenceError",
     "ResumableCheckpointCallback",
     "__version__",
     "load_latest",

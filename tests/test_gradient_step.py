@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC
+from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DivergenceError
 from sb3_consistency.common import acceleration
-from sb3_consistency.common.training import DivergenceError, lerp_where
+from sb3_consistency.common.training import lerp_where
 from sb3_consistency.generative.networks import Mish
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, make_arrays
 
