@@ -32,7 +32,7 @@ CLASSES: dict[str, type] = {
 _NAMES = {cls: name for name, cls in CLASSES.items()}
 _DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 # far above any real option: numbers of layers, candidates, steps; a file can't make us allocate what it does not contain
-MAX_INTEGER, MAX_LENGTH, MAX_SPACE_SIZE = 10**6, 10**4, 2**26
+MAX_INTEGER, MAX_LENGTH, MAX_SPACE_SIZE = 10**6, 10**4, 2**22
 
 
 def encode(name: str, value: Any) -> Any:
@@ -137,7 +137,8 @@ def decode_space(data: dict[str, Any]) -> spaces.Space:
     """
     kind = data["kind"]
     if kind == "Dict":
-        return spaces.Dict({str(key): decode_space(entry) for key, entry in data["spaces"].items()})
+        # pairs: a dict would be sorted, and extractors concatenate in the space's order
+        return spaces.Dict([(str(key), decode_space(entry)) for key, entry in data["spaces"].items()])
     if kind == "Box":
         if data["dtype"] not in _DTYPES:
             raise ValueError(f"dtype {data['dtype']!r} of a Box")
@@ -146,16 +147,30 @@ def decode_space(data: dict[str, Any]) -> spaces.Space:
         low, high = (_decode_bounds(data[key], shape, dtype) for key in ("low", "high"))
         return spaces.Box(low, high, shape, dtype.type)
     if kind == "Discrete":
-        _checked_shape([data["n"]])
         return spaces.Discrete(int(data["n"]), start=int(data["start"]))
     if kind == "MultiDiscrete":
         nvec = np.array(data["nvec"], dtype=np.int64)
-        _checked_shape([int(nvec.sum())])
         return spaces.MultiDiscrete(nvec, start=np.array(data["start"], dtype=np.int64))
     if kind == "MultiBinary":
         shape = _checked_shape(data["n"] if isinstance(data["n"], list) else [data["n"]])
         return spaces.MultiBinary(list(shape) if isinstance(data["n"], list) else shape[0])
     raise ValueError(f"unknown kind of space {kind!r}")
+
+
+def space_size(data: dict[str, Any]) -> int:
+    """
+    :param data: what :func:`encode_space` returned
+    :return: size of an observation as the networks see it, one-hot where it is discrete; nothing is allocated
+    :raises ValueError: if it is nothing that ``encode_space`` writes
+    """
+    kind = data["kind"]
+    if kind == "Dict":
+        return sum(space_size(entry) for entry in data["spaces"].values())
+    stated = data["shape" if kind == "Box" else "nvec" if kind == "MultiDiscrete" else "n"]
+    sizes: list[int] = np.ravel(np.array(stated, dtype=object)).tolist()
+    if not all(type(n) is int and n >= 0 for n in sizes):
+        raise ValueError(f"a {kind} of {stated}")
+    return sum(sizes) if kind in ("Discrete", "MultiDiscrete") else math.prod(sizes)
 
 
 def _encode_bounds(bounds: np.ndarray) -> Any:
@@ -172,6 +187,6 @@ def _decode_bounds(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.nda
 
 
 def _checked_shape(shape: list[int]) -> tuple[int, ...]:
-    if not all(isinstance(n, int) and n >= 0 for n in shape) or math.prod(shape) > MAX_SPACE_SIZE:
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
         raise ValueError(f"a space of shape {shape}")
     return tuple(shape)

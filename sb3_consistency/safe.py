@@ -22,13 +22,30 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_consistency.common.arguments import check_action_space, check_observation_space
-from sb3_consistency.plain_data import check_sizes, decode, decode_space, encode, encode_space
+from sb3_consistency.common.arguments import (
+    check_action_space,
+    check_flags,
+    check_observation_space,
+    check_pair,
+    check_range,
+)
+from sb3_consistency.offline.rewards import AffineReward
+from sb3_consistency.plain_data import (
+    MAX_SPACE_SIZE,
+    check_sizes,
+    decode,
+    decode_space,
+    encode,
+    encode_space,
+    space_size,
+)
 
 FORMAT = "sb3_consistency 1"
 SUFFIX = ".safetensors"
 ALGORITHMS = ("CPQL", "RACTD", "ConsistencyAC", "ConsistencyBC", "DiffusionBC", "DiffusionQL")
 MAX_HEADER = 2**24
+# HER keeps a dict per row
+MAX_BUFFER_SIZE = 10**7
 # paths and data stay behind: a stranger's file must not choose what learn() reads (perhaps a pickle), where it writes, or
 # that it runs a compiler
 NOT_STORED = {"policy", "env", "device", "dataset", "dataset_kwargs", "tensorboard_log", "compile", "_init_setup_model"}
@@ -198,7 +215,10 @@ def _load(path: str | Path, env: GymEnv | None, device: th.device | str, cls: ty
         if cls is not None and found is not cls:
             raise ValueError(f"it holds a {name}: load it with {name}.load_safe() or sb3_consistency.load_safe()")
         arguments = _checked_arguments(found, config["arguments"])
-        space_pair = [decode_space(config[f"{kind}_space"]) for kind in ("observation", "action")]
+        described = [config[f"{kind}_space"] for kind in ("observation", "action")]
+        if sum(map(space_size, described)) > MAX_SPACE_SIZE:
+            raise ValueError(f"spaces of more than {MAX_SPACE_SIZE} numbers")
+        space_pair = [decode_space(space) for space in described]
         check_observation_space(space_pair[0])
         check_action_space(space_pair[1])
         policy = config["policy"]
@@ -244,12 +264,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
             raise SafeLoadError(
                 f"{path}: format {metadata.get('format')!r}, but {FORMAT!r} is expected: not from save_safe()."
             )
-        config = json.loads(metadata["config"])
+        config = json.loads(metadata["config"], parse_constant=_refuse_constant)
+        digest = _digest(metadata["config"], tensors)
     except SafeLoadError:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError, TypeError) as error:
         raise SafeLoadError(f"{path}: damaged, or not a file of save_safe(): {error!r}.") from error
-    if metadata.get("sha256") != _digest(metadata["config"], tensors):
+    if metadata.get("sha256") != digest:
         raise SafeLoadError(f"{path}: damaged: the checksum of its content is not the one it states.")
     if not isinstance(config, dict):
         raise SafeLoadError(f"{path}: the configuration is a {type(config).__name__}, not an object.")
@@ -259,12 +280,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
     return config, tensors
 
 
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
 def _checked_arguments(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     _check_names("arguments", set(given), set(_argument_names(cls)))
     arguments = {name: decode(value) for name, value in given.items()}
     for name, value in arguments.items():
         if name not in NOT_SIZES:
             check_sizes(name, value)
+    if arguments["buffer_size"] > MAX_BUFFER_SIZE:
+        raise ValueError(f"buffer_size={arguments['buffer_size']} is too large")
     buffer_class = arguments["replay_buffer_class"]
     if arguments["action_noise"] is not None or (buffer_class is not None and not issubclass(buffer_class, ReplayBuffer)):
         raise ValueError("action_noise and replay_buffer_class must be None or a replay buffer")
@@ -278,6 +305,12 @@ def _checked_state(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     for name in COUNTERS:
         if not (type(state[name]) is int and state[name] >= 0) and not (state[name] is None and name in may_be_none):
             raise ValueError(f"{name} must be an integer of at least 0, got {state[name]!r}")
+    check_range("_current_progress_remaining", state["_current_progress_remaining"], -1e9, 1)
+    check_flags(**{name: state[name] for name in state.keys() & {"_was_pretrained", "_student_started"}})
+    if state["_reference_returns"] is not None:
+        check_pair("_reference_returns", state["_reference_returns"], -1e300)
+    if not (state["_reward_function"] is None or type(state["_reward_function"]) is AffineReward):
+        raise ValueError("_reward_function must be None or a scale and a shift")
     return state
 
 
@@ -380,6 +413,7 @@ def _fill_optimizer(network: str, optimizer: th.optim.Optimizer, state: dict[int
                 )
     groups = optimizer.state_dict()["param_groups"]
     for group, rate in zip(groups, rates, strict=True):
+        check_range(f"learning rate of {network}", rate, 0)
         group["lr"] = float(rate)
     # in the order in which optimizers write it
     ordered = {i: dict(sorted(state[i].items(), key=lambda entry: (entry[0] != "step", entry[0]))) for i in sorted(state)}

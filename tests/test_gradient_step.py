@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DivergenceError
 from sb3_consistency.common import acceleration
@@ -239,6 +240,54 @@ def test_the_guard_without_reading_tensors_does_the_same(optimizer, monkeypatch)
     assert_equal_states(state_of(models[0]), state_of(models[1]))
     steps = {int(s["step"]) for s in models[1].critic.optimizer.state.values()}
     assert steps == {6}, "Adam counts the steps that it took"
+
+
+class NormalisedExtractor(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+        self.norm = th.nn.BatchNorm1d(3)
+
+    def forward(self, observations):
+        return self.norm(observations)
+
+
+@pytest.mark.parametrize("may_read", [True, False])
+def test_a_diverging_step_leaves_batch_norm_alone(may_read, monkeypatch):
+    small = {"net_arch": [32, 32], "features_extractor_class": NormalisedExtractor}
+    model = loaded(CPQL, policy_kwargs=small, on_divergence="continue", normalize_observations=False)
+    monkeypatch.setattr(model, "_may_read_tensors", lambda optimizer: may_read)
+    model.pretrain(3)
+    before = [x.clone() for name, x in model.policy.state_dict().items() if "running_" in name]
+    model._offline_data().observations[:] = np.inf
+    with pytest.warns(UserWarning, match="left out"):
+        model.pretrain(3)
+    after = [x for name, x in model.policy.state_dict().items() if "running_" in name]
+    assert before and all(x.isfinite().all() for x in after)
+    assert all(th.equal(x, y) for x, y in zip(before, after, strict=True)) or not may_read
+
+
+def test_rl_zoo3_prunes_trials_that_diverge():
+    assert issubclass(DivergenceError, ValueError)
+
+
+def test_mish_keeps_its_tail_in_bf16():
+    x = th.linspace(-8, 8, 8192)
+    exact = th.nn.functional.mish(x)
+    rounded = Mish()(x.bfloat16())
+    assert rounded.dtype == th.bfloat16
+    th.testing.assert_close(rounded.float(), th.nn.functional.mish(x.bfloat16().float()), rtol=0.01, atol=1e-4)
+    assert (rounded.float() - exact).abs().max() < 0.05
+
+
+def test_options_of_the_gradient_step_are_checked_when_loading(tmp_path):
+    loaded(CPQL).save(tmp_path / "model")
+    for wrong in ({"precision": "bf17"}, {"on_divergence": "Stop"}, {"compile": "no"}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+            CPQL.load(tmp_path / "model", **wrong)
+
+
+def test_any_callable_can_be_compiled():
+    assert acceleration.CompiledLoss(lambda batch: batch + 1).run is not None
 
 
 def test_a_conditional_moving_average():

@@ -84,7 +84,9 @@ def test_a_planner_in_any_stage(steps, tmp_path):
 def test_images_and_dicts(cls, tmp_path):
     image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
     vector = spaces.Box(np.array([-1, -np.inf, 0, -5.0]), np.array([1, np.inf, np.inf, 5.0]), dtype=np.float64)
-    mixed = spaces.Dict({"image": image, "vector": vector, "kind": spaces.Discrete(3), "flags": spaces.MultiBinary(2)})
+    # not in the order of the alphabet: extractors concatenate in the space's
+    entries = [("vector", vector), ("image", image), ("kind", spaces.Discrete(3)), ("flags", spaces.MultiBinary(2))]
+    mixed = spaces.Dict(entries)
     for policy, space in (("CnnPolicy", image), ("MultiInputPolicy", mixed)):
         env = VectorEnv(observation_space=space)
         data = CPQL(policy, env, buffer_size=40, **SMALL).learn(30).replay_buffer
@@ -93,6 +95,8 @@ def test_images_and_dicts(cls, tmp_path):
         model.pretrain(10)
         loaded = sb3_consistency.load_safe(model.save_safe(tmp_path / policy))
         assert loaded.observation_space == model.observation_space and loaded.env is None
+        if space is mixed:
+            assert list(loaded.observation_space.spaces) == [name for name, _ in entries]
         obs = model.observation_space.sample()
         actions = [m.predict(obs, deterministic=True)[0] for m in (model, loaded)]
         np.testing.assert_array_equal(*actions)
@@ -269,10 +273,21 @@ BAD_CONFIGS = {
     "other layers": (policy_kwargs(net_arch=[33, 32]), "has shape"),
     "many layers": (policy_kwargs(net_arch=[1] * 20_000), "entries"),
     "many candidates": (put("arguments", "n_eval_candidates", 10**12), "too large"),
-    "giant buffer": (put("arguments", "buffer_size", 10**15), "don't fit"),
+    "giant buffer": (put("arguments", "buffer_size", 10**15), "too large"),
+    "many large spaces": (
+        put("observation_space", {"kind": "Dict", "spaces": {str(i): {"kind": "Box", "shape": [2**20]} for i in range(8)}}),
+        "spaces of more than",
+    ),
+    "overflowing space": (
+        put("observation_space", {"kind": "MultiDiscrete", "nvec": [2**62] * 4, "start": [0] * 4}),
+        "spaces of more than",
+    ),
+    "no reward function": (put("state", "_reward_function", {"class": "torch.nn.ReLU"}), "_reward_function"),
+    "no returns": (put("state", "_reference_returns", "x"), "_reference_returns"),
+    "no flag": (put("state", "_was_pretrained", "no"), "_was_pretrained"),
     "giant space": (
         put("observation_space", {"kind": "Box", "shape": [10**12], "dtype": "float32", "low": 0, "high": 1}),
-        "shape",
+        "spaces of more than",
     ),
     "object space": (put("observation_space", {"kind": "Box", "shape": [3], "dtype": "object", "low": 0, "high": 1}), "dtype"),
     "no space": (put("observation_space", 3), "configuration"),

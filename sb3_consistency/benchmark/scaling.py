@@ -7,6 +7,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -155,8 +156,6 @@ def _random_env() -> gym.Env:
 
 
 def _load_and_train(n_transitions: int) -> dict[str, Any]:
-    import resource
-
     from sb3_consistency import CPQL
 
     # libraries take what they take, however large the data is
@@ -170,7 +169,7 @@ def _load_and_train(n_transitions: int) -> dict[str, Any]:
     model.pretrain(1)
     seconds = time.perf_counter() - began
     model.pretrain(200)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = _peak_bytes()
     buffer = model.replay_buffer
     assert buffer is not None
     names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -181,3 +180,13 @@ def _load_and_train(n_transitions: int) -> dict[str, Any]:
         "extra_bytes": peak - before,
         "seconds": seconds,
     }
+
+
+def _peak_bytes() -> int:
+    # Linux's maxrss starts at the parent's peak
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return 1024 * int(line.split()[1])
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", info.rss))

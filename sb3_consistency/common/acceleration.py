@@ -85,8 +85,11 @@ def _with_own_code(method: Any) -> Any:
     PyTorch keeps what it compiled by code object and gives up after a few versions; with a shared one, the models of one
     process (seeds, algorithms) would count as versions of each other.
     """
+    if not isinstance(method, types.MethodType):
+        return method
     function = method.__func__
     copy = types.FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
+    copy.__kwdefaults__ = function.__kwdefaults__
     return types.MethodType(copy, method.__self__)

@@ -20,6 +20,7 @@ from sb3_consistency.common.acceleration import check_precision
 from sb3_consistency.common.arguments import (
     ON_DIVERGENCE,
     check_action_space,
+    check_flags,
     check_observation_space,
     check_shared,
     reject_unknown,
@@ -98,8 +99,6 @@ class GenerativeAlgorithm(ResumableTraining):
     ) -> None:
         reject_unknown(type(self).__name__, unknown)
         check_shared(locals())
-        if on_divergence not in ON_DIVERGENCE:
-            raise ValueError(f"on_divergence must be one of {ON_DIVERGENCE}, got {on_divergence!r}.")
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
@@ -130,7 +129,6 @@ class GenerativeAlgorithm(ResumableTraining):
             sde_support=False,
             support_multi_env=True,
         )
-        check_precision(precision, self.device)
         self.target_update_interval = target_update_interval
         self.actor_learning_rate = actor_learning_rate
         self.cosine_lr_decay = cosine_lr_decay
@@ -162,6 +160,11 @@ class GenerativeAlgorithm(ResumableTraining):
         return {"target_networks": (), "model_kwargs": {}}
 
     def _setup_model(self) -> None:
+        # here, and not in the constructor, because load() sets what it is given
+        check_flags(compile=self.compile)
+        check_precision(self.precision, self.device)
+        if self.on_divergence not in ON_DIVERGENCE:
+            raise ValueError(f"on_divergence must be one of {ON_DIVERGENCE}, got {self.on_divergence!r}.")
         if self._saved_as not in [base.__name__ for base in type(self).__mro__]:
             # networks alike would fit; the losses are not
             raise ModelFileError(
@@ -279,7 +282,7 @@ class GenerativeAlgorithm(ResumableTraining):
     def _excluded_save_params(self) -> list[str]:
         networks = self.policy.network_names()
         derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_in_offline_phase"]
-        derived += ["_parameters", "_batch_norm_pairs", "_compiled_losses", "_unchecked_steps"]
+        derived += ["_parameters", "_batch_norm_pairs", "_batch_norm_statistics", "_compiled_losses", "_unchecked_steps"]
         derived += ["progress", "step_alpha", "step_eta", "_constructor_dataset_loaded"]
         by_name = isinstance(self.dataset, str) or (
             isinstance(self.dataset, list) and all(isinstance(d, str) for d in self.dataset)

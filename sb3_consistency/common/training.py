@@ -17,8 +17,8 @@ from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin
 LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
 
 
-class DivergenceError(FloatingPointError):
-    """A loss or its gradient became infinite or NaN."""
+class DivergenceError(FloatingPointError, ValueError):
+    """A loss or its gradient became infinite or NaN. (A ValueError, too: rl-zoo3 prunes a trial that raises one.)"""
 
 
 class TrainingLoop(OfflinePretrainingMixin):
@@ -53,6 +53,8 @@ class TrainingLoop(OfflinePretrainingMixin):
             name: [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
             for name in self.policy.trained_networks()
         }
+        networks = [getattr(self.policy, name) for name in self.policy.trained_networks()]
+        self._batch_norm_statistics = [x for network in networks for x in get_parameters_by_name(network, ["running_"])]
         self._batch_norm_pairs = [
             (get_parameters_by_name(source, ["running_"]), get_parameters_by_name(target, ["running_"]))
             for source, target in self.policy.target_pairs()
@@ -88,9 +90,12 @@ class TrainingLoop(OfflinePretrainingMixin):
         metrics: TensorDict = {}
         finite: TensorDict = {}
         for name, loss_fn in self._loss_functions().items():
+            statistics = [x.clone() for x in self._batch_norm_statistics]
             with autocast(self.precision, self.device):
                 loss, info = loss_fn(batch)
             finite[name] = self._descend(name, loss)
+            for new, old in zip(self._batch_norm_statistics, statistics, strict=True):
+                new.copy_(th.where(finite[name], new, old))
             metrics |= {f"{name}_loss": loss.detach(), **info}
         self._n_updates += 1
         with th.no_grad():
@@ -152,7 +157,7 @@ class TrainingLoop(OfflinePretrainingMixin):
             else:
                 lerp_where(targets, sources, weight, flag)
             for new, old in zip(statistics, target_statistics, strict=True):
-                old.data.copy_(new)
+                old.data.copy_(new if flag is None else th.where(flag, new, old))
 
     def _batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
         """Sample up to CHUNK batches at once: the buffer's fixed cost per call is larger than its cost per row."""
