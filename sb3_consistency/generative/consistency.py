@@ -212,8 +212,9 @@ class ConsistencyModel(GenerativeModel):
         """
         Weighted denoising error (sigma^-2 + sigma_data^-2) |f(a + sigma z, sigma | s) - a|^2 / A.
 
-        sigma is one of the sampler's levels (``sampling_share``) or uniform over the grid's above sigma_min. Its minimiser is the conditional mean of the data
-        given the noisy action: at sigma_max several modes become one, so multi-modality is left to a Q term.
+        sigma is one of the sampler's levels (``sampling_share``), or uniform over the grid's above sigma_min. Its minimiser
+        is the conditional mean of the data given the noisy action: at sigma_max several modes become one, so multi-modality
+        is left to a Q term.
 
         Source: Chen et al. 2024 (CPQL), the loss that the released code trains.
 
