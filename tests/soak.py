@@ -1,13 +1,12 @@
 """
 Watch the memory and the open files of a long run: ``python tests/soak.py --minutes 60 --name online -- COMMAND...``.
 
-Samples the command's processes twice a minute, stops it after the time, writes a CSV and a PNG, and fails if memory grows
+Samples the command's processes twice a minute, stops it after the time, writes a CSV and a PNG, and fails if peak memory grows
 by more than the limit between the second and the last third of the time, if file handles do, or if the command ends early.
 """
 
 import argparse
 import csv
-import statistics
 import subprocess
 import sys
 import time
@@ -48,10 +47,9 @@ def watch(command: list[str], minutes: float, interval: float, log: Path) -> lis
 
 
 def growth(rows: list[dict[str, float]], column: str) -> float:
-    """Median of the last third of the time minus that of the second: the first is for filling caches."""
+    """Peak of the last third of the time minus that of the second: memory swings, and the first third fills caches."""
     third = len(rows) // 3
-    second, last = rows[third : 2 * third], rows[2 * third :]
-    return statistics.median(row[column] for row in last) - statistics.median(row[column] for row in second)
+    return max(row[column] for row in rows[2 * third :]) - max(row[column] for row in rows[third : 2 * third])
 
 
 def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
@@ -69,7 +67,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=30, help="seconds between two samples")
     parser.add_argument("--name", default="soak", help="name of the CSV and the PNG")
     parser.add_argument("--folder", type=Path, default=Path("soak"))
-    parser.add_argument("--limit", type=float, default=20, help="MB by which the medians of the thirds may differ")
+    parser.add_argument("--limit", type=float, default=20, help="MB by which the peaks of the thirds may differ")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
