@@ -8,7 +8,6 @@ in the header of the safetensors file; classes are looked up by name in a list o
 import hashlib
 import inspect
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,11 @@ from safetensors.torch import save_file
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_consistency.common.arguments import (
-    check_action_space,
-    check_flags,
-    check_observation_space,
-    check_pair,
-    check_range,
-)
+from sb3_consistency.allocation import AllocationLimit
+from sb3_consistency.common.arguments import check_action_space, check_flags, check_observation_space, check_pair, check_range
 from sb3_consistency.offline.rewards import AffineReward
-from sb3_consistency.plain_data import (
-    MAX_SPACE_SIZE,
-    check_sizes,
-    decode,
-    decode_space,
-    encode,
-    encode_space,
-    space_size,
-)
+from sb3_consistency.plain_data import MAX_SPACE_SIZE, check_sizes, decode, decode_space, encode, encode_space, space_size
 
 FORMAT = "sb3_consistency 1"
 SUFFIX = ".safetensors"
@@ -351,27 +336,12 @@ def _vec_normalize(env: Any) -> Any:
     return unwrap_vec_normalize(env)
 
 
-class _AllocationLimit(TorchDispatchMode):
-    """Lets new tensors have so many elements in all, and raises ``ValueError`` before the one that exceeds them."""
-
-    def __init__(self, n_elements: int) -> None:
-        super().__init__()
-        self.n_left = n_elements
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], (list, tuple)) and all(isinstance(n, int) for n in args[0]):
-            self.n_left -= math.prod(args[0])
-            if self.n_left < 0:
-                raise ValueError("its networks are larger than the weights in the file")
-        return func(*args, **(kwargs or {}))
-
-
 def _set_up(path: Path, model: Any, tensors: dict[str, th.Tensor]) -> None:
     """Build networks and buffer, and put the weights in."""
     ours = {name.removeprefix("policy."): w for name, w in tensors.items() if name.startswith("policy.")}
     try:
         # a few lines of configuration can ask for more memory than there is; initialisation needs little beyond the weights
-        with _AllocationLimit(4 * sum(w.numel() for w in ours.values()) + 2**22):
+        with AllocationLimit(4 * sum(w.numel() for w in ours.values()) + 2**22):
             model._setup_model()
         expected = model.policy.state_dict()
         _check_names("weights", set(ours), set(expected))

@@ -1,5 +1,6 @@
 """The gradient step: what compilation, reduced precision and the divergence guard may and may not change."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, Divergenc
 from sb3_consistency.common import acceleration
 from sb3_consistency.common.training import lerp_where
 from sb3_consistency.generative.networks import Mish
+from sb3_consistency.offline.means import RunningMeans
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, make_arrays
 
 every = pytest.mark.parametrize("cls", ALGORITHMS)
@@ -308,3 +310,31 @@ def test_clipping_still_clips():
 def test_on_divergence_is_checked():
     with pytest.raises(ValueError, match="on_divergence must be one of"):
         loaded(CPQL, on_divergence="ignore")
+
+
+# logging
+
+
+def test_means_are_of_the_steps_that_have_the_metric():
+    means = RunningMeans()
+    kept = th.tensor(1.0)
+    means.add({"a": kept})
+    means.add({"a": th.tensor(4.0), "b": th.tensor(-2.0)})
+    assert means.read() == {"a": 2.5, "b": -2.0}
+    assert kept == 1.0
+    assert RunningMeans().read() == {}
+
+
+@every
+def test_metrics_are_not_kept_for_every_step_until_the_next_log_line(cls):
+    model, counts = loaded(cls), {}
+
+    def count(scope, _):
+        step = scope["self"].num_timesteps
+        if step in (40, 55):
+            counts[step] = sum(type(x) is th.Tensor for x in gc.get_objects())
+        return True
+
+    model.pretrain(60, callback=count)
+    # the divergence guard keeps a flag per network
+    assert counts[55] - counts[40] <= 15 * len(model.policy.trained_networks()), counts

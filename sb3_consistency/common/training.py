@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import get_parameters_by_name, update_learni
 from sb3_consistency.common.acceleration import CompiledLoss, autocast
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
+from sb3_consistency.offline.means import RunningMeans
 from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin
 
 LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
@@ -74,7 +75,10 @@ class TrainingLoop(OfflinePretrainingMixin):
         if not self._ready_to_train():
             return
         self._update_learning_rates()
-        self._log_metrics([self._gradient_step(batch) for batch in self._batches(gradient_steps, batch_size)])
+        means = RunningMeans()
+        for batch in self._batches(gradient_steps, batch_size):
+            means.add(self._gradient_step(batch))
+        self._log_metrics(means)
 
     def _ready_to_train(self) -> bool:
         """After an offline phase whose data is gone (it is not saved with a model), experience must gather first."""
@@ -217,15 +221,11 @@ class TrainingLoop(OfflinePretrainingMixin):
     def _last_checkpoint_hint(self) -> str:
         return f" The last checkpoint is {self.last_checkpoint}." if self.last_checkpoint else ""
 
-    def _log_metrics(self, metrics: list[TensorDict]) -> None:
+    def _log_metrics(self, means: RunningMeans) -> None:
         self._check_divergence()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if metrics:
-            # the one host-device synchronisation of a call
-            names = list(dict.fromkeys(name for m in metrics for name in m))
-            means = th.stack([th.stack([m[name] for m in metrics if name in m]).mean() for name in names]).tolist()
-            for name, mean in zip(names, means, strict=True):
-                self.logger.record(f"train/{name}", mean)
+        for name, mean in means.read().items():
+            self.logger.record(f"train/{name}", mean)
 
 
 def lerp_where(targets: list[th.Tensor], sources: list[th.Tensor], weight: float, flag: th.Tensor) -> None:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from sb3_consistency.offline.datasets import DatasetMixin
 from sb3_consistency.offline.episodes import DatasetError, map_observations
+from sb3_consistency.offline.means import RunningMeans
 from sb3_consistency.offline.wrappers import SpacesOnlyEnv
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class OfflinePretrainingMixin(DatasetMixin):
         return completed
 
     def _offline_steps(self, callback: BaseCallback, log_interval: int, bar: Any) -> bool:
-        metrics: list[TensorDict] = []
+        means = RunningMeans()
         first, end = self._num_timesteps_at_start, self._total_timesteps
         # SB3 counts the progress of a continued learn() from the first of its timesteps; pretrain() counts its own steps
         origin = first if self._online_timesteps is not None else 0
@@ -154,20 +155,20 @@ class OfflinePretrainingMixin(DatasetMixin):
             self._current_progress_remaining = 1.0 - (self.num_timesteps - origin) / (end - origin)
             self._update_learning_rates()
             for batch in self._batches(min(CHUNK, end - self.num_timesteps), self.batch_size):
-                metrics.append(self._gradient_step(batch))
+                means.add(self._gradient_step(batch))
                 self.num_timesteps += 1
                 bar.update()
                 if (self.num_timesteps - first) % log_interval == 0 or self.num_timesteps == end:
-                    self._dump_offline_logs(metrics)
-                    metrics.clear()
+                    self._dump_offline_logs(means)
+                    means = RunningMeans()
                 callback.update_locals({"self": self, "batch": batch})
                 if not callback.on_step():
                     return False
             callback.on_rollout_end()
         return True
 
-    def _dump_offline_logs(self, metrics: list[TensorDict]) -> None:
-        self._log_metrics(metrics)
+    def _dump_offline_logs(self, means: RunningMeans) -> None:
+        self._log_metrics(means)
         if self._heldout is not None:
             self.logger.record("eval/heldout_bc_loss", self.heldout_loss(self._heldout))
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
@@ -186,7 +187,7 @@ class OfflinePretrainingMixin(DatasetMixin):
     def _update_learning_rates(self) -> None:
         raise NotImplementedError
 
-    def _log_metrics(self, metrics: list[TensorDict]) -> None:
+    def _log_metrics(self, means: RunningMeans) -> None:
         raise NotImplementedError
 
     def _check_divergence(self) -> None:
