@@ -255,6 +255,42 @@ def test_speed_measures_training_and_acting(few_systems, monkeypatch, tmp_path):
     assert "loaded machine" not in text and "speed_cpu_1.png" in text
 
 
+def test_planners_share_a_teacher_and_resume(tmp_path, dataset, capsys):
+    command = [
+        "benchmark",
+        "planner",
+        "--datasets",
+        DATA,
+        "--steps",
+        "6",
+        "2",
+        "4",
+        "--episodes",
+        "2",
+        "--folder",
+        str(tmp_path / "out"),
+    ]
+    command += ["--options", "{'horizon': 4}", "--students", "{'reward_weight': 0.0}"]
+    assert main(command) == 0
+    teacher_file = next((tmp_path / "out").glob("teacher_*.zip"))
+    written = teacher_file.stat().st_mtime_ns
+    # one more student of the same teacher
+    assert main([*command, "{'reward_weight': 5.0}"]) == 0
+    runs = Records(tmp_path / "out", "runs").read()
+    assert [(run["student"], run["offline_steps"]) for run in runs] == [
+        ("", 6),
+        ("{'reward_weight': 0.0}", 6),
+        ("{'reward_weight': 5.0}", 6),
+    ]
+    assert teacher_file.stat().st_mtime_ns == written
+    assert [[p["passes"] for p in run["planners"]] for run in runs] == [[158, 20], [1, 2, 4], [1, 2, 4]]
+    assert runs[1]["planners"][0]["deterministic"] != runs[2]["planners"][0]["deterministic"]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "teacher, 6 steps `'horizon': 4`" in text and "student `'reward_weight': 5.0`, 4 steps" in text
+    assert main([*command[:-1], "5"]) == 1
+    assert "--students must be the text of a dict of plain values, got '5'" in capsys.readouterr().err
+
+
 def test_scaling_measures_every_size_and_the_memory_of_a_dataset(monkeypatch, tmp_path):
     small = {"policy_kwargs": {"net_arch": [8]}}
     chosen = [

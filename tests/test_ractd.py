@@ -420,6 +420,27 @@ def test_before_its_student_stage_a_planner_does_not_act(steps, stage):
     assert model.stage == "student" and model.predict(OBS)[0].shape == (5, 1)
 
 
+def test_acting_with_the_teacher_or_more_jumps():
+    model = make(teacher_steps=4, reward_steps=2)
+    model.pretrain(3)
+    with model.planning_with("teacher", 3):
+        assert model.can_act
+        action = model.predict(OBS, deterministic=True)[0]
+        with pytest.raises(RuntimeError, match="teacher stage"):
+            model.plan(OBS)
+    assert not model.can_act
+    np.testing.assert_array_equal(action, model.teacher_plan(OBS, 3, deterministic=True)[:, 0])
+    model.pretrain(6)
+    one = model.predict(OBS, deterministic=True)[0]
+    with model.planning_with("student", 2):
+        two = model.predict(OBS, deterministic=True)[0]
+    np.testing.assert_array_equal(two, model.plan(OBS, deterministic=True, steps=2)[:, 0])
+    assert not np.array_equal(one, two)
+    np.testing.assert_array_equal(one, model.predict(OBS, deterministic=True)[0])
+    with pytest.raises(ValueError, match="'student' or 'teacher', got 'reward'"), model.planning_with("reward"):
+        pass
+
+
 def test_student_starts_as_the_teacher_and_the_teacher_is_frozen():
     model = make(teacher_steps=4, reward_steps=1)
     model.pretrain(5)

@@ -15,7 +15,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """
     parser = commands.add_parser(
         "benchmark",
-        help="compare algorithms: speed, denoising steps, offline, online, offline-to-online",
+        help="compare algorithms: speed, denoising steps, offline, online, offline-to-online, planners",
         epilog="Interrupted training runs resume: call the same command with the same --folder.",
     )
     suites = parser.add_subparsers(required=True, metavar="SUITE", dest="suite")
@@ -45,6 +45,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         suite.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
         suite.add_argument("--evaluations", type=int, default=5, help="evaluations per phase")
         suite.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each if more than one")
+    planner = suites.add_parser("planner", help="RACTD: teacher and students by reward weight and number of passes")
+    planner.add_argument("--datasets", dest="data", nargs="+", help="Minari datasets")
+    planner.add_argument("--seeds", nargs="+", type=int, default=[0])
+    planner.add_argument("--steps", nargs=3, type=int, metavar=("TEACHER", "REWARD", "STUDENT"), help="gradient steps")
+    planner.add_argument("--students", nargs="+", metavar="DICT", help="constructor arguments of each student")
+    planner.add_argument("--options", default="{}", help="constructor arguments of teachers and students, as a dict")
+    planner.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
+    planner.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each if more than one")
     suites.add_parser("report", help="draw tables and plots again from the records in --folder")
     for name, suite in suites.choices.items():
         suite.add_argument("--folder", type=Path, default=Path("benchmark"), help="records, tables and plots go here")
@@ -62,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
     :raises RuntimeError: if runs failed, or the machine is too loaded to measure speeds
     """
     failures: list[str] = []
+    if getattr(args, "jobs", 1) < 1:
+        raise ValueError(f"--jobs must be at least 1, got {args.jobs}.")
     try:
         import matplotlib  # noqa: F401
         import psutil  # noqa: F401
@@ -76,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
         rounds = args.rounds or (3 if args.quick else 15)
         figures = measure if args.suite == "speed" else measure_scaling
         figures(Records(args.folder, args.suite), rounds, args.quick, args.force)
+    elif args.suite == "planner":
+        failures = _plan(args)
     elif args.suite != "report":
         failures = _train(args)
     from sb3_consistency.benchmark.report import write_report
@@ -86,11 +98,19 @@ def run(args: argparse.Namespace) -> None:
         raise RuntimeError("Some runs failed; the same command runs them again.\n" + "\n".join(failures))
 
 
+def _plan(args: argparse.Namespace) -> list[str]:
+    from sb3_consistency.benchmark.planner import STUDENTS, planner_jobs
+    from sb3_consistency.benchmark.suites import DATASETS, run_jobs
+
+    data = args.data or ((_quick_dataset(),) if args.quick else DATASETS)
+    steps = args.steps or ((QUICK_STEPS, QUICK_STEPS, QUICK_STEPS) if args.quick else (100_000, 10_000, 100_000))
+    teachers, students = planner_jobs(data, args.seeds, steps, args.students or STUDENTS, args.options, args.episodes)
+    return run_jobs(teachers, args.folder, args.jobs) or run_jobs(students, args.folder, args.jobs)
+
+
 def _train(args: argparse.Namespace) -> list[str]:
     from sb3_consistency.benchmark.suites import DEFAULTS, jobs_of, run_jobs
 
-    if args.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {args.jobs}.")
     settings: dict[str, Any] = dict(DEFAULTS[args.suite])
     if args.quick:
         quick = {"data": ("Pendulum-v1",) if args.suite == "online" else (_quick_dataset(),)}

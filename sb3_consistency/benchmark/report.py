@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_consistency.benchmark.drawing import markdown, new_figure, save
+from sb3_consistency.benchmark.planner import planner_section
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import PACKAGES, Records
 from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
@@ -44,8 +45,11 @@ def write_report(folder: Path) -> Path:
         parts += speed_sections(frame, folder)
     if scaling:
         parts += scaling_sections(scaling, folder)
+    planners = [run for run in runs if run["suite"] == "planner"]
+    if planners:
+        parts += ["## Planners", planner_section(planners)]
     if runs:
-        flat = pd.DataFrame([{k: v for k, v in run.items() if k != "curve"} for run in runs])
+        flat = pd.DataFrame([{k: v for k, v in run.items() if k not in ("curve", "planners")} for run in runs])
         flat.to_csv(folder / "runs.csv", index=False)
         for suite, title in SUITE_TITLES.items():
             for budget in dict.fromkeys(budget_of(run) for run in runs if run["suite"] == suite):

@@ -71,6 +71,7 @@ def draw_speed(training: "pd.DataFrame", place: str) -> "Figure":
     bars = axis.barh(training["system"], sac / training["median_us"])
     axis.bar_label(bars, fmt="%.2f", padding=3)
     axis.axvline(1, color="grey", linestyle="--")
+    axis.margins(x=0.1)
     axis.set(xlabel="gradient steps per second, relative to SAC", title=place)
     axis.invert_yaxis()
     return figure
@@ -125,6 +126,6 @@ def draw_scaling(records: list[dict[str, Any]]) -> "Figure":
         for system in dict.fromkeys(record["system"] for record in chosen):
             points = [(r["value"], r["median_us"] / 1000) for r in chosen if r["system"] == system]
             panel.loglog(*zip(*points, strict=True), marker="o", label=system)
-        panel.set(xlabel=axis, ylabel="ms", title=axis)
+        panel.set(xlabel=axis, ylabel="ms", title=axis.replace(" (", "\n("))
         panel.legend(fontsize="small")
     return figure

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from sb3_consistency.benchmark.planner import PlannerJob, execute_planner
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.runs import Job, execute
 from sb3_consistency.offline.record import find_algorithm
@@ -119,9 +120,8 @@ def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[st
     :return: what went wrong, a line per failed job
     """
     records = Records(folder, "runs")
-    names = tuple(Job.__dataclass_fields__)
-    done = {tuple(record[name] for name in names) for record in records.read()}
-    waiting = [job for job in jobs if tuple(asdict(job).values()) not in done]
+    done = records.read()
+    waiting = [job for job in jobs if not any(asdict(job).items() <= record.items() for record in done)]
     threads = 1 if n_processes > 1 else None
     context = get_context("spawn")
     counter = context.Value("q", 0)
@@ -134,7 +134,7 @@ def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[st
         ) as pool,
     ):
         bar.set_description(f"0 of {len(waiting)} runs")
-        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job, threads): job for job in waiting}
+        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job, threads, folder): job for job in waiting}
         pending = set(futures)
         try:
             while pending:
@@ -176,9 +176,11 @@ def _initialise(counter: "Synchronized[int]") -> None:
     _steps_done = counter
 
 
-def _work(job: Job, threads: int | None) -> dict[str, Any]:
+def _work(job: Job, threads: int | None, folder: Path) -> dict[str, Any]:
     progress = _Progress()
     try:
+        if isinstance(job, PlannerJob):
+            return execute_planner(job, progress, threads, folder)
         return execute(job, progress, threads)
     finally:
         progress.flush()

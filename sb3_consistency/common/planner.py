@@ -139,6 +139,8 @@ class PlannerPolicy(NetworksPolicy):
             self._check_goal_space()
         #: the network in training; the others stay in evaluation mode
         self.in_training = "teacher_model"
+        #: the network that ``predict`` plans with, and its number of steps (None for the default)
+        self.planning_with: tuple[str, int | None] = ("student", None)
         self._build(lr_schedule)
 
     def _check_goal_space(self) -> None:
@@ -263,7 +265,11 @@ class PlannerPolicy(NetworksPolicy):
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.student.plan(self.conditions(self._repeat(observation)), deterministic)[:, 0]
+        return self._plan(self.conditions(self._repeat(observation)), deterministic)[:, 0]
+
+    def _plan(self, conditions: PyTorchObs, deterministic: bool) -> th.Tensor:
+        network, steps = self.planning_with
+        return getattr(self, network).plan(conditions, deterministic, steps)
 
     def _repeat(self, obs: PyTorchObs) -> PyTorchObs:
         """The history at the first step of an episode: its observation, repeated."""
@@ -332,7 +338,7 @@ class PlannerPolicy(NetworksPolicy):
                 stale |= (old != new).any(dim=1).cpu().numpy()
         rows = np.flatnonzero(stale)
         if len(rows):
-            plan[rows] = self.student.plan(self.conditions(tree_map(lambda x: x[rows], history)), deterministic)
+            plan[rows] = self._plan(self.conditions(tree_map(lambda x: x[rows], history)), deterministic)
             age = np.where(stale, 0, age)
         memory = PlanMemory(history, plan, age)
         return (self._track(memory) if self.plan_of == "states" else self._next_action(memory)), memory

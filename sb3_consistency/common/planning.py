@@ -1,7 +1,9 @@
 """What a staged planner adds to the shared algorithm: its stages, batches of windows, and planning."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -49,7 +51,7 @@ class PlanBatch(NamedTuple):
 
 class PlanningAlgorithm(GenerativeAlgorithm):
     """
-    A planner that is trained in three stages, offline. Subclasses supply ``<stage>_loss`` for each of them.
+    A planner that is trained in three stages, offline.
 
     :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
     :param horizon: number H of steps of a plan
@@ -57,8 +59,7 @@ class PlanningAlgorithm(GenerativeAlgorithm):
     :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions), or no
         replanning before the goal changes (states)
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
-    :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest);
-        else the last H - 1 steps of an episode are never planned from
+    :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
     :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
     :param teacher_steps: gradient steps of the teacher stage; a float is a share of the run
     :param reward_steps: gradient steps of the reward stage, likewise; the student takes what is left of the run
@@ -304,25 +305,38 @@ class PlanningAlgorithm(GenerativeAlgorithm):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback, progress_bar)
         for evaluation in _evaluations(callback):
-            self._delay(evaluation)
+            evaluation._on_step = partial(self._evaluate_if_acting, evaluation._on_step)  # type: ignore[method-assign]
         return callback
 
-    def _delay(self, evaluation: EvalCallback) -> None:
+    def _evaluate_if_acting(self, evaluate: Callable[[], bool]) -> bool:
         """Evaluations start with the student stage: a run's callbacks are given once, for all its stages."""
-        evaluate = evaluation._on_step
-
-        def evaluate_student() -> bool:
-            return evaluate() if self.can_act else True
-
-        evaluation._on_step = evaluate_student  # type: ignore[method-assign]
+        return evaluate() if self.can_act else True
 
     @property
     def can_act(self) -> bool:  # type: ignore[override]
-        """Whether the student stage has begun."""
-        return self.stage == "student"
+        """Whether ``predict`` can plan: the student stage has begun, or the teacher plans."""
+        return self.stage == "student" or self.policy.planning_with[0] != "student"
+
+    @contextmanager
+    def planning_with(self, network: str, steps: int | None = None) -> Iterator[None]:
+        """
+        Within this context ``predict`` plans so: to evaluate the teacher, or several jumps of the student.
+
+        :param network: "student", or "teacher" (its moving average, in every stage)
+        :param steps: jumps of the student, or Heun steps of the teacher; None for the default
+        :raises ValueError: if the network is unknown
+        """
+        if network not in ("student", "teacher"):
+            raise ValueError(f"network must be 'student' or 'teacher', got {network!r}.")
+        before = self.policy.planning_with
+        self.policy.planning_with = ("student" if network == "student" else "teacher_ema", steps)
+        try:
+            yield
+        finally:
+            self.policy.planning_with = before
 
     def _require_student(self) -> None:
-        if not self.can_act:
+        if self.stage != "student":
             teacher_end, reward_end = self.stage_ends()
             raise RuntimeError(
                 f"{type(self).__name__} acts from its student stage on, and this model is in its {self.stage} stage: it has "
@@ -343,7 +357,8 @@ class PlanningAlgorithm(GenerativeAlgorithm):
 
         :raises RuntimeError: before the student stage
         """
-        self._require_student()
+        if self.policy.planning_with[0] == "student":
+            self._require_student()
         return self.policy.predict(observation, state, episode_start, deterministic)
 
     def plan(self, observation: Any, deterministic: bool = False, steps: int | None = None) -> np.ndarray:

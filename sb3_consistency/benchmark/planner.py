@@ -1,0 +1,176 @@
+"""The planner suite: a teacher, and students distilled from it with and without rewards, at several numbers of passes."""
+
+import ast
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_consistency import RACTD
+from sb3_consistency.benchmark.drawing import markdown
+from sb3_consistency.benchmark.records import provenance
+from sb3_consistency.benchmark.runs import Job, acting_microseconds, mean_return
+from sb3_consistency.common.score_logger import normalized_score
+from sb3_consistency.offline.opening import open_dataset
+from sb3_consistency.offline.wrappers import flatten_if_nested
+
+STUDENTS = ("{'reward_weight': 0.0}", "{}")
+STUDENT_JUMPS = (1, 2, 4)
+# beside the whole grid of the teacher; a Heun step takes two passes
+FEW_HEUN_STEPS = 10
+# calls of predict to time
+N_CALLS = {"student": 200, "teacher": 20}
+# records that agree in these are seeds of each other
+SAME_RUN = ("data", "options", "student", "teacher_steps", "reward_steps", "offline_steps", "episodes")
+
+
+@dataclass(frozen=True)
+class PlannerJob(Job):
+    """
+    A teacher, or a student of the teacher of the job that is otherwise the same.
+
+    :param student: options of the student, as the text of a dict; empty for the teacher
+    :param teacher_steps: gradient steps of the teacher
+    :param reward_steps: gradient steps of the student's reward model, part of its ``offline_steps``
+    """
+
+    student: str
+    teacher_steps: int
+    reward_steps: int
+
+    @property
+    def teacher_file(self) -> str:
+        """Name of the file that the teacher is kept in."""
+        made_by = (self.data, self.options, self.seed, self.teacher_steps)
+        return f"teacher_{sha256(repr(made_by).encode()).hexdigest()[:12]}.zip"
+
+
+def planner_jobs(
+    data: Sequence[str],
+    seeds: Sequence[int],
+    steps: tuple[int, int, int],
+    students: Sequence[str] = STUDENTS,
+    options: str = "{}",
+    episodes: int = 10,
+) -> tuple[list[PlannerJob], list[PlannerJob]]:
+    """
+    :param data: Minari datasets
+    :param seeds: seeds
+    :param steps: gradient steps of teacher, reward model and student
+    :param students: constructor arguments of each student, as texts of dicts
+    :param options: constructor arguments of all, as the text of a dict
+    :param episodes: episodes per evaluation
+    :return: the jobs of the teachers, which come first, and those of the students
+    :raises ValueError: if a text is no dict
+    """
+    for name, text in [("--options", options), *(("--students", text) for text in students)]:
+        try:
+            dict(ast.literal_eval(text))
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.") from error
+    teacher_steps, reward_steps, student_steps = steps
+    jobs = [
+        PlannerJob(
+            *("planner", "RACTD", options, place, seed, reward_steps + student_steps if student else teacher_steps),
+            *(0, episodes, 1, student, teacher_steps, reward_steps),
+        )
+        for seed in seeds
+        for place in data
+        for student in ("", *students)
+    ]
+    return [job for job in jobs if not job.student], [job for job in jobs if job.student]
+
+
+class _Report(BaseCallback):
+    def __init__(self, report: Callable[[int], None]) -> None:
+        super().__init__()
+        self.report = report
+
+    def _on_step(self) -> bool:
+        self.report(1)
+        return True
+
+
+def execute_planner(
+    job: PlannerJob, report: Callable[[int], None] = lambda n: None, threads: int | None = None, folder: Path = Path()
+) -> dict[str, Any]:
+    """
+    Train a teacher and keep it, or a student of it, and let it act.
+
+    :param job: what to run
+    :param report: told how many steps went by
+    :param threads: PyTorch threads; None for all
+    :param folder: where teachers are kept
+    :return: the record: the job, score and acting time for each number of passes, and versions
+    """
+    if threads is not None:
+        th.set_num_threads(threads)
+    source = open_dataset(job.data)
+    eval_env = make_vec_env(lambda: flatten_if_nested(source.make_env()), n_envs=job.episodes)
+    options = {**ast.literal_eval(job.options), **ast.literal_eval(job.student or "{}")}
+    teacher = folder / job.teacher_file
+    if job.student:
+        options |= {"teacher": str(teacher), "reward_steps": job.reward_steps}
+    else:
+        options |= {"teacher_steps": job.teacher_steps}
+    model = RACTD.from_dataset(job.data, seed=job.seed, **options)
+    model.pretrain(job.offline_steps, callback=_Report(report))
+    if not job.student:
+        model.save(teacher)
+    network, passes_per_step = ("student", 1) if job.student else ("teacher", 2)
+    planners = []
+    for steps in STUDENT_JUMPS if job.student else (model.policy.teacher_model.model.n_levels - 1, FEW_HEUN_STEPS):
+        with model.planning_with(network, steps):
+            returns = {
+                name: mean_return(model, eval_env, job, name == "deterministic") for name in ("deterministic", "sampled")
+            }
+            planners.append(
+                {"passes": passes_per_step * steps, **returns, "acting_us": acting_microseconds(model, N_CALLS[network])}
+            )
+    record = {**asdict(job), "behaviour": float(source.returns.mean()), "planners": planners}
+    record["scored"] = bool(source.reference_returns)
+    if source.reference_returns:
+        for row in [record, *planners]:
+            for name in {"behaviour", "deterministic", "sampled"} & row.keys():
+                row[name] = round(normalized_score(row[name], *source.reference_returns), 2)
+    return {**record, "threads": th.get_num_threads(), **provenance()}
+
+
+def planner_section(records: list[dict[str, Any]]) -> str:
+    """
+    :param records: records of the suite
+    :return: Markdown: what each planner reaches with how many passes, mean and standard deviation over seeds
+    """
+    from sb3_consistency.benchmark.report import format_number, spread
+
+    rows: list[dict[str, Any]] = []
+    for group in dict.fromkeys(tuple(record[name] for name in SAME_RUN) for record in records):
+        runs = [record for record in records if tuple(record[name] for name in SAME_RUN) == group]
+        for i, planner in enumerate(runs[0]["planners"]):
+            alone = [run["planners"][i]["acting_us"] for run in runs if run.get("processes") == 1]
+            rows.append(
+                {
+                    "data": runs[0]["data"],
+                    "planner": _planner_name(runs[0]),
+                    "passes": planner["passes"],
+                    "score" if runs[0]["scored"] else "return": spread([run["planners"][i]["deterministic"] for run in runs]),
+                    "sampled": spread([run["planners"][i]["sampled"] for run in runs]),
+                    "behaviour": format_number(runs[0]["behaviour"]),
+                    "seeds": len(runs),
+                    "`predict`: us": f"{min(alone):.0f}" if alone else "",
+                }
+            )
+    return markdown(rows)
+
+
+def _planner_name(run: dict[str, Any]) -> str:
+    common = "" if run["options"] == "{}" else f" `{run['options'][1:-1]}`"
+    if not run["student"]:
+        return f"teacher, {run['teacher_steps']} steps{common}"
+    own = "" if run["student"] == "{}" else f" `{run['student'][1:-1]}`"
+    return f"student{own}, {run['offline_steps'] - run['reward_steps']} steps{common}"
