@@ -100,6 +100,25 @@ def test_without_a_compiler_training_goes_on_with_a_warning(monkeypatch):
     assert_equal_states(state_of(model), state_of(plain))
 
 
+def test_a_backward_pass_that_can_not_be_compiled(monkeypatch):
+    from torch._inductor import compile_fx
+    from torch._inductor.exc import InductorError
+
+    inner = compile_fx._compile_fx_inner
+
+    def fails_backwards(*args, **kwargs):
+        if kwargs.get("is_backward"):
+            raise InductorError(RuntimeError("no backward"), th.nn.Module)
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(compile_fx, "_compile_fx_inner", fails_backwards)
+    model = loaded(ConsistencyBC, compile=True)
+    start = weights(model)
+    with pytest.warns(UserWarning, match="could not be compiled and runs uncompiled.*no backward"):
+        model.pretrain(3)
+    assert not model._compiled_losses["actor"].compiles and not th.equal(weights(model), start)
+
+
 @pytest.mark.slow
 def test_really_without_a_compiler(tmp_path):
     code = """

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch as th
+import torch._functorch.config
 
 PRECISIONS = ("float32", "bf16")
 
@@ -66,10 +67,12 @@ class CompiledLoss:
         """
         if self.compiles:
             try:
-                return self.run(batch)
+                # the backward pass, too, is compiled here, where a failure can be answered
+                with th._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                    return self.run(batch)
             except (th._dynamo.exc.TorchDynamoException, th._inductor.exc.InductorError) as error:
                 self.compiles = False
-                cause = f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0]}"
+                cause = f"{type(error).__name__}: {' '.join(str(error).strip().splitlines()[:2])}"
                 warnings.warn(
                     f"compile=True: {getattr(self.plain, '__name__', 'the loss')} could not be compiled and runs uncompiled "
                     f"({cause}). On a CPU, PyTorch's compiler needs a C++ compiler such as g++.",

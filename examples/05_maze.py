@@ -1,0 +1,77 @@
+"""Plan through a maze in one network pass and track the plan: goals reached per 2000 steps, and a PNG of plans and paths."""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import minari
+import numpy as np
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_consistency import RACTD
+
+
+def walk(model: RACTD, env: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Goals reached in each environment, and the paths (steps, n_envs, 2)."""
+    obs, state = env.reset(), None
+    start, reached, path = np.ones(env.num_envs, bool), np.zeros(env.num_envs), []
+    for _ in range(steps):
+        path.append(obs["observation"][:, :2])
+        action, state = model.predict(obs, state, start, deterministic=True)
+        obs, reward, start, _ = env.step(action)
+        reached += reward
+    return reached, np.stack(path)
+
+
+def draw(axis: plt.Axes, env: VecEnv) -> None:
+    maze = env.envs[0].unwrapped.maze
+    for row, cells in enumerate(maze.maze_map):
+        for column, cell in enumerate(cells):
+            if cell == 1:
+                corner = maze.cell_rowcol_to_xy(np.array([row, column])) - maze.maze_size_scaling / 2
+                axis.add_patch(plt.Rectangle(corner, maze.maze_size_scaling, maze.maze_size_scaling, color="0.8"))
+    axis.set(aspect="equal")
+    axis.autoscale_view()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="D4RL/pointmaze/umaze-v2", help="Minari dataset of a PointMaze")
+    parser.add_argument("--horizon", type=int, default=96, help="steps of a plan")
+    parser.add_argument("--steps", type=int, default=40_000, help="gradient steps in all")
+    parser.add_argument("--png", type=Path, default=Path("maze.png"))
+    args = parser.parse_args()
+    data = minari.load_dataset(args.dataset, download=True)
+    options = {"plan_of": "states", "horizon": args.horizon, "tracking_gains": (20.0, 2.0), "reward_weight": 0.0, "seed": 0}
+    model = RACTD.from_dataset(data, reward_steps=1, **options).pretrain(args.steps, progress_bar=True)
+
+    env = make_vec_env(lambda: data.recover_environment(), n_envs=10, seed=1000)
+    rewards = np.concatenate([episode.rewards for episode in data.iterate_episodes()])
+    goals = {"controller of the data": 2000 * rewards.mean()}
+    for name, network, steps in [("student, 1 pass", "student", 1), ("teacher, 20 passes", "teacher", 10)]:
+        with model.planning_with(network, steps):
+            reached, path = walk(model, env, 2000)
+        goals[name] = reached.mean()
+        if network == "student":
+            paths = path
+    print("Goals per 2000 steps, mean of 10 environments:")
+    for name, number in goals.items():
+        print(f"- {name}: {number:.1f}")
+
+    obs = env.reset()
+    planners = {"plans of the student, 1 pass": model.plan, "plans of the teacher, 158 passes": model.teacher_plan}
+    figure, axes = plt.subplots(1, 3, figsize=(13, 5.2), sharex=True, sharey=True, layout="constrained")
+    for axis, (title, planner) in zip(axes, planners.items(), strict=False):
+        draw(axis, env)
+        for i in range(6):
+            plans = planner({name: value[i : i + 1].repeat(8, axis=0) for name, value in obs.items()})
+            axis.plot(*plans[..., :2].transpose(2, 1, 0), color=f"C{i}", linewidth=0.7)
+            axis.plot(*obs["observation"][i, :2], "o", color=f"C{i}")
+            axis.plot(*obs["desired_goal"][i], "*", color=f"C{i}", markersize=12)
+        axis.set(title=title + "\n(8 per start, to the star)")
+    draw(axes[2], env)
+    axes[2].plot(*paths[:300, :6].transpose(2, 0, 1), linewidth=0.7)
+    axes[2].set(title="300 steps that track the student's plans")
+    figure.savefig(args.png, dpi=120)
+    print(f"Drawn to {args.png}.")
