@@ -40,6 +40,7 @@ if __name__ == "__main__":
     parser.add_argument("--dataset", default="D4RL/pointmaze/umaze-v2", help="Minari dataset of a PointMaze")
     parser.add_argument("--horizon", type=int, default=96, help="steps of a plan")
     parser.add_argument("--steps", type=int, default=40_000, help="gradient steps in all")
+    parser.add_argument("--walk", type=int, default=2000, help="environment steps of an evaluation")
     parser.add_argument("--png", type=Path, default=Path("maze.png"))
     args = parser.parse_args()
     data = minari.load_dataset(args.dataset, download=True)
@@ -51,8 +52,8 @@ if __name__ == "__main__":
     goals = {"controller of the data": 2000 * rewards.mean()}
     for name, network, steps in [("student, 1 pass", "student", 1), ("teacher, 20 passes", "teacher", 10)]:
         with model.planning_with(network, steps):
-            reached, path = walk(model, env, 2000)
-        goals[name] = reached.mean()
+            reached, path = walk(model, env, args.walk)
+        goals[name] = 2000 / args.walk * reached.mean()
         if network == "student":
             paths = path
     print("Goals per 2000 steps, mean of 10 environments:")

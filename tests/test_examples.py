@@ -13,6 +13,7 @@ from stable_baselines3 import SAC
 from sb3_consistency import CPQL
 from sb3_consistency.__main__ import main
 from sb3_consistency.offline.opening import open_dataset
+from sb3_consistency.offline.record import record_dataset
 from tests.conftest import SMALL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -49,6 +50,16 @@ def test_planner_modes(tmp_path):
     assert "RACTD, 1 pass" in out and (tmp_path / "planner_modes.png").stat().st_size > 10_000
 
 
+def test_maze(tmp_path, minari_folder):
+    gym.register_envs(pytest.importorskip("gymnasium_robotics", reason="needs the extra mujoco"))
+    env = gym.make("PointMaze_UMaze-v3", continuing_task=True, reset_target=True, max_episode_steps=50)
+    record_dataset("test/maze-v0", env, lambda obs: env.action_space.sample(), 100)
+    options = {"--dataset": "test/maze-v0", "--horizon": 8, "--steps": 30, "--walk": 20}
+    out = run_example("05_maze.py", *(x for option in options.items() for x in option), cwd=tmp_path)
+    assert "- controller of the data: " in out and "- student, 1 pass: " in out
+    assert (tmp_path / "maze.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(("algo", "cls"), [("sac", SAC), ("cpql", CPQL)])
 def test_record_command(algo, cls, minari_folder, tmp_path, capsys):
     options = {"policy_kwargs": {"net_arch": [8]}} if cls is SAC else SMALL
@@ -67,8 +78,6 @@ def test_record_command(algo, cls, minari_folder, tmp_path, capsys):
 
 
 def test_from_dataset_recovers_a_recorded_environment(minari_folder):
-    from sb3_consistency.offline.record import record_dataset
-
     record_dataset("test/p-v0", "Pendulum-v1", lambda obs: np.zeros(1, np.float32), 220)
     model = CPQL.from_dataset("test/p-v0", **SMALL)
     assert model.env.envs[0].spec.id == "Pendulum-v1"
