@@ -14,6 +14,7 @@ from sb3_consistency import RACTD
 
 def walk(model: RACTD, env: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Goals reached in each environment, and the paths (steps, n_envs, 2)."""
+    env.seed(1000)
     obs, state = env.reset(), None
     start, reached, path = np.ones(env.num_envs, bool), np.zeros(env.num_envs), []
     for _ in range(steps):
@@ -47,7 +48,7 @@ if __name__ == "__main__":
     options = {"plan_of": "states", "horizon": args.horizon, "tracking_gains": (20.0, 2.0), "reward_weight": 0.0, "seed": 0}
     model = RACTD.from_dataset(data, reward_steps=1, **options).pretrain(args.steps, progress_bar=True)
 
-    env = make_vec_env(lambda: data.recover_environment(), n_envs=10, seed=1000)
+    env = make_vec_env(lambda: data.recover_environment(), n_envs=10)
     rewards = np.concatenate([episode.rewards for episode in data.iterate_episodes()])
     goals = {"controller of the data": 2000 * rewards.mean()}
     for name, network, steps in [("student, 1 pass", "student", 1), ("teacher, 20 passes", "teacher", 10)]:
@@ -60,6 +61,7 @@ if __name__ == "__main__":
     for name, number in goals.items():
         print(f"- {name}: {number:.1f}")
 
+    env.seed(1000)
     obs = env.reset()
     planners = {"plans of the student, 1 pass": model.plan, "plans of the teacher, 158 passes": model.teacher_plan}
     figure, axes = plt.subplots(1, 3, figsize=(13, 5.2), sharex=True, sharey=True, layout="constrained")

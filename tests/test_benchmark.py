@@ -16,6 +16,7 @@ import pytest
 
 from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark import scaling, speed
+from sb3_consistency.benchmark.planner import planner_jobs
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import aggregate, comparable, score_table, write_report
@@ -255,40 +256,42 @@ def test_speed_measures_training_and_acting(few_systems, monkeypatch, tmp_path):
     assert "loaded machine" not in text and "speed_cpu_1.png" in text
 
 
-def test_planners_share_a_teacher_and_resume(tmp_path, dataset, capsys):
-    command = [
-        "benchmark",
-        "planner",
-        "--datasets",
-        DATA,
-        "--steps",
-        "6",
-        "2",
-        "4",
-        "--episodes",
-        "2",
-        "--folder",
-        str(tmp_path / "out"),
-    ]
-    command += ["--options", "{'horizon': 4}", "--students", "{'reward_weight': 0.0}"]
-    assert main(command) == 0
-    teacher_file = next((tmp_path / "out").glob("teacher_*.zip"))
+def test_planners_share_a_teacher_and_resume(tmp_path, dataset):
+    folder = tmp_path / "out"
+    options = repr({"horizon": 4, "policy_kwargs": {"net_arch": [8], "model_kwargs": {"n_levels": 5}}})
+    students = ["{'reward_weight': 0.0}", "{'reward_weight': 5.0}"]
+    command = ["benchmark", "planner", "--datasets", DATA, "--steps", "6", "2", "4", "--episodes", "2"]
+    command += ["--options", options, "--folder", str(folder), "--students"]
+    assert main([*command, students[0]]) == 0
+    teacher_file = next(folder.glob("teacher_*.zip"))
     written = teacher_file.stat().st_mtime_ns
-    # one more student of the same teacher
-    assert main([*command, "{'reward_weight': 5.0}"]) == 0
-    runs = Records(tmp_path / "out", "runs").read()
-    assert [(run["student"], run["offline_steps"]) for run in runs] == [
-        ("", 6),
-        ("{'reward_weight': 0.0}", 6),
-        ("{'reward_weight': 5.0}", 6),
-    ]
-    assert teacher_file.stat().st_mtime_ns == written
-    assert [[p["passes"] for p in run["planners"]] for run in runs] == [[158, 20], [1, 2, 4], [1, 2, 4]]
+    assert main([*command, *students]) == 0
+    runs = Records(folder, "runs").read()
+    assert [(run["student"], run["offline_steps"]) for run in runs] == [("", 6), *((student, 6) for student in students)]
+    assert [[p["passes"] for p in run["planners"]] for run in runs] == [[8, 20], [1, 2, 4], [1, 2, 4]]
     assert runs[1]["planners"][0]["deterministic"] != runs[2]["planners"][0]["deterministic"]
-    text = (tmp_path / "out" / "README.md").read_text()
-    assert "teacher, 6 steps `'horizon': 4`" in text and "student `'reward_weight': 5.0`, 4 steps" in text
-    assert main([*command[:-1], "5"]) == 1
-    assert "--students must be the text of a dict of plain values, got '5'" in capsys.readouterr().err
+    text = (folder / "README.md").read_text()
+    assert "teacher, 6 steps `'horizon': 4" in text and "student `'reward_weight': 5.0`, 4 steps" in text
+    teachers, _ = planner_jobs([DATA], [0], (6, 2, 4), students, options, 2)
+    assert teachers[0].has_files(folder) and teacher_file.stat().st_mtime_ns == written
+    teacher_file.unlink()
+    assert not teachers[0].has_files(folder)  # so it runs again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--students", "5"], "--students must be the text of a dict of plain values, got '5'"),
+        (["--options", "[]"], "--options must be the text of a dict of plain values, got '[]'"),
+        (["--options", "{'seed': 1}"], "--options: seed is given by --seeds"),
+        (["--students", "{'reward_steps': 1}"], "--students: reward_steps is given by --steps"),
+        (["--steps", "1", "0", "1"], "--steps must be at least 1 each, got 1 0 1"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+    ],
+)
+def test_bad_planner_arguments(arguments, message, tmp_path, capsys):
+    assert main(["benchmark", "planner", "--datasets", DATA, "--folder", str(tmp_path), *arguments]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_scaling_measures_every_size_and_the_memory_of_a_dataset(monkeypatch, tmp_path):

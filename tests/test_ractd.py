@@ -437,6 +437,8 @@ def test_acting_with_the_teacher_or_more_jumps():
     np.testing.assert_array_equal(two, model.plan(OBS, deterministic=True, steps=2)[:, 0])
     assert not np.array_equal(one, two)
     np.testing.assert_array_equal(one, model.predict(OBS, deterministic=True)[0])
+    with pytest.raises(ValueError, match=r"steps must be .*got 0"):
+        model.plan(OBS, steps=0)
     with pytest.raises(ValueError, match="'student' or 'teacher', got 'reward'"), model.planning_with("reward"):
         pass
 

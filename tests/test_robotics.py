@@ -44,6 +44,6 @@ def test_planners_plan_from_goals(env_id, options, minari_folder):
     returns = evaluate_policy(model, model.env, n_eval_episodes=1, return_episode_rewards=True)
     assert np.isfinite(returns[0]).all()
     plan = model.plan(model.env.reset())
-    assert plan.shape == (1, 16, 4) if options else (1, 16, *model.action_space.shape)
+    assert plan.shape == ((1, 16, 4) if options else (1, 16, *model.action_space.shape))
     if not options:
         assert (np.abs(plan) <= 1).all()

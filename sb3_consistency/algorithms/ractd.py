@@ -53,6 +53,8 @@ class RACTD(PlanningAlgorithm):
     :param reward_input: what R judges: "sample", a plan from pure noise (paper), or "denoised", the prediction of the
         denoising loss (code)
     :param reward_horizon: number of a plan's actions that R sees; 1 in the paper
+    :param reward_support: how much lower R is taught to be off the data, per mean squared distance from it (scaled actions); 0
+        in the paper, where the student exploits what R makes up there
     :param distill_from: "raw" weights of the teacher (code) or their moving average "ema"
     :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
     :param kwargs: (``cosine_lr_decay`` is True by default, in every stage) see
@@ -82,11 +84,17 @@ class RACTD(PlanningAlgorithm):
         reward_weight: float = 0.1,
         reward_input: str = "sample",
         reward_horizon: int = 1,
+        reward_support: float = 1.0,
         distill_from: str = "raw",
         warmup_steps: int = 500,
         **kwargs: Unpack[SharedArguments],
     ) -> None:
-        for name, weight in {"alpha": alpha, "beta": beta, "reward_weight": reward_weight}.items():
+        for name, weight in {
+            "alpha": alpha,
+            "beta": beta,
+            "reward_weight": reward_weight,
+            "reward_support": reward_support,
+        }.items():
             check_range(name, weight, 0)
         for name, number in {"sampling_steps": sampling_steps, "reward_horizon": reward_horizon}.items():
             check_range(name, number, 1, integer=True)
@@ -100,6 +108,7 @@ class RACTD(PlanningAlgorithm):
         self.reward_weight = reward_weight
         self.reward_input = reward_input
         self.reward_horizon = reward_horizon
+        self.reward_support = reward_support
         self.distill_from = distill_from
         kwargs.setdefault("cosine_lr_decay", True)
         super().__init__(
@@ -145,7 +154,14 @@ class RACTD(PlanningAlgorithm):
         """
         # of a plan of states R sees one state, of a plan of actions its own number of actions
         seen = batch.plans if self.plan_of == "actions" else batch.plans[:, :1]
-        return F.mse_loss(self.policy.reward_model(batch.reward_conditions, seen), batch.returns), {}
+        loss = F.mse_loss(self.policy.reward_model(batch.reward_conditions, seen), batch.returns)
+        if self.reward_support > 0:
+            moves = th.rand(len(seen), 1, 1, device=self.device) * th.randn_like(seen)
+            judged = self.policy.reward_model(batch.reward_conditions, seen + moves)
+            n_judged = self.reward_horizon if self.plan_of == "actions" else 1
+            off = moves[:, :n_judged].square().flatten(1).mean(dim=1)
+            loss = loss + F.mse_loss(judged, batch.returns - self.reward_support * off)
+        return loss, {}
 
     def student_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:
         """

@@ -105,7 +105,9 @@ def _plan(args: argparse.Namespace) -> list[str]:
     data = args.data or ((_quick_dataset(),) if args.quick else DATASETS)
     steps = args.steps or ((QUICK_STEPS, QUICK_STEPS, QUICK_STEPS) if args.quick else (100_000, 10_000, 100_000))
     teachers, students = planner_jobs(data, args.seeds, steps, args.students or STUDENTS, args.options, args.episodes)
-    return run_jobs(teachers, args.folder, args.jobs) or run_jobs(students, args.folder, args.jobs)
+    failures = run_jobs(teachers, args.folder, args.jobs)
+    taught = [job for job in students if (args.folder / job.teacher_file).exists()]
+    return failures + run_jobs(taught, args.folder, args.jobs)
 
 
 def _train(args: argparse.Namespace) -> list[str]:

@@ -49,6 +49,13 @@ class PlannerJob(Job):
         made_by = (self.data, self.options, self.seed, self.teacher_steps)
         return f"teacher_{sha256(repr(made_by).encode()).hexdigest()[:12]}.zip"
 
+    @property
+    def name(self) -> str:
+        return f"{super().name}, {f'student {self.student}' if self.student else 'teacher'}"
+
+    def has_files(self, folder: Path) -> bool:
+        return bool(self.student) or (folder / self.teacher_file).exists()
+
 
 def planner_jobs(
     data: Sequence[str],
@@ -66,24 +73,35 @@ def planner_jobs(
     :param options: constructor arguments of all, as the text of a dict
     :param episodes: episodes per evaluation
     :return: the jobs of the teachers, which come first, and those of the students
-    :raises ValueError: if a text is no dict
+    :raises ValueError: if a text is no dict, or sets what other arguments set, or a number of steps is below 1
     """
-    for name, text in [("--options", options), *(("--students", text) for text in students)]:
-        try:
-            dict(ast.literal_eval(text))
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.") from error
+    if min(steps) < 1:
+        raise ValueError(f"--steps must be at least 1 each, got {' '.join(map(str, steps))}.")
     teacher_steps, reward_steps, student_steps = steps
-    jobs = [
-        PlannerJob(
-            *("planner", "RACTD", options, place, seed, reward_steps + student_steps if student else teacher_steps),
-            *(0, episodes, 1, student, teacher_steps, reward_steps),
-        )
-        for seed in seeds
-        for place in data
-        for student in ("", *students)
-    ]
-    return [job for job in jobs if not job.student], [job for job in jobs if job.student]
+    options = _checked("--options", options)
+    chosen = dict.fromkeys(_checked("--students", text) for text in students)
+    places = [(seed, place) for seed in seeds for place in data]
+
+    def job(seed: int, place: str, n_steps: int, student: str, n_reward: int) -> PlannerJob:
+        return PlannerJob("planner", "RACTD", options, place, seed, n_steps, 0, episodes, 1, student, teacher_steps, n_reward)
+
+    teachers = [job(*where, teacher_steps, "", 0) for where in places]
+    n_steps = reward_steps + student_steps
+    return teachers, [job(*where, n_steps, student, reward_steps) for where in places for student in chosen]
+
+
+def _checked(name: str, text: str) -> str:
+    """The text of the same dict, always written in the same way: equal options share a teacher."""
+    try:
+        options = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.")
+    taken = {"seed": "--seeds", "teacher": "the suite", "teacher_steps": "--steps", "reward_steps": "--steps"}
+    for option in taken.keys() & options.keys():
+        raise ValueError(f"{name}: {option} is given by {taken[option]}, got {text!r}.")
+    return repr(options)
 
 
 class _Report(BaseCallback):
@@ -114,14 +132,16 @@ def execute_planner(
     eval_env = make_vec_env(lambda: flatten_if_nested(source.make_env()), n_envs=job.episodes)
     options = {**ast.literal_eval(job.options), **ast.literal_eval(job.student or "{}")}
     teacher = folder / job.teacher_file
-    if job.student:
-        options |= {"teacher": str(teacher), "reward_steps": job.reward_steps}
-    else:
-        options |= {"teacher_steps": job.teacher_steps}
+    trains = bool(job.student) or not teacher.exists()
+    options |= {"reward_steps": job.reward_steps} if job.student else {"teacher_steps": job.teacher_steps}
+    options |= {"teacher": str(teacher)} if teacher.exists() else {}
     model = RACTD.from_dataset(job.data, seed=job.seed, **options)
-    model.pretrain(job.offline_steps, callback=_Report(report))
-    if not job.student:
-        model.save(teacher)
+    if trains:
+        model.pretrain(job.offline_steps, callback=_Report(report))
+    if trains and not job.student:
+        unfinished = teacher.with_suffix(".part.zip")
+        model.save(unfinished)
+        unfinished.replace(teacher)
     network, passes_per_step = ("student", 1) if job.student else ("teacher", 2)
     planners = []
     for steps in STUDENT_JUMPS if job.student else (model.policy.teacher_model.model.n_levels - 1, FEW_HEUN_STEPS):
@@ -150,7 +170,8 @@ def planner_section(records: list[dict[str, Any]]) -> str:
 
     rows: list[dict[str, Any]] = []
     for group in dict.fromkeys(tuple(record[name] for name in SAME_RUN) for record in records):
-        runs = [record for record in records if tuple(record[name] for name in SAME_RUN) == group]
+        same = [record for record in records if tuple(record[name] for name in SAME_RUN) == group]
+        runs = list({record["seed"]: record for record in same}.values())
         for i, planner in enumerate(runs[0]["planners"]):
             alone = [run["planners"][i]["acting_us"] for run in runs if run.get("processes") == 1]
             rows.append(

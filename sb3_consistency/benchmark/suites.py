@@ -121,7 +121,11 @@ def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[st
     """
     records = Records(folder, "runs")
     done = records.read()
-    waiting = [job for job in jobs if not any(asdict(job).items() <= record.items() for record in done)]
+
+    def is_done(job: Job) -> bool:
+        return job.has_files(folder) and any(asdict(job).items() <= record.items() for record in done)
+
+    waiting = [job for job in jobs if not is_done(job)]
     threads = 1 if n_processes > 1 else None
     context = get_context("spawn")
     counter = context.Value("q", 0)
@@ -146,7 +150,7 @@ def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[st
                     if error is None:
                         records.append({**future.result(), "processes": n_processes})
                     else:
-                        failures.append(f"{job.algo} on {job.data}, seed {job.seed}: {error!r}")
+                        failures.append(f"{job.name}: {error!r}")
                         tqdm.write(f"failed: {failures[-1]}")
                     bar.set_description(f"{len(futures) - len(pending)} of {len(waiting)} runs")
         except BaseException:

@@ -58,7 +58,7 @@ class CompiledLoss:
         self.plain: Callable[[Any], Any] = loss_fn
         # random numbers as without compilation, so that both give the same results
         self.run = th.compile(_with_own_code(loss_fn), dynamic=False, options={"fallback_random": True})
-        self.compiles = True
+        self.compiles = self.is_first = True
 
     def __call__(self, batch: Any) -> Any:
         """
@@ -67,9 +67,10 @@ class CompiledLoss:
         """
         if self.compiles:
             try:
-                # the backward pass, too, is compiled here, where a failure can be answered
-                with th._functorch.config.patch(force_non_lazy_backward_lowering=True):
-                    return self.run(batch)
+                with _eager_backward() if self.is_first else nullcontext():
+                    result = self.run(batch)
+                self.is_first = False
+                return result
             except (th._dynamo.exc.TorchDynamoException, th._inductor.exc.InductorError) as error:
                 self.compiles = False
                 cause = f"{type(error).__name__}: {' '.join(str(error).strip().splitlines()[:2])}"
@@ -79,6 +80,14 @@ class CompiledLoss:
                     stacklevel=2,
                 )
         return self.plain(batch)
+
+
+def _eager_backward() -> AbstractContextManager[Any]:
+    """Compile the backward pass with the forward pass, where a failure can be answered, not in ``backward()``."""
+    if not hasattr(th._functorch.config, "force_non_lazy_backward_lowering"):
+        return nullcontext()
+    patch: AbstractContextManager[Any] = th._functorch.config.patch(force_non_lazy_backward_lowering=True)
+    return patch
 
 
 def _with_own_code(method: Any) -> Any:

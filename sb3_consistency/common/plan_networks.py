@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.networks import FeatureNetwork, seeded_noise
 from sb3_consistency.common.sampling import tree_map
 from sb3_consistency.generative.temporal import ResidualMlp
@@ -64,7 +65,9 @@ class PlanNetwork(StackedNetwork):
         :param deterministic: start from the fixed noise
         :param steps: jumps of a student, Heun steps of a teacher; None for the model's default
         :return: scaled plans, (B, H, D)
+        :raises ValueError: if there are no steps
         """
+        check_range("steps", steps, 1, integer=True, optional=True)
         cond = self.condition(stacked)
         shape = self.model.noise_shape(len(cond), steps)
         if not deterministic:
