@@ -218,10 +218,25 @@ def test_initial_noise_scale():
         assert th.allclose(model.sample(noise, th.zeros(2, 1)), th.tensor(expected, dtype=th.float64))
 
 
+def test_few_hidden_units_denoise_a_long_window():
+    th.manual_seed(0)
+    model = EDMModel((32, 2), 1, network="mlp", network_kwargs={"net_arch": [8]})
+    optimizer = th.optim.Adam(model.parameters(), 1e-2)
+    sigma, cond = th.full((1,), 0.3), th.zeros(64, 1)
+    for _ in range(200):  # of data that are always 0 nothing but noise is left
+        error = model(0.3 * th.randn(64, 32, 2), sigma, cond).square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert error.sqrt() < 0.03
+
+
 @pytest.mark.parametrize("network", ["mlp", "unet"])
 def test_warm_started_student_denoises_as_the_teacher(network):
     options = {"network": network, "network_kwargs": {"net_arch": [16, 16]}}
     teacher = EDMModel((8, 3), 5, **options).eval()
+    for p in teacher.parameters():
+        th.nn.init.normal_(p, std=0.1)
     student = TrajectoryConsistencyModel((8, 3), 5, **options).eval()
     student.warm_start(teacher)
     t = teacher.sigma_at(th.linspace(1, 79, 16))
@@ -706,6 +721,18 @@ def test_windows_of_states_end_in_their_condition(pointer):
     assert batch.reward_conditions.shape == (500, 2, 4) and (batch.reward_conditions[:, 1, 2:] == 0).all()
 
 
+@pytest.mark.parametrize(("executed_steps", "age"), [(None, 4), (5, 0), (100, 20)])
+def test_a_plan_of_states_is_renewed_when_it_is_over(pointer, executed_steps, age, monkeypatch):
+    monkeypatch.setattr(pointer.policy, "executed_steps", executed_steps)
+    obs, _ = PointEnv().reset(seed=3)
+    _, state = pointer.predict(obs)
+    first = state.plan
+    for _ in range(20):
+        _, state = pointer.predict(obs, state, np.array([False]))
+    assert state.age.tolist() == [age]  # a plan has 16 steps; more of them hold its end
+    assert th.equal(state.plan, first) == (executed_steps == 100)
+
+
 def test_plans_of_states_are_tracked(pointer, tmp_path):
     env = PointEnv()
     obs, _ = env.reset(seed=3)
@@ -714,10 +741,10 @@ def test_plans_of_states_are_tracked(pointer, tmp_path):
     action, state = pointer.predict(obs, deterministic=True)
     expected = plan[1, :2] - obs["observation"][:2] + plan[1, 2:] - obs["observation"][2:]
     np.testing.assert_allclose(action, np.clip(expected, -1, 1), atol=1e-5)
-    for _ in range(20):
+    for _ in range(15):
         obs = {**obs, "observation": obs["observation"] + 0.01}
         action, state = pointer.predict(obs, state, np.array([False]), deterministic=True)
-    assert state.age.tolist() == [20]  # one plan, and its last position, at rest, after its end
+    assert state.age.tolist() == [15]  # one plan; it ends at rest
     np.testing.assert_allclose(
         action, np.clip(plan[-1, :2] - obs["observation"][:2] - obs["observation"][2:], -1, 1), atol=1e-5
     )

@@ -1,5 +1,6 @@
 """The planner's policy: teacher, its moving average, reward model and student; and how a plan becomes actions."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -66,8 +67,8 @@ class PlannerPolicy(NetworksPolicy):
     :param plan_of: "actions" or "states"
     :param horizon: number H of steps of a plan
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (a plan of actions) or
-        no replanning before the goal changes (a plan of states)
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states, whose
+        end is held at rest by more steps than ``horizon``: the paper's open loop)
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param sampling_steps: default number of jumps, that is network passes, per plan
     :param reward_horizon: number of a plan's actions that the reward model sees
@@ -131,8 +132,9 @@ class PlannerPolicy(NetworksPolicy):
         self.sampling_steps = sampling_steps
         self.reward_horizon = reward_horizon
         self.noise_seed = noise_seed
-        if executed_steps is not None and not 1 <= executed_steps <= horizon:
-            raise ValueError(f"executed_steps must be in [1, horizon = {horizon}], got {executed_steps}.")
+        most_executed = horizon if plan_of == "actions" else math.inf
+        if executed_steps is not None and not 1 <= executed_steps <= most_executed:
+            raise ValueError(f"executed_steps must be in [1, {most_executed}], got {executed_steps}.")
         if not 1 <= reward_horizon <= horizon:
             raise ValueError(f"reward_horizon must be in [1, horizon = {horizon}], got {reward_horizon}.")
         if plan_of == "states":
@@ -331,8 +333,8 @@ class PlannerPolicy(NetworksPolicy):
             history = tree_map(lambda past, now: th.cat([past[:, 1:], now[:, -1:]], dim=1), memory.history, first)
             tree_map(lambda past, now: past.__setitem__(rows, now[rows]), history, first)
             plan, age = memory.plan.clone(), memory.age + 1
-            executed = 1 if self.executed_steps is None and self.plan_of == "actions" else self.executed_steps
-            stale = fresh | (age >= (np.inf if executed is None else executed))
+            executed = self.executed_steps or (1 if self.plan_of == "actions" else self.horizon)
+            stale = fresh | (age >= executed)
             if self.plan_of == "states":
                 old, new = (h["desired_goal"][:, -1] for h in (memory.history, history))  # type: ignore[index]
                 stale |= (old != new).any(dim=1).cpu().numpy()

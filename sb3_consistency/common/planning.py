@@ -56,8 +56,8 @@ class PlanningAlgorithm(GenerativeAlgorithm):
     :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
     :param horizon: number H of steps of a plan
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions), or no
-        replanning before the goal changes (states)
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states, whose
+        end is held at rest by more steps than ``horizon``: the paper's open loop)
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
     :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
@@ -104,7 +104,9 @@ class PlanningAlgorithm(GenerativeAlgorithm):
                 f"teacher_steps and reward_steps leave the student no share of the run, got {teacher_steps}, {reward_steps}."
             )
         check_range("warmup_steps", warmup_steps, 0, integer=True)
-        check_range("executed_steps", executed_steps, 1, horizon, integer=True, optional=True)
+        # the end of a plan of states can be held for as long as one likes
+        most_executed = horizon if plan_of == "actions" else math.inf
+        check_range("executed_steps", executed_steps, 1, most_executed, integer=True, optional=True)
         check_flags(pad=pad, cut_at_goals=cut_at_goals)
         check_pair("tracking_gains", tracking_gains, 0)
         if kwargs.get("n_steps", 1) != 1:

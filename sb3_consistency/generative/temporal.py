@@ -183,7 +183,10 @@ def _run(stage: nn.Module, x: th.Tensor, context: th.Tensor) -> th.Tensor:
 
 class TemporalMlp(_TemporalNetwork):
     """
-    MLP over the whole window, its condition and its noise levels: for short windows, and much cheaper on a CPU.
+    MLP over the whole window, its condition and its noise levels, much cheaper on a CPU than a U-Net.
+
+    Each dimension of the window, times a factor that depends on level and condition, is added to its output: a denoiser
+    has to tell the noise of all H D elements, which does not fit through a hidden layer of fewer units.
 
     :param event_shape: shape (H, D) of the window
     :param cond_dim: size of the condition
@@ -212,6 +215,9 @@ class TemporalMlp(_TemporalNetwork):
         sizes = [size + self.context_dim, *net_arch]
         hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation_fn(), nn.Dropout(dropout))]
         self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], size))
+        self.shortcut = nn.Linear(self.context_dim, event_shape[1])
+        nn.init.zeros_(self.shortcut.weight)
+        nn.init.zeros_(self.shortcut.bias)
 
     def forward(self, x: th.Tensor, cond: th.Tensor, *levels: th.Tensor) -> th.Tensor:
         """
@@ -220,8 +226,9 @@ class TemporalMlp(_TemporalNetwork):
         :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
         :return: output, (B, H, D)
         """
-        output: th.Tensor = self.layers(th.cat([x.flatten(1), self.context(cond, levels)], dim=-1))
-        return output.view(-1, *self.event_shape)
+        context = self.context(cond, levels)
+        output: th.Tensor = self.layers(th.cat([x.flatten(1), context], dim=-1))
+        return output.view(-1, *self.event_shape) + self.shortcut(context).unsqueeze(1) * x
 
 
 TEMPORAL_NETWORKS: Mapping[str, type[_TemporalNetwork]] = {"unet": TemporalUnet, "mlp": TemporalMlp}
