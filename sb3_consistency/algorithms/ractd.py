@@ -38,8 +38,8 @@ class RACTD(PlanningAlgorithm):
     :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
     :param horizon: number H of steps of a plan
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states, whose
-        end is held at rest by more steps than ``horizon``: the paper's open loop)
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states;
+        more steps than ``horizon`` hold the end of a plan at rest: the paper's open loop)
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
     :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too

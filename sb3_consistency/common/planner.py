@@ -67,8 +67,8 @@ class PlannerPolicy(NetworksPolicy):
     :param plan_of: "actions" or "states"
     :param horizon: number H of steps of a plan
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states, whose
-        end is held at rest by more steps than ``horizon``: the paper's open loop)
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states;
+        more steps than ``horizon`` hold the end of a plan at rest: the paper's open loop)
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param sampling_steps: default number of jumps, that is network passes, per plan
     :param reward_horizon: number of a plan's actions that the reward model sees

@@ -227,8 +227,8 @@ class TemporalMlp(_TemporalNetwork):
         :return: output, (B, H, D)
         """
         context = self.context(cond, levels)
-        output: th.Tensor = self.layers(th.cat([x.flatten(1), context], dim=-1))
-        return output.view(-1, *self.event_shape) + self.shortcut(context).unsqueeze(1) * x
+        shortcut: th.Tensor = self.shortcut(context).unsqueeze(1) * x
+        return shortcut + self.layers(th.cat([x.flatten(1), context], dim=-1)).view(-1, *self.event_shape)
 
 
 TEMPORAL_NETWORKS: Mapping[str, type[_TemporalNetwork]] = {"unet": TemporalUnet, "mlp": TemporalMlp}
