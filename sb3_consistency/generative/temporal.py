@@ -228,7 +228,8 @@ class TemporalMlp(_TemporalNetwork):
         """
         context = self.context(cond, levels)
         shortcut: th.Tensor = self.shortcut(context).unsqueeze(1) * x
-        return shortcut + self.layers(th.cat([x.flatten(1), context], dim=-1)).view(-1, *self.event_shape)
+        output: th.Tensor = self.layers(th.cat([x.flatten(1), context], dim=-1))
+        return shortcut + output.view(-1, *self.event_shape)
 
 
 TEMPORAL_NETWORKS: Mapping[str, type[_TemporalNetwork]] = {"unet": TemporalUnet, "mlp": TemporalMlp}
