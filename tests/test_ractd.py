@@ -422,6 +422,19 @@ def test_a_stage_trains_its_own_networks_only():
     assert [changed(a, b) for a, b in pairwise(states)] == expected
 
 
+@pytest.mark.parametrize("support", [0.0, 2.0])
+def test_rewards_fall_off_the_data(support):
+    """Where all returns and all actions are equal, R sees nothing but the distance from them."""
+    arrays = make_arrays()
+    arrays["actions"][:], arrays["rewards"][:] = 0, 0
+    model = make(arrays=arrays, teacher_steps=1, reward_steps=600, reward_support=support).pretrain(601)
+    batch = next(model._batches(1, 500))
+    judge = model.policy.reward_model
+    with th.no_grad():
+        on, off = (judge(batch.conditions, batch.plans + move).mean() for move in (0, 0.7))
+    assert on - off == pytest.approx(support * 0.7**2, abs=0.4)
+
+
 @pytest.mark.parametrize(("steps", "stage"), [(0, "teacher"), (3, "teacher"), (4, "reward")])
 def test_before_its_student_stage_a_planner_does_not_act(steps, stage):
     model = make(teacher_steps=4, reward_steps=2)
@@ -706,6 +719,20 @@ def pointer():
     model = RACTD("MultiInputPolicy", PointEnv(), plan_of="states", horizon=16, **SMALL)
     model.load_dataset(point_data())
     return model.pretrain(10)
+
+
+def test_rewards_of_states_fall_off_the_data():
+    arrays = point_data()
+    arrays["rewards"][:] = 0
+    model = RACTD("MultiInputPolicy", PointEnv(), plan_of="states", horizon=16, teacher_steps=1, reward_steps=600, **SMALL)
+    model.load_dataset(arrays)
+    model.pretrain(601)
+    batch = next(model._batches(1, 500))
+    with th.no_grad():
+        on, off = (
+            model.policy.reward_model(batch.reward_conditions, s).mean() for s in (batch.plans[:, :1], 3 * th.ones(500, 1, 4))
+        )
+    assert on - off > 2  # that state is at least 2 away from all others, in every dimension
 
 
 def test_windows_of_states_end_in_their_condition(pointer):
