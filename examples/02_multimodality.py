@@ -1,4 +1,4 @@
-"""Eight modes on a ring: what a one-step consistency policy and a Gaussian policy learn from the same data. Draws a PNG."""
+"""Eight modes on a ring: what generative policies and a Gaussian policy learn from the same data. Draws a PNG."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_consistency import ConsistencyBC
+import sb3_consistency
+from sb3_consistency.common.algorithm import GenerativeAlgorithm
 
 MODES = 0.8 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
 STD = 0.1
@@ -26,7 +27,7 @@ def coverage(actions: np.ndarray) -> tuple[int, float]:
     return int((counts > 0.01 * len(actions)).sum()), float(near.mean())
 
 
-def train(steps: int, seed: int = 0, **options) -> ConsistencyBC:
+def train(algo: str, steps: int, seed: int = 0, **options) -> GenerativeAlgorithm:
     actions = ring(20_000, np.random.default_rng(seed)).astype(np.float32)
     n = len(actions)
     data = {
@@ -38,22 +39,31 @@ def train(steps: int, seed: int = 0, **options) -> ConsistencyBC:
         "truncations": np.zeros(n, bool),
         "action_space": spaces.Box(-1, 1, (2,), np.float32),
     }
-    return ConsistencyBC("MlpPolicy", dataset=data, seed=seed, **options).learn(steps, progress_bar=True)
+    model: GenerativeAlgorithm = getattr(sb3_consistency, algo)("MlpPolicy", dataset=data, seed=seed, **options)
+    return model.pretrain(steps, progress_bar=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--algos", nargs="+", default=["ConsistencyBC"], help="classes of sb3_consistency")
     parser.add_argument("--png", type=Path, default=Path("multimodality.png"))
     args = parser.parse_args()
     th.set_num_threads(1)
     rng = np.random.default_rng(1)
     data = ring(4000, rng)
-    samples, _ = train(args.steps).predict(np.zeros((4000, 1), np.float32))
-    gaussian = np.clip(rng.multivariate_normal(data.mean(0), np.cov(data.T), 4000), -1, 1)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharex=True, sharey=True, layout="constrained")
-    panels = {"data": data, "ConsistencyBC, one step": samples, "Gaussian policy": gaussian}
-    for axis, (name, points) in zip(axes, panels.items(), strict=True):
+    panels = {"data": data}
+    for algo in args.algos:
+        # of the policy itself, not of what critics choose from it
+        options = {} if algo.endswith("BC") else {"n_candidates": 1}
+        panels[algo], _ = train(algo, args.steps, **options).predict(np.zeros((4000, 1), np.float32))
+    panels["Gaussian policy"] = np.clip(rng.multivariate_normal(data.mean(0), np.cov(data.T), 4000), -1, 1)
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (name, points) in zip(axes.flat, panels.items(), strict=False):
         modes, near = coverage(points)
         print(f"{name}: {modes} of 8 modes, {100 * near:.1f} % of the samples within 3 standard deviations of a mode")
         axis.scatter(*points.T, s=2, alpha=0.4)

@@ -33,8 +33,10 @@ def test_quickstart(tmp_path):
 
 
 def test_multimodality(tmp_path):
-    out = run_example("02_multimodality.py", "--steps", 50, cwd=tmp_path)
-    assert "data: 8 of 8 modes" in out and (tmp_path / "multimodality.png").exists()
+    algos = ["ConsistencyBC", "ConsistencyAC", "CPQL", "DiffusionBC", "DiffusionQL"]
+    out = run_example("02_multimodality.py", "--steps", 50, "--algos", *algos, cwd=tmp_path)
+    assert "data: 8 of 8 modes" in out and all(f"{algo}: " in out for algo in algos)
+    assert (tmp_path / "multimodality.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
