@@ -45,8 +45,14 @@ if __name__ == "__main__":
     parser.add_argument("--png", type=Path, default=Path("maze.png"))
     args = parser.parse_args()
     data = minari.load_dataset(args.dataset, download=True)
-    options = {"plan_of": "states", "horizon": args.horizon, "tracking_gains": (20.0, 2.0), "reward_weight": 0.0, "seed": 0}
-    model = RACTD.from_dataset(data, reward_steps=1, **options).pretrain(args.steps, progress_bar=True)
+    options = {
+        "plan_of": "states",
+        "horizon": args.horizon,
+        "executed_steps": args.horizon // 2,
+        "tracking_gains": (20.0, 2.0),
+    }
+    model = RACTD.from_dataset(data, reward_weight=0.0, reward_steps=1, seed=0, **options)
+    model.pretrain(args.steps, progress_bar=True)
 
     env = make_vec_env(lambda: data.recover_environment(), n_envs=10)
     rewards = np.concatenate([episode.rewards for episode in data.iterate_episodes()])

@@ -211,6 +211,14 @@ def test_students_steps_keep_the_distribution(steps, gamma):
     assert samples.std().item() == pytest.approx(math.sqrt(S**2 + SIGMA_MIN**2), rel=0.02)
 
 
+def test_deterministic_jumps_follow_the_ode():
+    model = exact_student(ctm_gamma=1.0)
+    noise, cond = th.randn(model.noise_shape(50, 4), dtype=th.float64), th.zeros(50, 1, dtype=th.float64)
+    along = model.sample_ode(noise, cond)
+    assert th.allclose(along, model.sample_ode(noise[:1], cond))
+    assert not th.allclose(along, model.sample(noise, cond), atol=0.01)
+
+
 def test_initial_noise_scale():
     noise = th.ones(1, 2, 4, 2, dtype=th.float64)
     for scale, model in ((1.0, exact_student(initial_noise_scale=1.0)), (80.0, exact_student())):

@@ -62,7 +62,7 @@ class PlanNetwork(StackedNetwork):
     def plan(self, stacked: PyTorchObs, deterministic: bool = False, steps: int | None = None) -> th.Tensor:
         """
         :param stacked: observations, (B, n, ...), or a dict of them
-        :param deterministic: start from the fixed noise
+        :param deterministic: follow the ODE from the fixed noise
         :param steps: jumps of a student, Heun steps of a teacher; None for the model's default
         :return: scaled plans, (B, H, D)
         :raises ValueError: if there are no steps
@@ -73,7 +73,7 @@ class PlanNetwork(StackedNetwork):
         if not deterministic:
             return self.model.sample(th.randn(shape, device=cond.device), cond)
         fixed = self.fixed_noise if steps is None else seeded_noise((steps, 1, *shape[2:]), self.noise_seed).to(cond.device)
-        return self.model.sample(fixed.expand(shape), cond)
+        return self.model.sample_ode(fixed.expand(shape), cond)
 
     def empty_plan(self, batch_size: int) -> th.Tensor:
         """

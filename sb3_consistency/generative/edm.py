@@ -141,6 +141,16 @@ class KarrasModel(GenerativeModel):
         """
         return th.exp(self.p_mean + self.p_std * th.special.ndtri(u)).clamp(self.sigma_min, self.sigma_max)
 
+    def sample_ode(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        As :meth:`sample`, but a function of the first noise alone: along the probability-flow ODE, no fresh noise between.
+
+        :param noise: standard normal noise, (S, B, H, D); only its first entry is used
+        :param cond: condition, (B, F)
+        :return: windows, (B, H, D), in [-1, 1]
+        """
+        return self.sample(noise, cond)
+
     def weight(self, sigma: th.Tensor) -> th.Tensor:
         """
         :param sigma: noise levels

@@ -185,8 +185,9 @@ class TemporalMlp(_TemporalNetwork):
     """
     MLP over the whole window, its condition and its noise levels, much cheaper on a CPU than a U-Net.
 
-    Each dimension of the window, times a factor that depends on level and condition, is added to its output: a denoiser
-    has to tell the noise of all H D elements, which does not fit through a hidden layer of fewer units.
+    To its output are added the dimensions of the window over the noise level, each times a factor that depends on level and
+    condition: a denoiser has to tell the noise of all H D elements, which does not fit through a hidden layer of fewer
+    units. Behind the scalings, c_skip = sigma_data c_in c_out / sigma, a constant factor removes one share of x at all levels.
 
     :param event_shape: shape (H, D) of the window
     :param cond_dim: size of the condition
@@ -227,7 +228,7 @@ class TemporalMlp(_TemporalNetwork):
         :return: output, (B, H, D)
         """
         context = self.context(cond, levels)
-        shortcut: th.Tensor = self.shortcut(context).unsqueeze(1) * x
+        shortcut: th.Tensor = (self.shortcut(context) * th.exp(-levels[0]).unsqueeze(-1)).unsqueeze(1) * x
         output: th.Tensor = self.layers(th.cat([x.flatten(1), context], dim=-1))
         return shortcut + output.view(-1, *self.event_shape)
 

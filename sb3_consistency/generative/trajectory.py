@@ -175,10 +175,16 @@ class TrajectoryConsistencyModel(KarrasModel):
 
         See :meth:`GenerativeModel.sample` for the parameters.
         """
+        return self._jumps(noise, cond, self.ctm_gamma)
+
+    def sample_ode(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        return self._jumps(noise, cond, gamma=0.0)
+
+    def _jumps(self, noise: th.Tensor, cond: th.Tensor, gamma: float) -> th.Tensor:
         sigmas = sampling_sigmas(noise.shape[0], self.sigma_min, self.sigma_max, self.rho)
         x = self.initial_noise_scale * noise[0]
         for (t, below), z in zip(pairwise(sigmas), noise[1:], strict=True):
-            s = max(math.sqrt(1 - self.ctm_gamma**2) * below, self.sigma_min)
+            s = max(math.sqrt(1 - gamma**2) * below, self.sigma_min)
             x = self(x, noise.new_full((1,), t), noise.new_full((1,), s), cond)
             x = x + math.sqrt(max(below**2 - s**2, 0.0)) * z
         return clamp_action(self.jump_to_end(x, noise.new_full((1,), sigmas[-1]), cond))
