@@ -13,6 +13,7 @@ from sb3_consistency.common.algorithm import GenerativeAlgorithm
 
 MODES = 0.8 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
 STD = 0.1
+ALGOS = ["ConsistencyBC", "ConsistencyAC", "CPQL", "DiffusionBC", "DiffusionQL"]
 
 
 def ring(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -46,7 +47,7 @@ def train(algo: str, steps: int, seed: int = 0, **options) -> GenerativeAlgorith
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--algos", nargs="+", default=["ConsistencyBC"], help="classes of sb3_consistency")
+    parser.add_argument("--algos", nargs="+", default=ALGOS[:1], choices=ALGOS)
     parser.add_argument("--png", type=Path, default=Path("multimodality.png"))
     args = parser.parse_args()
     th.set_num_threads(1)
@@ -56,7 +57,9 @@ if __name__ == "__main__":
     for algo in args.algos:
         # of the policy itself, not of what critics choose from it
         options = {} if algo.endswith("BC") else {"n_candidates": 1}
-        panels[algo], _ = train(algo, args.steps, **options).predict(np.zeros((4000, 1), np.float32))
+        model = train(algo, args.steps, **options)
+        passes = model.policy.actor.model.noise_shape(1)[0]
+        panels[f"{algo}, {passes} pass{'es' * (passes > 1)}"], _ = model.predict(np.zeros((4000, 1), np.float32))
     panels["Gaussian policy"] = np.clip(rng.multivariate_normal(data.mean(0), np.cov(data.T), 4000), -1, 1)
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)

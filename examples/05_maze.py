@@ -45,13 +45,16 @@ if __name__ == "__main__":
     parser.add_argument("--png", type=Path, default=Path("maze.png"))
     args = parser.parse_args()
     data = minari.load_dataset(args.dataset, download=True)
-    options = {
-        "plan_of": "states",
-        "horizon": args.horizon,
-        "executed_steps": args.horizon // 2,
-        "tracking_gains": (20.0, 2.0),
-    }
-    model = RACTD.from_dataset(data, reward_weight=0.0, reward_steps=1, seed=0, **options)
+    model = RACTD.from_dataset(
+        data,
+        plan_of="states",
+        horizon=args.horizon,
+        executed_steps=max(1, args.horizon // 2),  # of a plan into a wall, half is enough
+        tracking_gains=(20.0, 2.0),
+        reward_weight=0.0,
+        reward_steps=0,
+        seed=0,
+    )
     model.pretrain(args.steps, progress_bar=True)
 
     env = make_vec_env(lambda: data.recover_environment(), n_envs=10)

@@ -27,19 +27,21 @@ class RACTD(PlanningAlgorithm):
 
     Source: Duan et al. 2026 (RACTD), equations 6 to 9. ``reward_weight=0`` is the reward-free student (CTD).
     Needs data, no environment: ``learn(n)`` takes n gradient steps on the dataset. Before the student stage ``predict``
-    raises; ``teacher_plan`` plans with the teacher. A planner that remembers (``executed_steps``, ``history``, plans of
-    states) hands its memory out as SB3's recurrent policies do: ``action, state = predict(obs, state, episode_start)``.
+    raises, unless the teacher plans (``planning_with``, ``teacher_plan``). A planner that remembers (``executed_steps``,
+    ``history``, plans of states) hands its memory out as SB3's recurrent policies do:
+    ``action, state = predict(obs, state, episode_start)``.
 
     Differences from the released code: the maths is selectable where paper and code differ (docs/algorithms/ractd.md
     has the table); windows are padded at the end of an episode; log-normal noise levels are clamped to the grid; a jump
     is always compared across one whole step of the teacher; samplers start from N(0, sigma_max^2); the networks are
-    small by default; one batch size serves all stages; the observation enters through an encoder, as features do in SB3.
+    small by default; one batch size serves all stages; the observation enters through an encoder, as features do in SB3;
+    R is taught to be low off the data; a plan of states that is over is renewed.
 
     :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
     :param horizon: number H of steps of a plan
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states;
-        more steps than ``horizon`` hold the end of a plan at rest: the paper's open loop)
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
+        More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
     :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
@@ -53,8 +55,8 @@ class RACTD(PlanningAlgorithm):
     :param reward_input: what R judges: "sample", a plan from pure noise (paper), or "denoised", the prediction of the
         denoising loss (code)
     :param reward_horizon: number of a plan's actions that R sees; 1 in the paper
-    :param reward_support: how much lower R is taught to be off the data, per mean squared distance from it (scaled actions); 0
-        in the paper, where the student exploits what R makes up there
+    :param reward_support: how much lower R is taught to be off the data, per mean squared distance from it (scaled to
+        [-1, 1]); 0 in the paper, where the student exploits what R makes up there
     :param distill_from: "raw" weights of the teacher (code) or their moving average "ema"
     :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
     :param kwargs: (``cosine_lr_decay`` is True by default, in every stage) see

@@ -37,8 +37,8 @@ def autocast(precision: str, device: th.device) -> AbstractContextManager[Any]:
     """
     Products of large matrices in the given precision.
 
-    Weights, optimizer, losses, targets, and the first and last layers of the networks stay in float32, see
-    :func:`sb3_consistency.generative.networks.in_float32`.
+    Weights, optimizer, losses, targets, and the first and last layers of the networks (of a U-Net the last) stay in
+    float32, see :func:`sb3_consistency.generative.networks.in_float32`.
 
     :param precision: "float32" or "bf16"
     :param device: where the model trains

@@ -54,10 +54,9 @@ class PlanNetwork(StackedNetwork):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.noise_seed = noise_seed
         self.model = model_class(event_shape, self.n_stacked * self.features_dim, **model_kwargs)
         # one plan's noise for all rows, reproducible and not zero: by symmetry, zero lands between modes
-        self.register_buffer("fixed_noise", seeded_noise(self.model.noise_shape(1), noise_seed), persistent=False)
+        self.register_buffer("fixed_noise", seeded_noise((1, 1, *event_shape), noise_seed), persistent=False)
 
     def plan(self, stacked: PyTorchObs, deterministic: bool = False, steps: int | None = None) -> th.Tensor:
         """
@@ -72,8 +71,7 @@ class PlanNetwork(StackedNetwork):
         shape = self.model.noise_shape(len(cond), steps)
         if not deterministic:
             return self.model.sample(th.randn(shape, device=cond.device), cond)
-        fixed = self.fixed_noise if steps is None else seeded_noise((steps, 1, *shape[2:]), self.noise_seed).to(cond.device)
-        return self.model.sample_ode(fixed.expand(shape), cond)
+        return self.model.sample_ode(self.fixed_noise.expand(shape), cond)
 
     def empty_plan(self, batch_size: int) -> th.Tensor:
         """

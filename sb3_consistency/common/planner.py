@@ -18,6 +18,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.networks import FeatureNetwork
 from sb3_consistency.common.plan_networks import PlanNetwork, RewardModel
 from sb3_consistency.common.policies import NetworksPolicy
@@ -67,8 +68,8 @@ class PlannerPolicy(NetworksPolicy):
     :param plan_of: "actions" or "states"
     :param horizon: number H of steps of a plan
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states;
-        more steps than ``horizon`` hold the end of a plan at rest: the paper's open loop)
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
+        More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param sampling_steps: default number of jumps, that is network passes, per plan
     :param reward_horizon: number of a plan's actions that the reward model sees
@@ -132,9 +133,11 @@ class PlannerPolicy(NetworksPolicy):
         self.sampling_steps = sampling_steps
         self.reward_horizon = reward_horizon
         self.noise_seed = noise_seed
+        # the end of a plan of states can be held, that of a plan of actions can't
         most_executed = horizon if plan_of == "actions" else math.inf
-        if executed_steps is not None and not 1 <= executed_steps <= most_executed:
-            raise ValueError(f"executed_steps must be in [1, {most_executed}], got {executed_steps}.")
+        check_range("executed_steps", executed_steps, 1, most_executed, integer=True, optional=True)
+        #: steps between two plans; H states are H - 1 moves
+        self.steps_per_plan = executed_steps or (1 if plan_of == "actions" else max(1, horizon - 1))
         if not 1 <= reward_horizon <= horizon:
             raise ValueError(f"reward_horizon must be in [1, horizon = {horizon}], got {reward_horizon}.")
         if plan_of == "states":
@@ -285,7 +288,7 @@ class PlannerPolicy(NetworksPolicy):
         Plan from an observation, as if it were an episode's first.
 
         :param observation: one observation or a batch of them
-        :param deterministic: start from the fixed noise
+        :param deterministic: follow the ODE from the fixed noise
         :param steps: jumps of the student, or Heun steps of the teacher; None for the default
         :param network: "student", or "teacher_ema"
         :return: the plan in the environment's units, (H, ...), or (B, H, ...) for a batch
@@ -308,10 +311,10 @@ class PlannerPolicy(NetworksPolicy):
         :param observation: one observation or a batch of them
         :param state: what the previous call returned; None at first
         :param episode_start: which environments are at the first step of an episode, (N,)
-        :param deterministic: plan from the fixed noise
+        :param deterministic: follow the ODE from the fixed noise
         :return: actions, and the :class:`PlanMemory` to hand back (None if there is none)
         """
-        if self.plan_of == "actions" and self.history == 1 and self.executed_steps in (None, 1):
+        if self.plan_of == "actions" and self.history == 1 and self.steps_per_plan == 1:
             return super().predict(observation, None, episode_start, deterministic)
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
@@ -333,8 +336,7 @@ class PlannerPolicy(NetworksPolicy):
             history = tree_map(lambda past, now: th.cat([past[:, 1:], now[:, -1:]], dim=1), memory.history, first)
             tree_map(lambda past, now: past.__setitem__(rows, now[rows]), history, first)
             plan, age = memory.plan.clone(), memory.age + 1
-            executed = self.executed_steps or (1 if self.plan_of == "actions" else self.horizon)
-            stale = fresh | (age >= executed)
+            stale = fresh | (age >= self.steps_per_plan)
             if self.plan_of == "states":
                 old, new = (h["desired_goal"][:, -1] for h in (memory.history, history))  # type: ignore[index]
                 stale |= (old != new).any(dim=1).cpu().numpy()

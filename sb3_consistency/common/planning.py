@@ -56,8 +56,8 @@ class PlanningAlgorithm(GenerativeAlgorithm):
     :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
     :param horizon: number H of steps of a plan
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states;
-        more steps than ``horizon`` hold the end of a plan at rest: the paper's open loop)
+    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
+        More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
     :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
@@ -104,9 +104,6 @@ class PlanningAlgorithm(GenerativeAlgorithm):
                 f"teacher_steps and reward_steps leave the student no share of the run, got {teacher_steps}, {reward_steps}."
             )
         check_range("warmup_steps", warmup_steps, 0, integer=True)
-        # the end of a plan of states can be held for as long as one likes
-        most_executed = horizon if plan_of == "actions" else math.inf
-        check_range("executed_steps", executed_steps, 1, most_executed, integer=True, optional=True)
         check_flags(pad=pad, cut_at_goals=cut_at_goals)
         check_pair("tracking_gains", tracking_gains, 0)
         if kwargs.get("n_steps", 1) != 1:
@@ -148,8 +145,12 @@ class PlanningAlgorithm(GenerativeAlgorithm):
             return {key: w for key, w in weights.items() if key.startswith(("teacher_model.", "teacher_ema."))}
 
         weights = teachers(params["policy"])
-        if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in teachers(self.policy.state_dict()).items()}:
-            raise ValueError(f"teacher: the networks in {path} have other shapes; use the same spaces and policy_kwargs here.")
+        given, needed = ({(k, w.shape) for k, w in d.items()} for d in (weights, teachers(self.policy.state_dict())))
+        if given != needed:
+            raise ValueError(
+                f"teacher: the networks in {path} have other weights ({min(given ^ needed)[0]}, for one); use "
+                "the same spaces, policy_kwargs and version of this package, or train a new teacher."
+            )
         self.policy.load_state_dict(weights, strict=False)
         self.policy.share_normalizer()
 
@@ -343,7 +344,7 @@ class PlanningAlgorithm(GenerativeAlgorithm):
             raise RuntimeError(
                 f"{type(self).__name__} acts from its student stage on, and this model is in its {self.stage} stage: it has "
                 f"taken {self._n_updates} gradient steps, the teacher stage ends at {teacher_end}, the reward stage at "
-                f"{reward_end}. Train on, or plan slowly with teacher_plan(...)."
+                f"{reward_end}. Train on, or plan slowly: with model.planning_with('teacher'), or by teacher_plan(...)."
             )
         self._begin_stage()
 
@@ -357,7 +358,7 @@ class PlanningAlgorithm(GenerativeAlgorithm):
         """
         Act on a plan; see :meth:`PlannerPolicy.predict` for the parameters.
 
-        :raises RuntimeError: before the student stage
+        :raises RuntimeError: before the student stage, unless the teacher plans (:meth:`planning_with`)
         """
         if self.policy.planning_with[0] == "student":
             self._require_student()
@@ -368,7 +369,7 @@ class PlanningAlgorithm(GenerativeAlgorithm):
         Plan with the student.
 
         :param observation: one observation or a batch of them
-        :param deterministic: start from the fixed noise
+        :param deterministic: follow the ODE from the fixed noise
         :param steps: number of jumps, each one network pass; None for ``sampling_steps``
         :return: the plan in the environment's units: actions (H, *shape) or states (H, S); with a batch in front
         :raises RuntimeError: before the student stage
@@ -382,7 +383,7 @@ class PlanningAlgorithm(GenerativeAlgorithm):
 
         :param observation: one observation or a batch of them
         :param steps: Heun steps, each two network passes; None for those of the teacher's grid
-        :param deterministic: start from the fixed noise
+        :param deterministic: follow the ODE from the fixed noise
         :return: the plan, as for :meth:`plan`
         """
         return self.policy.plan(observation, deterministic, steps, "teacher_ema")

@@ -1,6 +1,7 @@
 """The EDM denoiser of a window of trajectory, its loss, and Heun's sampler: the teacher of a consistency planner."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -141,6 +142,7 @@ class KarrasModel(GenerativeModel):
         """
         return th.exp(self.p_mean + self.p_std * th.special.ndtri(u)).clamp(self.sigma_min, self.sigma_max)
 
+    @abstractmethod
     def sample_ode(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
         As :meth:`sample`, but a function of the first noise alone: along the probability-flow ODE, no fresh noise between.
@@ -149,7 +151,6 @@ class KarrasModel(GenerativeModel):
         :param cond: condition, (B, F)
         :return: windows, (B, H, D), in [-1, 1]
         """
-        return self.sample(noise, cond)
 
     def weight(self, sigma: th.Tensor) -> th.Tensor:
         """
@@ -227,6 +228,9 @@ class EDMModel(KarrasModel):
         for i in range(n_steps):
             x = heun_step(lambda x, sigma: self(x, sigma, cond), x, sigmas[i], sigmas[i + 1])
         return clamp_action(x)
+
+    def sample_ode(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        return self.sample(noise, cond)
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
         return (n_steps or self.n_levels - 1, batch_size, *self.event_shape)

@@ -8,7 +8,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_consistency.generative.networks import Mish, NoiseLevelEmbedding
+from sb3_consistency.generative.networks import Mish, NoiseLevelEmbedding, in_float32, remaining_layers
 
 
 class _TemporalNetwork(nn.Module):
@@ -35,7 +35,7 @@ class _TemporalNetwork(nn.Module):
         :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
         :return: embedding of the first level, condition, embedding of the second, (B, context_dim)
         """
-        embedded = [e(level).expand(len(cond), -1) for e, level in zip(self.embeddings, levels, strict=True)]
+        embedded = [in_float32(e, level).expand(len(cond), -1) for e, level in zip(self.embeddings, levels, strict=True)]
         return th.cat([embedded[0], cond, *embedded[1:]], dim=-1)
 
     @th.no_grad()
@@ -172,7 +172,7 @@ class TemporalUnet(_TemporalNetwork):
         hidden = _run(self.middle, hidden, context)
         for grow, stage in zip(self.grow, self.up, strict=True):
             hidden = _run(stage, th.cat([grow(hidden), skips.pop()], dim=1), context)
-        return self.out(hidden).transpose(1, 2)  # type: ignore[no-any-return]
+        return in_float32(self.out, hidden).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def _run(stage: nn.Module, x: th.Tensor, context: th.Tensor) -> th.Tensor:
@@ -185,9 +185,9 @@ class TemporalMlp(_TemporalNetwork):
     """
     MLP over the whole window, its condition and its noise levels, much cheaper on a CPU than a U-Net.
 
-    To its output are added the dimensions of the window over the noise level, each times a factor that depends on level and
+    To its output is added the scaled window over the noise level, each dimension times a factor that depends on level and
     condition: a denoiser has to tell the noise of all H D elements, which does not fit through a hidden layer of fewer
-    units. Behind the scalings, c_skip = sigma_data c_in c_out / sigma, a constant factor removes one share of x at all levels.
+    units. As c_skip = sigma_data c_in c_out / sigma (well above sigma_min), much the same factor serves every level.
 
     :param event_shape: shape (H, D) of the window
     :param cond_dim: size of the condition
@@ -228,9 +228,10 @@ class TemporalMlp(_TemporalNetwork):
         :return: output, (B, H, D)
         """
         context = self.context(cond, levels)
-        shortcut: th.Tensor = (self.shortcut(context) * th.exp(-levels[0]).unsqueeze(-1)).unsqueeze(1) * x
-        output: th.Tensor = self.layers(th.cat([x.flatten(1), context], dim=-1))
-        return shortcut + output.view(-1, *self.event_shape)
+        first, *rest = self.layers
+        output = remaining_layers(rest, in_float32(first, th.cat([x.flatten(1), context], dim=-1)))
+        factors = in_float32(self.shortcut, context) / levels[0].exp().unsqueeze(-1)
+        return output.view(-1, *self.event_shape) + factors.unsqueeze(1) * x  # type: ignore[no-any-return]
 
 
 TEMPORAL_NETWORKS: Mapping[str, type[_TemporalNetwork]] = {"unet": TemporalUnet, "mlp": TemporalMlp}

@@ -26,7 +26,7 @@ class TrajectoryConsistencyModel(KarrasModel):
     :param cond_dim: size F of the condition
     :param sampling_steps: default number of jumps of :meth:`sample`
     :param ctm_gamma: share of fresh noise between two jumps: 1 jumps to the end and adds all of it back (consistency
-        sampling), 0 adds none (CTM, algorithm 3)
+        sampling), 0 adds none (CTM, algorithm 3), as in :meth:`sample_ode`
     :param distillation_metric: distance of the distillation loss, see :func:`window_distance`; the denoising loss has
         ``metric``
     :param dsm_target: what the denoising loss trains: "jump", G(x_t, t, sigma_min) (RACTD), or "denoiser",
