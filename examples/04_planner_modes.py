@@ -1,6 +1,7 @@
 """Two ways around an obstacle, one better rewarded: a teacher, its student without rewards, and RACTD. Draws a PNG."""
 
 import argparse
+import ast
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,29 +42,43 @@ def walk(planner: Callable[[np.ndarray], np.ndarray], n: int = 300) -> np.ndarra
     return path
 
 
+def describe(paths: np.ndarray, data: np.ndarray) -> str:
+    """How many paths lead each way, and how far from those of the data they end."""
+    height = paths[:, HORIZON // 2, 1]
+    off = np.linalg.norm(paths[:, None, -1] - data[:, -1], axis=-1).min(axis=1).mean()
+    shares = [100 * (height > 0.15).mean(), 100 * (height < -0.15).mean()]
+    return f"{shares[0]:.0f} % above (better), {shares[1]:.0f} % below, ends {off:.2f} off"
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4_000, help="gradient steps of the teacher, and of each student")
+    parser.add_argument(
+        "--students", nargs="*", default=[], help="options of more students, texts of dicts; they are not drawn"
+    )
     parser.add_argument("--png", type=Path, default=Path("planner_modes.png"))
     args = parser.parse_args()
     options = {"dataset": demonstrations(2000, np.random.default_rng(0)), "horizon": HORIZON, "seed": 0}
     teacher = RACTD("MlpPolicy", teacher_steps=args.steps, **options).pretrain(args.steps, progress_bar=True)
     with tempfile.TemporaryDirectory() as folder:
         teacher.save(options.setdefault("teacher", f"{folder}/teacher.zip"))
-        free = RACTD("MlpPolicy", reward_weight=0.0, reward_steps=0, **options).pretrain(args.steps, progress_bar=True)
-        student = RACTD("MlpPolicy", reward_horizon=HORIZON, **options).pretrain(args.steps, progress_bar=True)
-    walks = {
-        "data": options["dataset"]["observations"].reshape(-1, HORIZON, 2)[:300],
-        "teacher, 158 passes": walk(teacher.teacher_plan),
-        "student without rewards, 1 pass": walk(free.plan),
-        "RACTD, 1 pass": walk(student.plan),
-    }
+
+        def student(**own) -> np.ndarray:
+            own = {"reward_horizon": HORIZON, **own}
+            return walk(RACTD("MlpPolicy", **options, **own).pretrain(args.steps, progress_bar=True).plan)
+
+        walks = {
+            "data": options["dataset"]["observations"].reshape(-1, HORIZON, 2)[:300],
+            "teacher, 158 passes": walk(teacher.teacher_plan),
+            "student without rewards, 1 pass": student(reward_weight=0.0),
+            "RACTD, 1 pass": student(),
+        }
+        others = {text: student(**ast.literal_eval(text)) for text in args.students}
+    for name, paths in {**walks, **others}.items():
+        print(f"{name}: {describe(paths, walks['data'])}")
     figure, axes = plt.subplots(1, 4, figsize=(14, 4), sharex=True, sharey=True, layout="constrained")
     for axis, (name, paths) in zip(axes, walks.items(), strict=True):
-        height = paths[:, HORIZON // 2, 1]
-        title = f"{name}\n{100 * (height > 0.15).mean():.0f} % above (better), {100 * (height < -0.15).mean():.0f} % below"
-        print(title.replace("\n", ": "))
         axis.plot(*paths.transpose(2, 1, 0), color="tab:blue", linewidth=0.5, alpha=0.3)
         axis.add_patch(plt.Circle((0.45, 0), 0.12, color="tab:red"))
-        axis.set(title=title, aspect="equal")
+        axis.set(title=f"{name}\n{describe(paths, walks['data']).rsplit(',', 1)[0]}", aspect="equal")
     figure.savefig(args.png, dpi=120)

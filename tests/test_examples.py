@@ -52,8 +52,9 @@ def test_multimodality_of_the_default_loss(tmp_path):
 
 
 def test_planner_modes(tmp_path):
-    out = run_example("04_planner_modes.py", "--steps", 30, cwd=tmp_path)
-    assert "RACTD, 1 pass" in out and (tmp_path / "planner_modes.png").stat().st_size > 10_000
+    out = run_example("04_planner_modes.py", "--steps", 30, "--students", "{'reward_support': 0.0}", cwd=tmp_path)
+    assert "RACTD, 1 pass: " in out and "{'reward_support': 0.0}: " in out and "data: " in out
+    assert (tmp_path / "planner_modes.png").stat().st_size > 10_000
 
 
 def test_maze(tmp_path, minari_folder):
