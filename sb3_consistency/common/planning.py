@@ -141,15 +141,14 @@ class PlanningAlgorithm(GenerativeAlgorithm):
             if theirs != ours:
                 raise ValueError(f"teacher: {path} was trained with {name}={theirs!r}, this model has {ours!r}.")
 
-        def teachers(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-            return {key: w for key, w in weights.items() if key.startswith(("teacher_model.", "teacher_ema."))}
-
-        weights = teachers(params["policy"])
-        given, needed = ({(k, w.shape) for k, w in d.items()} for d in (weights, teachers(self.policy.state_dict())))
-        if given != needed:
+        prefixes = ("teacher_model.", "teacher_ema.")
+        dicts = (params["policy"], self.policy.state_dict())
+        weights, own = ({key: w for key, w in d.items() if key.startswith(prefixes)} for d in dicts)
+        differing = {(key, w.shape) for key, w in weights.items()} ^ {(key, w.shape) for key, w in own.items()}
+        if differing:
             raise ValueError(
-                f"teacher: the networks in {path} have other weights ({min(given ^ needed)[0]}, for one); use "
-                "the same spaces, policy_kwargs and version of this package, or train a new teacher."
+                f"teacher: the networks in {path} have other weights ({min(differing)[0]}, for one); use the same spaces, "
+                "policy_kwargs and version of this package, or train a new teacher."
             )
         self.policy.load_state_dict(weights, strict=False)
         self.policy.share_normalizer()
