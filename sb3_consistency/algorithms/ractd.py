@@ -156,13 +156,13 @@ class RACTD(PlanningAlgorithm):
         """
         # of a plan of states R sees one state, of a plan of actions its own number of actions
         seen = batch.plans if self.plan_of == "actions" else batch.plans[:, :1]
-        loss = F.mse_loss(self.policy.reward_model(batch.reward_conditions, seen), batch.returns)
+        model = self.policy.reward_model
+        cond = model.condition(batch.reward_conditions)
+        loss = F.mse_loss(model.judge(cond, seen), batch.returns)
         if self.reward_support > 0:
             moves = th.rand(len(seen), 1, 1, device=self.device) * th.randn_like(seen)
-            judged = self.policy.reward_model(batch.reward_conditions, seen + moves)
-            n_judged = self.reward_horizon if self.plan_of == "actions" else 1
-            off = moves[:, :n_judged].square().flatten(1).mean(dim=1)
-            loss = loss + F.mse_loss(judged, batch.returns - self.reward_support * off)
+            off = moves[:, : model.n_actions or 1].square().flatten(1).mean(dim=1)
+            loss = loss + F.mse_loss(model.judge(cond, seen + moves), batch.returns - self.reward_support * off)
         return loss, {}
 
     def student_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:

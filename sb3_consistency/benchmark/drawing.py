@@ -1,7 +1,10 @@
 """Tables and figures, whatever is in them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,6 +19,25 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
     frame = pd.DataFrame(rows).fillna("")
     return str(frame.loc[:, (frame != "").any()].to_markdown(index=False, disable_numparse=True))
+
+
+def spread(values: Sequence[float]) -> str:
+    """
+    :param values: one value per seed
+    :return: mean and, for several, standard deviation
+    """
+    mean = format_number(float(np.mean(values)))
+    return mean if len(values) == 1 else f"{mean} ± {format_number(float(np.std(values, ddof=1)))}"
+
+
+def format_number(value: float | None) -> str:
+    """
+    :param value: number or None
+    :return: one decimal, none from 1000 on; empty for None
+    """
+    if value is None or np.isnan(value):
+        return ""
+    return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def new_figure(n_columns: int = 1, height: float = 5.5) -> tuple["Figure", Any]:

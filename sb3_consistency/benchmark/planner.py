@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_consistency import RACTD
-from sb3_consistency.benchmark.drawing import markdown
+from sb3_consistency.benchmark.drawing import format_number, markdown, spread
 from sb3_consistency.benchmark.records import provenance
 from sb3_consistency.benchmark.runs import Job, acting_microseconds, mean_return
 from sb3_consistency.common.score_logger import normalized_score
@@ -55,6 +54,9 @@ class PlannerJob(Job):
 
     def has_files(self, folder: Path) -> bool:
         return bool(self.student) or (folder / self.teacher_file).exists()
+
+    def run(self, report: Callable[[int], None], threads: int | None, folder: Path) -> dict[str, Any]:
+        return execute_planner(self, report, threads, folder)
 
 
 def planner_jobs(
@@ -104,19 +106,7 @@ def _checked(name: str, text: str) -> str:
     return repr(options)
 
 
-class _Report(BaseCallback):
-    def __init__(self, report: Callable[[int], None]) -> None:
-        super().__init__()
-        self.report = report
-
-    def _on_step(self) -> bool:
-        self.report(1)
-        return True
-
-
-def execute_planner(
-    job: PlannerJob, report: Callable[[int], None] = lambda n: None, threads: int | None = None, folder: Path = Path()
-) -> dict[str, Any]:
+def execute_planner(job: PlannerJob, report: Callable[[int], None], threads: int | None, folder: Path) -> dict[str, Any]:
     """
     Train a teacher and keep it, or a student of it, and let it act.
 
@@ -136,8 +126,13 @@ def execute_planner(
     options |= {"reward_steps": job.reward_steps} if job.student else {"teacher_steps": job.teacher_steps}
     options |= {"teacher": str(teacher)} if teacher.exists() else {}
     model = RACTD.from_dataset(job.data, seed=job.seed, **options)
+
+    def count(*_: Any) -> bool:
+        report(1)
+        return True
+
     if trains:
-        model.pretrain(job.offline_steps, callback=_Report(report))
+        model.pretrain(job.offline_steps, callback=count)
     if trains and not job.student:
         unfinished = teacher.with_suffix(".part.zip")
         model.save(unfinished)
@@ -166,8 +161,6 @@ def planner_section(records: list[dict[str, Any]]) -> str:
     :param records: records of the suite
     :return: Markdown: what each planner reaches with how many passes, mean and standard deviation over seeds
     """
-    from sb3_consistency.benchmark.report import format_number, spread
-
     rows: list[dict[str, Any]] = []
     for group in dict.fromkeys(tuple(record[name] for name in SAME_RUN) for record in records):
         same = [record for record in records if tuple(record[name] for name in SAME_RUN) == group]

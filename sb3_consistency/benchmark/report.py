@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_consistency.benchmark.drawing import markdown, new_figure, save
+from sb3_consistency.benchmark.drawing import format_number, markdown, new_figure, save, spread
 from sb3_consistency.benchmark.planner import planner_section
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import PACKAGES, Records
@@ -158,25 +158,6 @@ def score_table(runs: list[dict[str, Any]]) -> str:
             }
             rows.append(row)
     return markdown(rows)
-
-
-def spread(values: Sequence[float]) -> str:
-    """
-    :param values: one value per seed
-    :return: mean and, for several, standard deviation
-    """
-    mean = format_number(float(np.mean(values)))
-    return mean if len(values) == 1 else f"{mean} ± {format_number(float(np.std(values, ddof=1)))}"
-
-
-def format_number(value: float | None) -> str:
-    """
-    :param value: number or None
-    :return: one decimal, none from 1000 on; empty for None
-    """
-    if value is None or np.isnan(value):
-        return ""
-    return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def time_table(runs: list[dict[str, Any]]) -> str:

@@ -67,6 +67,15 @@ class Job:
         """Whether everything but the record that the job leaves for others is in the folder."""
         return True
 
+    def run(self, report: Callable[[int], None], threads: int | None, folder: Path) -> dict[str, Any]:
+        """
+        :param report: told how many steps went by
+        :param threads: PyTorch threads; None for all
+        :param folder: where the job leaves its files, if any
+        :return: the record
+        """
+        return execute(self, report, threads)
+
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:

@@ -14,9 +14,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sb3_consistency.benchmark.planner import PlannerJob, execute_planner
 from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.runs import Job, execute
+from sb3_consistency.benchmark.runs import Job
 from sb3_consistency.offline.record import find_algorithm
 
 OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL", "RACTD")
@@ -183,9 +182,7 @@ def _initialise(counter: "Synchronized[int]") -> None:
 def _work(job: Job, threads: int | None, folder: Path) -> dict[str, Any]:
     progress = _Progress()
     try:
-        if isinstance(job, PlannerJob):
-            return execute_planner(job, progress, threads, folder)
-        return execute(job, progress, threads)
+        return job.run(progress, threads, folder)
     finally:
         progress.flush()
 

@@ -128,7 +128,16 @@ class RewardModel(StackedNetwork):
         :param plans: scaled plans, (B, H, D); of plans of actions only the first ``n_actions`` steps matter
         :return: scaled returns, (B,)
         """
-        cond = self.condition(stacked)
+        return self.judge(self.condition(stacked), plans)
+
+    def judge(self, cond: th.Tensor, plans: th.Tensor) -> th.Tensor:
+        """
+        As :meth:`forward`, for several plans from the same observations.
+
+        :param cond: what :meth:`condition` makes of them, (B, n F)
+        :param plans: scaled plans, (B, H, D)
+        :return: scaled returns, (B,)
+        """
         if self.n_actions > 0:
             return self.value_net(th.cat([cond, plans[:, : self.n_actions].flatten(1)], dim=-1))
         goals = cond[:, None, self.features_dim :].expand(-1, plans.shape[1], -1)
