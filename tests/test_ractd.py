@@ -17,6 +17,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
 from sb3_consistency import RACTD
+from sb3_consistency.common.tracking import forces, planned_states
 from sb3_consistency.common.windows import Windows, discounted_returns
 from sb3_consistency.generative.consistency import boundary_scalings
 from sb3_consistency.generative.edm import EDMModel, heun_step, window_distance
@@ -357,6 +358,16 @@ def test_padding_repeats_the_last_step_of_the_episode():
     assert at.padded[5].tolist() == [False, False, True] and not at.padded[7].any()
 
 
+def test_windows_with_a_stride_hold_every_nth_step():
+    buffer = filled_buffer(14, 14)
+    values, _ = all_windows(Windows(buffer, horizon=3, history=1, pad=False, gamma=0.9, stride=2))
+    assert values.tolist() == [[0, 2, 4], [1, 3, 5], [2, 4, 6], [7, 9, 11], [8, 10, 12], [9, 11, 13]]
+    values, at = all_windows(Windows(buffer, horizon=3, history=1, pad=True, gamma=0.9, stride=2))
+    assert len(values) == 14 and values[3].tolist() == [3, 5, 6] and at.padded[3].tolist() == [False, False, True]
+    with pytest.raises(DatasetError, match=r"9 steps.*horizon=5, stride=2.*has 7"):
+        Windows(buffer, horizon=5, history=1, pad=False, gamma=0.9, stride=2)
+
+
 def test_short_episodes_need_padding():
     buffer = filled_buffer(14, 14)
     with pytest.raises(DatasetError, match=r"horizon=8.*has 7.*pad=True"):
@@ -601,6 +612,8 @@ def test_every_option_trains_and_survives_saving(kwargs, tmp_path):
         {"plan_of": "x"},
         {"horizon": 0},
         {"history": 0},
+        {"stride": 0},
+        {"stride": 2},
         {"executed_steps": 17},
         {"executed_steps": 0},
         {"teacher_steps": 1.5},
@@ -786,6 +799,43 @@ def test_a_plan_of_states_is_renewed_when_it_is_over(executed_steps, age, tmp_pa
         _, state = model.predict(obs, state, np.array([False]))
     assert state.age.tolist() == [age]  # a plan of 16 states has 15 moves; more of them hold its end
     assert th.equal(state.plan, first) == (executed_steps == 100)
+
+
+def test_between_planned_states_lies_the_line_that_joins_them():
+    plans = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    for steps, expected in [
+        ([0, 3], [plans[0, 0], plans[1, 1]]),
+        ([1, 5], [plans[0, 0] + 4 / 3, plans[1, 1] + 8 / 3]),
+        ([6, 7], [plans[0, 2], [*plans[1, 2, :2], 0, 0]]),  # the end, and at rest beyond it
+    ]:
+        np.testing.assert_allclose(planned_states(plans, np.array(steps), 3), expected, rtol=1e-6)
+    np.testing.assert_allclose(forces(plans[:1, 0], plans[:1, 1], (2.0, 0.5)), [[10, 10]])
+
+
+def test_plans_with_a_stride_reach_further(tmp_path):
+    options = {"plan_of": "states", "horizon": 8, "stride": 3, "teacher_steps": 1, "reward_steps": 1}
+    model = RACTD("MultiInputPolicy", PointEnv(), **options, **SMALL)
+    model.load_dataset(point_data())
+    batch = next(model.pretrain(3)._batches(1, 500))
+    buffer, at = model.replay_buffer, model.windows().sample(500)
+    states = buffer.observations["observation"][at.rows, at.columns]
+    inside = ~at.padded.any(axis=1)
+    np.testing.assert_array_equal(at.rows[inside], at.rows[inside, :1] + 3 * np.arange(8))
+    assert batch.plans.shape == states.shape == (500, 8, 4)
+    model.save(tmp_path / "model")
+    loaded, (obs, _) = RACTD.load(tmp_path / "model"), PointEnv().reset(seed=3)
+    plan = loaded.plan(obs, deterministic=True)
+    action, state = loaded.predict(obs, deterministic=True)
+    target = plan[0] + (plan[1] - plan[0]) / 3
+    expected = (target - obs["observation"])[:2] + (target - obs["observation"])[2:]
+    np.testing.assert_allclose(action, np.clip(expected, -1, 1), atol=1e-5)
+    ages = []
+    for _ in range(22):
+        _, state = loaded.predict(obs, state, np.array([False]))
+        ages.append(int(state.age[0]))
+    assert ages == [*range(1, 21), 0, 1]  # 8 states are 7 moves of 3 steps
+    with pytest.raises(ValueError, match="stride=3"):
+        RACTD("MultiInputPolicy", PointEnv(), teacher=str(tmp_path / "model.zip"), **{**options, "stride": 2}, **SMALL)
 
 
 def test_plans_of_states_are_tracked(pointer, tmp_path, monkeypatch):

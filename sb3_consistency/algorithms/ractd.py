@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from sb3_consistency.common.arguments import SharedArguments, check_range
 from sb3_consistency.common.planner import PlannerPolicy
-from sb3_consistency.common.planning import NETWORK_OF_STAGE, PlanBatch, PlanningAlgorithm
+from sb3_consistency.common.planning import PlanBatch, PlanningAlgorithm
+from sb3_consistency.common.stages import NETWORK_OF_STAGE
 from sb3_consistency.common.training import LossFn
 
 REWARD_INPUTS = ("sample", "denoised")
@@ -38,7 +39,8 @@ class RACTD(PlanningAlgorithm):
     R is taught to be low off the data; a plan of states that is over is renewed.
 
     :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
-    :param horizon: number H of steps of a plan
+    :param horizon: number H of actions or states of a plan
+    :param stride: steps of the environment from one planned state to the next; plans of actions have all, 1
     :param history: number of observations that a plan of actions is conditioned on
     :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
         More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
@@ -72,6 +74,7 @@ class RACTD(PlanningAlgorithm):
         *,
         plan_of: str = "actions",
         horizon: int = 16,
+        stride: int = 1,
         history: int = 1,
         executed_steps: int | None = None,
         tracking_gains: tuple[float, float] = (1.0, 1.0),
@@ -119,6 +122,7 @@ class RACTD(PlanningAlgorithm):
             learning_rate,
             plan_of=plan_of,
             horizon=horizon,
+            stride=stride,
             history=history,
             executed_steps=executed_steps,
             tracking_gains=tracking_gains,

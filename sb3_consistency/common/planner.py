@@ -23,6 +23,7 @@ from sb3_consistency.common.networks import FeatureNetwork
 from sb3_consistency.common.plan_networks import PlanNetwork, RewardModel
 from sb3_consistency.common.policies import NetworksPolicy
 from sb3_consistency.common.sampling import tree_map
+from sb3_consistency.common.tracking import forces, planned_states
 from sb3_consistency.generative.edm import EDMModel
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
@@ -66,7 +67,8 @@ class PlannerPolicy(NetworksPolicy):
     :param model_kwargs: arguments of teacher and student, see :class:`KarrasModel`
     :param student_kwargs: arguments of the student alone, see :class:`TrajectoryConsistencyModel`
     :param plan_of: "actions" or "states"
-    :param horizon: number H of steps of a plan
+    :param horizon: number H of actions or states of a plan
+    :param stride: steps of the environment from one planned state to the next
     :param history: number of observations that a plan of actions is conditioned on
     :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
         More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
@@ -101,6 +103,7 @@ class PlannerPolicy(NetworksPolicy):
         student_kwargs: dict[str, Any] | None = None,
         plan_of: str = "actions",
         horizon: int = 16,
+        stride: int = 1,
         history: int = 1,
         executed_steps: int | None = None,
         tracking_gains: tuple[float, float] = (1.0, 1.0),
@@ -127,6 +130,7 @@ class PlannerPolicy(NetworksPolicy):
         self.student_kwargs = dict(student_kwargs or {})
         self.plan_of = plan_of
         self.horizon = horizon
+        self.stride = stride
         self.history = history
         self.executed_steps = executed_steps
         self.tracking_gains = tracking_gains
@@ -137,7 +141,7 @@ class PlannerPolicy(NetworksPolicy):
         most_executed = horizon if plan_of == "actions" else math.inf
         check_range("executed_steps", executed_steps, 1, most_executed, integer=True, optional=True)
         #: steps between two plans; H states are H - 1 moves
-        self.steps_per_plan = executed_steps or (1 if plan_of == "actions" else max(1, horizon - 1))
+        self.steps_per_plan = executed_steps or (1 if plan_of == "actions" else max(1, (horizon - 1) * stride))
         if not 1 <= reward_horizon <= horizon:
             raise ValueError(f"reward_horizon must be in [1, horizon = {horizon}], got {reward_horizon}.")
         if plan_of == "states":
@@ -352,20 +356,16 @@ class PlannerPolicy(NetworksPolicy):
         return self.unscale_action(chosen.reshape(-1, *self.action_space.shape))
 
     def _track(self, memory: PlanMemory) -> np.ndarray:
-        """Pull towards the next planned state; past the end of the plan, to its last position at rest."""
+        """Pull towards the state planned for the next step."""
         assert isinstance(memory.history, dict)
-        state = memory.history["observation"][:, -1].cpu().numpy()
-        target = self.unscale_plans(memory.plan)[np.arange(len(state)), np.minimum(memory.age + 1, self.horizon - 1)]
-        n = state.shape[1] // 2
-        target[memory.age + 1 >= self.horizon, n:] = 0
-        k_p, k_v = self.tracking_gains
-        forces = k_p * (target[:, :n] - state[:, :n]) + k_v * (target[:, n:] - state[:, n:])
-        return np.clip(forces, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
+        targets = planned_states(self.unscale_plans(memory.plan), memory.age + 1, self.stride)
+        pull = forces(memory.history["observation"][:, -1].cpu().numpy(), targets, self.tracking_gains)
+        return np.clip(pull, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         names = """
             net_arch activation_fn network dropout features_extractor_class features_extractor_kwargs optimizer_class
-            optimizer_kwargs model_kwargs student_kwargs plan_of horizon history executed_steps tracking_gains
+            optimizer_kwargs model_kwargs student_kwargs plan_of horizon stride history executed_steps tracking_gains
             sampling_steps reward_horizon noise_seed
         """
         # the learning rate is not needed to act

@@ -1,6 +1,5 @@
-"""What a staged planner adds to the shared algorithm: its stages, batches of windows, and planning."""
+"""What a planner adds to training in stages: batches of windows, and planning."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,15 +10,13 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs, TensorDict
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.arguments import check_flags, check_pair, check_range
 from sb3_consistency.common.planner import PLANS, PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy
 from sb3_consistency.common.sampling import split, tree_map
+from sb3_consistency.common.stages import StagedAlgorithm
 from sb3_consistency.common.windows import WindowRows, Windows
 from sb3_consistency.offline.loading import (
     BlockWriter,
@@ -30,9 +27,6 @@ from sb3_consistency.offline.loading import (
     is_normalised_space,
     set_size,
 )
-
-STAGES = ("teacher", "reward", "student")
-NETWORK_OF_STAGE = {"teacher": "teacher_model", "reward": "reward_model", "student": "student"}
 
 
 class PlanBatch(NamedTuple):
@@ -49,22 +43,20 @@ class PlanBatch(NamedTuple):
     returns: th.Tensor
 
 
-class PlanningAlgorithm(GenerativeAlgorithm):
+class PlanningAlgorithm(StagedAlgorithm):
     """
     A planner that is trained in three stages, offline.
 
     :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
-    :param horizon: number H of steps of a plan
+    :param horizon: number H of actions or states of a plan
+    :param stride: steps of the environment from one planned state to the next; plans of actions have all, 1
     :param history: number of observations that a plan of actions is conditioned on
     :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
         More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
     :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
-    :param teacher_steps: gradient steps of the teacher stage; a float is a share of the run
-    :param reward_steps: gradient steps of the reward stage, likewise; the student takes what is left of the run
-    :param teacher: file of a saved model whose teacher is taken over; the teacher stage is left out then
-    :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
+    :param kwargs: see :class:`~sb3_consistency.common.stages.StagedAlgorithm`
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -73,7 +65,6 @@ class PlanningAlgorithm(GenerativeAlgorithm):
         "MultiInputPolicy": PlannerMultiInputPolicy,
     }
     offline_only: ClassVar[bool] = True
-    policy: PlannerPolicy  # type: ignore[assignment]
     _windows: Windows | None = None
 
     def __init__(
@@ -81,29 +72,20 @@ class PlanningAlgorithm(GenerativeAlgorithm):
         *args: Any,
         plan_of: str,
         horizon: int,
+        stride: int,
         history: int,
         executed_steps: int | None,
         tracking_gains: tuple[float, float],
         pad: bool,
         cut_at_goals: bool,
-        teacher_steps: int | float,
-        reward_steps: int | float,
-        teacher: str | None,
-        warmup_steps: int,
-        _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
         if plan_of not in PLANS:
             raise ValueError(f"plan_of must be one of {PLANS}, got {plan_of!r}.")
-        for name, number in {"horizon": horizon, "history": history}.items():
+        for name, number in {"horizon": horizon, "stride": stride, "history": history}.items():
             check_range(name, number, 1, integer=True)
-        for name, length in {"teacher_steps": teacher_steps, "reward_steps": reward_steps}.items():
-            check_range(name, length, 0, 1 if isinstance(length, float) else float("inf"))
-        if sum(x for x in (teacher_steps, reward_steps) if isinstance(x, float)) >= 1:
-            raise ValueError(
-                f"teacher_steps and reward_steps leave the student no share of the run, got {teacher_steps}, {reward_steps}."
-            )
-        check_range("warmup_steps", warmup_steps, 0, integer=True)
+        if plan_of == "actions" and stride != 1:
+            raise ValueError(f"stride must be 1 with plan_of='actions', whose plans have every action, got {stride}.")
         check_flags(pad=pad, cut_at_goals=cut_at_goals)
         check_pair("tracking_gains", tracking_gains, 0)
         if kwargs.get("n_steps", 1) != 1:
@@ -113,103 +95,19 @@ class PlanningAlgorithm(GenerativeAlgorithm):
             raise ValueError("replay_buffer_class can't be HerReplayBuffer: windows have goals in hindsight of their own.")
         self.plan_of = plan_of
         self.horizon = horizon
+        self.stride = stride
         self.history = history
         self.executed_steps = executed_steps
         self.tracking_gains = tracking_gains
         self.pad = pad
         self.cut_at_goals = cut_at_goals
-        self.teacher_steps = teacher_steps
-        self.reward_steps = reward_steps
-        self.teacher = teacher
-        self.warmup_steps = warmup_steps
-        self._student_started = False
-        super().__init__(*args, _init_setup_model=_init_setup_model, **kwargs)
+        super().__init__(*args, **kwargs)
         if plan_of == "states" and not self.normalize_observations:
             raise ValueError("normalize_observations must be True with plan_of='states', whose plans are scaled observations.")
-        if teacher is not None and _init_setup_model:
-            self._take_teacher(teacher)
 
     def policy_options(self) -> dict[str, Any]:
-        names = ("plan_of", "horizon", "history", "executed_steps", "tracking_gains")
+        names = ("plan_of", "horizon", "stride", "history", "executed_steps", "tracking_gains")
         return {"model_kwargs": {}, **{name: getattr(self, name) for name in names}}
-
-    def _take_teacher(self, path: str) -> None:
-        saved: Any = load_from_zip_file(path, device=self.device)
-        data, params = saved[:2]
-        for name in ("plan_of", "horizon", "history"):
-            theirs, ours = data.get(name), getattr(self, name)
-            if theirs != ours:
-                raise ValueError(f"teacher: {path} was trained with {name}={theirs!r}, this model has {ours!r}.")
-
-        prefixes = ("teacher_model.", "teacher_ema.")
-        dicts = (params["policy"], self.policy.state_dict())
-        weights, own = ({key: w for key, w in d.items() if key.startswith(prefixes)} for d in dicts)
-        differing = {(key, w.shape) for key, w in weights.items()} ^ {(key, w.shape) for key, w in own.items()}
-        if differing:
-            raise ValueError(
-                f"teacher: the networks in {path} have other weights ({min(differing)[0]}, for one); use the same spaces, "
-                "policy_kwargs and version of this package, or train a new teacher."
-            )
-        self.policy.load_state_dict(weights, strict=False)
-        self.policy.share_normalizer()
-
-    # stages
-
-    @property
-    def stage(self) -> str:
-        """Stage of the next gradient step: "teacher", "reward" or "student"."""
-        return STAGES[sum(self._n_updates >= end for end in self.stage_ends())]
-
-    def stage_ends(self) -> tuple[int, int]:
-        """
-        :return: numbers of gradient steps at which the teacher and the reward stage end
-        """
-        run = self.curriculum_steps or self._curriculum_end or 0
-        lengths = (0 if self.teacher else self.teacher_steps, self.reward_steps)
-        # a share, however small, is at least one step
-        steps = [max(1, round(n * run)) if isinstance(n, float) and n > 0 else int(n) for n in lengths]
-        return steps[0], steps[0] + steps[1]
-
-    def _stage_progress(self) -> tuple[float, int]:
-        """Share of the present stage that is done, and its length."""
-        ends = [0, *self.stage_ends(), self.curriculum_steps or self._curriculum_end or 0]
-        i = STAGES.index(self.stage)
-        start, end = ends[i], max(ends[i + 1], ends[i] + 1)
-        if self._n_updates < end:
-            return (self._n_updates - start) / (end - start), end - start
-        # beyond the planned run, every call is a stage of its own
-        return 1 - self._current_progress_remaining, end - start
-
-    def _update_learning_rates(self) -> None:
-        progress, length = self._stage_progress()
-        warmup = min(self.warmup_steps, length // 10)
-        factor = min(1.0, (progress * length + 1) / (warmup + 1))
-        if self.cosine_lr_decay:
-            factor *= 0.5 * (1 + math.cos(math.pi * progress))
-        schedule = self.actor_lr_schedule if self.stage == "student" else self.lr_schedule
-        rate = factor * schedule(1 - progress)
-        update_learning_rate(getattr(self.policy, NETWORK_OF_STAGE[self.stage]).optimizer, rate)
-        self.logger.record("train/learning_rate", rate)
-        self.logger.record("train/stage", STAGES.index(self.stage))
-
-    def _begin_stage(self) -> None:
-        network = NETWORK_OF_STAGE[self.stage]
-        if self.policy.in_training != network:
-            self.policy.in_training = network
-            self.policy.set_training_mode(self.policy.training)
-        if network == "student" and not self._student_started:
-            self.policy.warm_start_student()
-            self._student_started = True
-
-    def _gradient_step(self, batch: Any) -> TensorDict:
-        self._begin_stage()
-        self._update_learning_rates()
-        return super()._gradient_step(batch)
-
-    def target_weights(self) -> list[float]:
-        # of a step that belonged to the teacher stage; power 0.75 as in the released code
-        in_stage = self._n_updates <= self.stage_ends()[0]
-        return [max(1e-4, (1 + self._n_updates) ** -0.75) if in_stage else 0.0]
 
     # batches
 
@@ -226,7 +124,7 @@ class PlanningAlgorithm(GenerativeAlgorithm):
 
     def _windows_of(self, buffer: ReplayBuffer) -> Windows:
         goal_key = "desired_goal" if self.plan_of == "states" and self.cut_at_goals else None
-        return Windows(buffer, self.horizon, self.history, self.pad, self.gamma, goal_key)
+        return Windows(buffer, self.horizon, self.history, self.pad, self.gamma, goal_key, self.stride)
 
     def _read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
         """Held-out episodes keep their order, in a buffer of their own: windows are taken from it."""

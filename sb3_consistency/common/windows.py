@@ -29,20 +29,29 @@ class Windows:
     The windows of a replay buffer: never across the end of an episode, also with several columns and after wrap-around.
 
     :param buffer: SB3 replay buffer with at least one transition
-    :param horizon: number H of steps of a window
+    :param horizon: number H of steps that a window holds
     :param history: number h of observations up to its first step
     :param pad: whether a window may run past the end of its episode, where it repeats the last step; else windows are
-        full, and the last H - 1 steps of an episode start none
+        full, and the last (H - 1) ``stride`` steps of an episode start none
     :param gamma: discount factor of the returns
     :param goal_key: key of a Dict observation whose changes end a trajectory, too; None for none
+    :param stride: a window holds every ``stride``-th step
     :raises DatasetError: if there is no full window and ``pad`` is off
     """
 
     def __init__(
-        self, buffer: ReplayBuffer, horizon: int, history: int, pad: bool, gamma: float, goal_key: str | None = None
+        self,
+        buffer: ReplayBuffer,
+        horizon: int,
+        history: int,
+        pad: bool,
+        gamma: float,
+        goal_key: str | None = None,
+        stride: int = 1,
     ) -> None:
         self.buffer = buffer
         self.horizon = horizon
+        self.stride = stride
         self.history = history
         order = _chronological_rows(buffer)
         n_rows, n_columns = len(order), buffer.n_envs
@@ -61,13 +70,13 @@ class Windows:
         self.returns = np.zeros(shape, np.float32)
         self.returns[order] = discounted_returns(buffer.rewards[order], ends, gamma)
         valid = np.zeros(shape, bool)
-        valid[order] = pad | (self.to_end[order] >= horizon - 1)
+        valid[order] = pad | (self.to_end[order] >= (horizon - 1) * stride)
         # (row, column) of the first step of every window, ordered by row
         self.starts = np.argwhere(valid)
         if len(self.starts) == 0:
             raise DatasetError(
-                f"No episode has horizon={horizon} steps (the longest has {int(self.to_end.max()) + 1}): take a shorter "
-                "horizon, or pad=True."
+                f"No episode has the {(horizon - 1) * stride + 1} steps of a window (horizon={horizon}, stride={stride}); the "
+                f"longest has {int(self.to_end.max()) + 1}: take a shorter horizon, or pad=True."
             )
 
     def __len__(self) -> int:
@@ -83,7 +92,9 @@ class Windows:
         if segments:
             limits = np.searchsorted(self.starts[:, 0], [(s.start, s.stop) for s in segments])
             if (limits[:, 0] == limits[:, 1]).any():
-                raise DatasetError(f"A dataset has no episode of horizon={self.horizon} steps: pad=True uses shorter ones.")
+                raise DatasetError(
+                    f"A dataset has no episode as long as a window (horizon={self.horizon}): pad=True uses shorter ones."
+                )
             chosen = np.random.choice(len(segments), size=size, p=[segment.share for segment in segments])
             return self.at(self.starts[np.random.randint(*limits[chosen].T)])
         return self.at(self.starts[np.random.randint(len(self.starts), size=size)])
@@ -94,7 +105,7 @@ class Windows:
         :return: their places
         """
         rows, columns = starts[:, :1], starts[:, 1:]
-        steps = np.arange(self.horizon)
+        steps = self.stride * np.arange(self.horizon)
         ahead = np.minimum(steps, self.to_end[rows, columns])
         behind = np.minimum(np.arange(self.history - 1, -1, -1), self.since_start[rows, columns])
         n = self.buffer.buffer_size
