@@ -21,7 +21,7 @@ from sb3_consistency.common.tracking import forces, planned_states
 from sb3_consistency.common.windows import Windows, discounted_returns
 from sb3_consistency.generative.consistency import boundary_scalings
 from sb3_consistency.generative.edm import EDMModel, heun_step, window_distance
-from sb3_consistency.generative.temporal import TemporalMlp, TemporalUnet
+from sb3_consistency.generative.temporal import TemporalMlp, TemporalUnet, make_temporal_network
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
 from sb3_consistency.offline.datasets import Segment
 from sb3_consistency.offline.episodes import DatasetError
@@ -54,6 +54,9 @@ class Backbone(nn.Module):
         c_skip, c_out, c_in = (c.view(-1, 1, 1) for c in boundary_scalings(sigmas[0], SIGMA_MIN))
         x = scaled_x / c_in
         return (self.function(x, *sigmas) - c_skip * x) / c_out.clamp(min=1e-9)
+
+    def at_levels(self, levels, cond):
+        return lambda x, i: self(x, cond, *(x.new_full((1,), level) for level in levels[i]))
 
 
 def exact_g(x, t, s):
@@ -259,6 +262,24 @@ def test_warm_started_student_denoises_as_the_teacher(network):
         name for name, p in student.network.named_parameters() if p.shape != teacher.network.state_dict().get(name, p).shape
     ]
     assert grown and all("film" in name or network == "mlp" for name in grown)
+
+
+@pytest.mark.parametrize("n_levels", [1, 2])
+@pytest.mark.parametrize("network", ["mlp", "unet"])
+def test_known_levels_give_the_same_outputs_and_gradients(network, n_levels):
+    net = make_temporal_network(network, (8, 3), 5, n_levels=n_levels, net_arch=[16, 32])
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)  # the shortcut starts at zero
+    x, cond = th.randn(2, 6, 8, 3), th.randn(6, 5)
+    levels = [(0.7, -2.0)[:n_levels], (-1.5, -3.0)[:n_levels]]
+    fast = net.at_levels(levels, cond)
+    for i in range(2):
+        slow = net(x[i], cond, *(th.full((1,), level) for level in levels[i]))
+        assert th.allclose(fast(x[i], i), slow, atol=1e-4)
+        gradients = [
+            th.autograd.grad(y.square().mean(), list(net.parameters()), retain_graph=True) for y in (fast(x[i], i), slow)
+        ]
+        assert all(th.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*gradients, strict=True))
 
 
 def test_metrics_of_windows():

@@ -206,6 +206,7 @@ class PlannerPolicy(NetworksPolicy):
         )
         self.teacher_ema.load_state_dict(self.teacher_model.state_dict())
         self.teacher_ema.requires_grad_(False)
+        self.teacher_ema.set_training_mode(False)
         for name in self.trained_networks():
             decay = {"weight_decay": WEIGHT_DECAY[name]} if self.optimizer_class is th.optim.AdamW else {}
             self._add_optimizer(getattr(self, name), lr_schedule, **decay)
@@ -225,10 +226,8 @@ class PlannerPolicy(NetworksPolicy):
         """The network that acts."""
         return self.student
 
-    def set_training_mode(self, mode: bool) -> None:
-        for name in self.network_names():
-            getattr(self, name).set_training_mode(mode and name == self.in_training)
-        self.training = mode
+    def trains(self, name: str) -> bool:
+        return name == self.in_training
 
     def share_normalizer(self) -> None:
         """Give all networks the teacher's observation statistics."""

@@ -135,12 +135,19 @@ class NetworksPolicy(BasePolicy):
 
         :param mode: True for training mode
         """
-        networks = [getattr(self, name) for name in self.trained_networks()]
-        # going through all modules takes as long as a small network's pass, and predict() asks for it every time
-        if self.training != mode or any(network.training != mode for network in networks):
-            for network in networks:
-                network.set_training_mode(mode)
-            self.training = mode
+        for name in self.trained_networks():
+            network, wanted = getattr(self, name), mode and self.trains(name)
+            # going through all modules takes as long as a small network's pass, and predict() asks for it every time
+            if network.training != wanted:
+                network.set_training_mode(wanted)
+        self.training = mode
+
+    def trains(self, name: str) -> bool:
+        """
+        :param name: one of :meth:`trained_networks`
+        :return: whether training mode is for it, at present
+        """
+        return True
 
 
 class GenerativePolicy(NetworksPolicy):

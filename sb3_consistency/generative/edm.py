@@ -2,14 +2,15 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch as th
 
-from sb3_consistency.generative.consistency import boundary_scalings, pseudo_huber, squared_error
+from sb3_consistency.generative.consistency import Sigma, boundary_scalings, pseudo_huber, squared_error
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
-from sb3_consistency.generative.schedules import karras_sigma
+from sb3_consistency.generative.schedules import karras_sigma, sampling_sigmas
 from sb3_consistency.generative.temporal import make_temporal_network
 
 WINDOW_METRICS = ("l2", "pseudo_huber", "pseudo_huber_squared", "pseudo_huber_norm")
@@ -39,7 +40,7 @@ def window_distance(prediction: th.Tensor, target: th.Tensor, metric: str = "l2"
     return (th.sqrt(square + c**2) - c).mean(dim=1)
 
 
-def heun_step(denoiser: Denoiser, x: th.Tensor, t: th.Tensor, u: th.Tensor) -> th.Tensor:
+def heun_step(denoiser: Callable[[th.Tensor, Sigma], th.Tensor], x: th.Tensor, t: Sigma, u: Sigma) -> th.Tensor:
     """
     One step of Heun's method on the probability-flow ODE dx/dt = (x - D(x, t)) / t, from noise level t to u < t.
 
@@ -47,11 +48,11 @@ def heun_step(denoiser: Denoiser, x: th.Tensor, t: th.Tensor, u: th.Tensor) -> t
 
     :param denoiser: D
     :param x: noisy windows at t, (B, H, D)
-    :param t: noise levels, (B,), or (1,) when all rows share one
-    :param u: lower noise levels, positive, of the shape of ``t``
+    :param t: noise levels, (B,), or one number
+    :param u: lower noise levels, positive, of the type of ``t``
     :return: windows at u, (B, H, D)
     """
-    t_, u_ = t.view(-1, 1, 1), u.view(-1, 1, 1)
+    t_, u_ = (level.view(-1, 1, 1) if isinstance(level, th.Tensor) else level for level in (t, u))
     slope = (x - denoiser(x, t)) / t_
     euler = x + (u_ - t_) * slope
     return x + (u_ - t_) * 0.5 * (slope + (euler - denoiser(euler, u)) / u_)
@@ -126,6 +127,23 @@ class KarrasModel(GenerativeModel):
         c_skip, c_out, c_in = (c.view(-1, 1, 1) for c in scalings)
         levels = (s.log() for s in (sigma, *more_sigmas))
         return c_skip * x + c_out * self.network(c_in * x, cond, *levels)  # type: ignore[no-any-return]
+
+    def at_levels(self, levels: Sequence[tuple[float, ...]], cond: th.Tensor) -> Callable[..., th.Tensor]:
+        """
+        Fix noise levels and condition: what depends on them alone is computed once.
+
+        :param levels: the noise levels of every evaluation, as :meth:`scaled_network` takes them
+        :param cond: condition, (B, F)
+        :return: function of (x (B, H, D), *levels of one of the evaluations), equal to :meth:`scaled_network`
+        """
+        network = self.network.at_levels([tuple(map(math.log, level)) for level in levels], cond)
+        number = {level: i for i, level in enumerate(levels)}
+
+        def evaluate(x: th.Tensor, *level: float) -> th.Tensor:
+            c_skip, c_out, c_in = boundary_scalings(level[0], self.sigma_min, self.sigma_data)
+            return th.add(c_skip * x, network(c_in * x, number[level]), alpha=c_out)
+
+        return evaluate
 
     def sigma_at(self, level: th.Tensor, n_levels: int | None = None) -> th.Tensor:
         """
@@ -222,11 +240,12 @@ class EDMModel(KarrasModel):
         :param cond: condition, (B, F)
         :return: windows, (B, H, D), in [-1, 1]
         """
-        n_steps = noise.shape[0]
-        sigmas = self.sigma_at(th.arange(n_steps, -1, -1, dtype=noise.dtype, device=noise.device), n_steps + 1).unsqueeze(-1)
+        n_steps = len(noise)
+        sigmas = (*sampling_sigmas(n_steps, self.sigma_min, self.sigma_max, self.rho), self.sigma_min)
+        denoiser = self.at_levels([(sigma,) for sigma in sigmas], cond)
         x = self.initial_noise_scale * noise[0]
-        for i in range(n_steps):
-            x = heun_step(lambda x, sigma: self(x, sigma, cond), x, sigmas[i], sigmas[i + 1])
+        for t, u in pairwise(sigmas):
+            x = heun_step(denoiser, x, t, u)
         return clamp_action(x)
 
     def sample_ode(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:

@@ -1,14 +1,19 @@
 """Networks of a window of trajectory: the temporal U-Net, an MLP over the window, and the residual MLP of the reward model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch as th
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_consistency.generative.networks import Mish, NoiseLevelEmbedding, in_float32, remaining_layers
+
+#: for each of several evaluations, the logarithms of the noise levels that the network is told
+KnownLevels = Sequence[tuple[float, ...]]
 
 
 class _TemporalNetwork(nn.Module):
@@ -29,14 +34,40 @@ class _TemporalNetwork(nn.Module):
         self.embeddings = nn.ModuleList(NoiseLevelEmbedding(embedding_dim, embedding_scale) for _ in range(n_levels))
         self.context_dim = cond_features + n_levels * embedding_dim
 
-    def context(self, cond: th.Tensor, levels: Sequence[th.Tensor]) -> th.Tensor:
+    def embed(self, levels: Sequence[th.Tensor]) -> list[th.Tensor]:
+        """
+        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
+        :return: their embeddings, each (B or 1, embedding_dim)
+        """
+        return [in_float32(e, level) for e, level in zip(self.embeddings, levels, strict=True)]
+
+    def embed_known(self, levels: KnownLevels) -> list[th.Tensor]:
+        """
+        :param levels: logarithms of the noise levels of S evaluations
+        :return: their embeddings, each (S, embedding_dim)
+        """
+        columns = zip(*levels, strict=True)
+        return [e.constant(column) for e, column in zip(self.embeddings, columns, strict=True)]  # type: ignore[operator]
+
+    def context(self, cond: th.Tensor, embedded: Sequence[th.Tensor]) -> th.Tensor:
         """
         :param cond: condition, (B, cond_features)
-        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
+        :param embedded: embeddings of the noise levels, each (B or 1, embedding_dim)
         :return: embedding of the first level, condition, embedding of the second, (B, context_dim)
         """
-        embedded = [in_float32(e, level).expand(len(cond), -1) for e, level in zip(self.embeddings, levels, strict=True)]
-        return th.cat([embedded[0], cond, *embedded[1:]], dim=-1)
+        first, *more = (e.expand(len(cond), -1) for e in embedded)
+        return th.cat([first, cond, *more], dim=-1)
+
+    @abstractmethod
+    def at_levels(self, levels: KnownLevels, cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+        """
+        Fix the noise levels and the condition, to evaluate the network at several ``x``: what depends on them alone is
+        computed once.
+
+        :param levels: for each of S evaluations, the logarithms of its noise levels
+        :param cond: condition, (B, cond_dim)
+        :return: function of (x (B, H, D), number of the evaluation), equal to :meth:`forward` at its levels
+        """
 
     @th.no_grad()
     def warm_start(self, source: "_TemporalNetwork") -> None:
@@ -162,7 +193,13 @@ class TemporalUnet(_TemporalNetwork):
         :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
         :return: output, (B, H, D)
         """
-        context = self.context(self.cond_encoder(cond), levels)
+        return self._given_context(x, self.context(self.cond_encoder(cond), self.embed(levels)))
+
+    def at_levels(self, levels: KnownLevels, cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+        encoded, embedded = self.cond_encoder(cond), in_float32(lambda _: self.embed_known(levels), cond)
+        return lambda x, i: self._given_context(x, self.context(encoded, [e[i : i + 1] for e in embedded]))
+
+    def _given_context(self, x: th.Tensor, context: th.Tensor) -> th.Tensor:
         hidden, skips = x.transpose(1, 2), []
         for i, stage in enumerate(self.down):
             hidden = _run(stage, hidden, context)
@@ -227,11 +264,40 @@ class TemporalMlp(_TemporalNetwork):
         :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
         :return: output, (B, H, D)
         """
-        context = self.context(cond, levels)
+        context = self.context(cond, self.embed(levels))
         first, *rest = self.layers
         output = remaining_layers(rest, in_float32(first, th.cat([x.flatten(1), context], dim=-1)))
         factors = in_float32(self.shortcut, context) / levels[0].exp().unsqueeze(-1)
         return output.view(-1, *self.event_shape) + factors.unsqueeze(1) * x  # type: ignore[no-any-return]
+
+    def at_levels(self, levels: KnownLevels, cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+        first, *rest = self.layers
+        assert isinstance(first, nn.Linear)
+        n_hidden, width = first.out_features, self.event_shape[1]
+        x_weight, context_weight = th.split(first.weight, [math.prod(self.event_shape), self.context_dim], dim=1)
+
+        def map_contexts(cond: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            """What first layer and shortcut make of the condition, (B, n), and of every evaluation's levels, (S, n)."""
+            weight, bias = th.cat([context_weight, self.shortcut.weight]), th.cat([first.bias, self.shortcut.bias])
+            first_level, *more_levels = self.embed_known(levels)
+            n_level = first_level.shape[1]
+            level_weight, cond_weight, *more_weights = th.split(
+                weight, [n_level, cond.shape[1], *(len(more_levels) * [n_level])], dim=1
+            )
+            by_level = F.linear(first_level, level_weight, bias)
+            for embedded, more_weight in zip(more_levels, more_weights, strict=True):
+                by_level = by_level + F.linear(embedded, more_weight)
+            return F.linear(cond, cond_weight), by_level
+
+        by_cond, by_level = in_float32(map_contexts, cond)
+
+        def evaluate(x: th.Tensor, i: int) -> th.Tensor:
+            hidden, factors = th.split(by_cond + by_level[i], [n_hidden, width], dim=1)
+            output = remaining_layers(rest, in_float32(th.addmm, hidden, x.flatten(1), x_weight.T))
+            shortcut = (math.exp(-levels[i][0]) * factors).unsqueeze(1)
+            return th.addcmul(output.view(-1, *self.event_shape), shortcut, x)
+
+        return evaluate
 
 
 TEMPORAL_NETWORKS: Mapping[str, type[_TemporalNetwork]] = {"unet": TemporalUnet, "mlp": TemporalMlp}

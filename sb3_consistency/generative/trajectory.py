@@ -1,7 +1,6 @@
 """The consistency trajectory model: jumps from any noise level to any lower one, distilled from an EDM teacher."""
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import torch as th
@@ -181,13 +180,16 @@ class TrajectoryConsistencyModel(KarrasModel):
         return self._jumps(noise, cond, gamma=0.0)
 
     def _jumps(self, noise: th.Tensor, cond: th.Tensor, gamma: float) -> th.Tensor:
-        sigmas = sampling_sigmas(noise.shape[0], self.sigma_min, self.sigma_max, self.rho)
+        sigmas = sampling_sigmas(len(noise), self.sigma_min, self.sigma_max, self.rho)
+        ends = [max(math.sqrt(1 - gamma**2) * below, self.sigma_min) for below in sigmas[1:]]
+        jumps = list(zip(sigmas, [*ends, self.sigma_min], strict=True))
+        network = self.at_levels(jumps, cond)
         x = self.initial_noise_scale * noise[0]
-        for (t, below), z in zip(pairwise(sigmas), noise[1:], strict=True):
-            s = max(math.sqrt(1 - gamma**2) * below, self.sigma_min)
-            x = self(x, noise.new_full((1,), t), noise.new_full((1,), s), cond)
-            x = x + math.sqrt(max(below**2 - s**2, 0.0)) * z
-        return clamp_action(self.jump_to_end(x, noise.new_full((1,), sigmas[-1]), cond))
+        for i, (t, s) in enumerate(jumps):
+            if i > 0:
+                x = x + math.sqrt(max(t**2 - jumps[i - 1][1] ** 2, 0.0)) * noise[i]
+            x = th.add(s / t * x, network(x, t, s), alpha=1 - s / t)
+        return clamp_action(x)
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
         return (n_steps or self.sampling_steps, batch_size, *self.event_shape)
