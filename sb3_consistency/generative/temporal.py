@@ -218,13 +218,26 @@ def _run(stage: nn.Module, x: th.Tensor, context: th.Tensor) -> th.Tensor:
     return x
 
 
+def cosine_transform(n: int) -> th.Tensor:
+    """
+    :param n: number of points
+    :return: the orthonormal discrete cosine transform (type II) as a matrix, (n, n); row k has frequency k
+    """
+    k, t = th.arange(n, dtype=th.float64)[:, None], th.arange(n, dtype=th.float64)
+    cosines = math.sqrt(2 / n) * th.cos(math.pi / n * k * (t + 0.5))
+    cosines[0] /= math.sqrt(2)
+    return cosines.float()
+
+
 class TemporalMlp(_TemporalNetwork):
     """
     MLP over the whole window, its condition and its noise levels, much cheaper on a CPU than a U-Net.
 
-    To its output is added the scaled window over the noise level, each dimension times a factor that depends on level and
-    condition: a denoiser has to tell the noise of all H D elements, which does not fit through a hidden layer of fewer
-    units. As c_skip = sigma_data c_in c_out / sigma (well above sigma_min), much the same factor serves every level.
+    It works on the window's frequencies (cosine transform over time), and to its output is added the scaled window over the
+    noise level, every coefficient times a factor that depends on level and condition. A denoiser has to tell the noise of
+    all H D elements, which does not fit through a hidden layer of fewer units; where noise drowns a frequency, as it soon
+    does the high ones of smooth paths, the factor alone takes it away (Wiener's filter), and the hidden units have the rest.
+    As c_skip = sigma_data c_in c_out / sigma (well above sigma_min), much the same factor passes a coefficient at every level.
 
     :param event_shape: shape (H, D) of the window
     :param cond_dim: size of the condition
@@ -253,9 +266,12 @@ class TemporalMlp(_TemporalNetwork):
         sizes = [size + self.context_dim, *net_arch]
         hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation_fn(), nn.Dropout(dropout))]
         self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], size))
-        self.shortcut = nn.Linear(self.context_dim, event_shape[1])
+        self.shortcut = nn.Linear(self.context_dim, size)
         nn.init.zeros_(self.shortcut.weight)
         nn.init.zeros_(self.shortcut.bias)
+        self.register_buffer("cosines", cosine_transform(event_shape[0]), persistent=False)
+
+    cosines: th.Tensor
 
     def forward(self, x: th.Tensor, cond: th.Tensor, *levels: th.Tensor) -> th.Tensor:
         """
@@ -266,15 +282,22 @@ class TemporalMlp(_TemporalNetwork):
         """
         context = self.context(cond, self.embed(levels))
         first, *rest = self.layers
-        output = remaining_layers(rest, in_float32(first, th.cat([x.flatten(1), context], dim=-1)))
+        frequencies = self._frequencies(x)
+        output = remaining_layers(rest, in_float32(first, th.cat([frequencies, context], dim=-1)))
         factors = in_float32(self.shortcut, context) / levels[0].exp().unsqueeze(-1)
-        return output.view(-1, *self.event_shape) + factors.unsqueeze(1) * x  # type: ignore[no-any-return]
+        return self._window(output + factors * frequencies)
+
+    def _frequencies(self, x: th.Tensor) -> th.Tensor:
+        return in_float32(th.matmul, self.cosines, x).flatten(1)  # type: ignore[no-any-return]
+
+    def _window(self, frequencies: th.Tensor) -> th.Tensor:
+        return in_float32(th.matmul, self.cosines.T, frequencies.view(-1, *self.event_shape))  # type: ignore[no-any-return]
 
     def at_levels(self, levels: KnownLevels, cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
         first, *rest = self.layers
         assert isinstance(first, nn.Linear)
-        n_hidden, width = first.out_features, self.event_shape[1]
-        x_weight, context_weight = th.split(first.weight, [math.prod(self.event_shape), self.context_dim], dim=1)
+        n_hidden, size = first.out_features, math.prod(self.event_shape)
+        x_weight, context_weight = th.split(first.weight, [size, self.context_dim], dim=1)
 
         def map_contexts(cond: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
             """What first layer and shortcut make of the condition, (B, n), and of every evaluation's levels, (S, n)."""
@@ -292,10 +315,10 @@ class TemporalMlp(_TemporalNetwork):
         by_cond, by_level = in_float32(map_contexts, cond)
 
         def evaluate(x: th.Tensor, i: int) -> th.Tensor:
-            hidden, factors = th.split(by_cond + by_level[i], [n_hidden, width], dim=1)
-            output = remaining_layers(rest, in_float32(th.addmm, hidden, x.flatten(1), x_weight.T))
-            shortcut = (math.exp(-levels[i][0]) * factors).unsqueeze(1)
-            return th.addcmul(output.view(-1, *self.event_shape), shortcut, x)
+            hidden, factors = th.split(by_cond + by_level[i], [n_hidden, size], dim=1)
+            frequencies = self._frequencies(x)
+            output = remaining_layers(rest, in_float32(th.addmm, hidden, frequencies, x_weight.T))
+            return self._window(th.addcmul(output, factors, frequencies, value=math.exp(-levels[i][0])))
 
         return evaluate
 
