@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.normalizer import ObservationNormalizer
 from sb3_consistency.generative.critics import StackedCritic, StackedMlp
 from sb3_consistency.generative.model import Denoiser, GenerativeModel
@@ -70,6 +71,7 @@ class GenerativeActor(FeatureNetwork, BasePolicy):
     :param model_class: class of the generative model, called with (action_dim, features_dim, **model_kwargs)
     :param model_kwargs: further arguments of the model
     :param noise_seed: seed of the fixed noise that deterministic actions start from
+    :param noise_scale: its standard deviation
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class GenerativeActor(FeatureNetwork, BasePolicy):
         model_class: Callable[..., GenerativeModel],
         model_kwargs: dict[str, Any],
         noise_seed: int = 0,
+        noise_scale: float = 0.5,
         normalize_images: bool = True,
     ) -> None:
         super().__init__(
@@ -88,7 +91,8 @@ class GenerativeActor(FeatureNetwork, BasePolicy):
         )
         self.model = model_class(self.action_dim, features_dim, **model_kwargs)
         # one vector for all rows, reproducible and not zero: by symmetry, zero lands between modes
-        self.register_buffer("fixed_noise", seeded_noise(self.model.noise_shape(1), noise_seed), persistent=False)
+        noise = seeded_noise(self.model.noise_shape(1), noise_seed, noise_scale)
+        self.register_buffer("fixed_noise", noise, persistent=False)
 
     fixed_noise: th.Tensor
 
@@ -209,12 +213,15 @@ class ValueNetwork(FeatureNetwork):
         return self.value_net(self.features(obs))
 
 
-def seeded_noise(shape: tuple[int, ...], seed: int) -> th.Tensor:
+def seeded_noise(shape: tuple[int, ...], noise_seed: int, noise_scale: float = 1.0) -> th.Tensor:
     """
-    Standard normal noise that depends on nothing but its arguments.
+    Normal noise that depends on nothing but its arguments.
 
     :param shape: shape of the noise
-    :param seed: seed
+    :param noise_seed: seed
+    :param noise_scale: standard deviation
     :return: float32 noise on the CPU
+    :raises ValueError: if the standard deviation is negative
     """
-    return th.as_tensor(np.random.default_rng(seed).standard_normal(shape), dtype=th.float32)
+    check_range("noise_scale", noise_scale, 0)
+    return th.as_tensor(noise_scale * np.random.default_rng(noise_seed).standard_normal(shape), dtype=th.float32)

@@ -40,6 +40,7 @@ class PlanNetwork(StackedNetwork):
     :param model_kwargs: further arguments of the model
     :param event_shape: shape (H, D) of a plan
     :param noise_seed: seed of the fixed noise that deterministic plans start from
+    :param noise_scale: its standard deviation
     """
 
     fixed_noise: th.Tensor
@@ -51,12 +52,14 @@ class PlanNetwork(StackedNetwork):
         model_kwargs: dict[str, Any],
         event_shape: tuple[int, int],
         noise_seed: int = 0,
+        noise_scale: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.model = model_class(event_shape, self.n_stacked * self.features_dim, **model_kwargs)
         # one plan's noise for all rows, reproducible and not zero: by symmetry, zero lands between modes
-        self.register_buffer("fixed_noise", seeded_noise((1, 1, *event_shape), noise_seed), persistent=False)
+        noise = seeded_noise((1, 1, *event_shape), noise_seed, noise_scale)
+        self.register_buffer("fixed_noise", noise, persistent=False)
 
     def plan(self, stacked: PyTorchObs, deterministic: bool = False, steps: int | None = None) -> th.Tensor:
         """

@@ -76,6 +76,8 @@ class PlannerPolicy(NetworksPolicy):
     :param sampling_steps: default number of jumps, that is network passes, per plan
     :param reward_horizon: number of a plan's actions that the reward model sees
     :param noise_seed: seed of the fixed noise of deterministic plans
+    :param noise_scale: its standard deviation: with 1 it is a typical sample's, and a constant bias; the nearer to 0, the
+        nearer are deterministic plans to the middle of the distribution, where no mode may be (docs/results)
     :raises ValueError: if an option is unknown, out of its range or does not fit the spaces
     """
 
@@ -110,6 +112,7 @@ class PlannerPolicy(NetworksPolicy):
         sampling_steps: int = 1,
         reward_horizon: int = 1,
         noise_seed: int = 0,
+        noise_scale: float = 0.5,
     ) -> None:
         if optimizer_kwargs is None and optimizer_class is th.optim.AdamW:
             optimizer_kwargs = {"betas": (0.95, 0.999)}
@@ -137,6 +140,7 @@ class PlannerPolicy(NetworksPolicy):
         self.sampling_steps = sampling_steps
         self.reward_horizon = reward_horizon
         self.noise_seed = noise_seed
+        self.noise_scale = noise_scale
         # the end of a plan of states can be held, that of a plan of actions can't
         most_executed = horizon if plan_of == "actions" else math.inf
         check_range("executed_steps", executed_steps, 1, most_executed, integer=True, optional=True)
@@ -190,7 +194,12 @@ class PlannerPolicy(NetworksPolicy):
         student_kwargs = {**model_kwargs, "sampling_steps": self.sampling_steps, **self.student_kwargs}
         student_kwargs["network_kwargs"] = {"dropout": self.dropout, **student_kwargs["network_kwargs"]}
         common = {"observation_space": self.network_space, "n_stacked": n_stacked}
-        planner = {**common, "event_shape": (self.horizon, width), "noise_seed": self.noise_seed}
+        planner = {
+            **common,
+            "event_shape": (self.horizon, width),
+            "noise_seed": self.noise_seed,
+            "noise_scale": self.noise_scale,
+        }
         for name in ("teacher_model", "teacher_ema"):
             setattr(self, name, self._make(PlanNetwork, None, model_class=EDMModel, model_kwargs=model_kwargs, **planner))
         self.student = self._make(
@@ -365,7 +374,7 @@ class PlannerPolicy(NetworksPolicy):
         names = """
             net_arch activation_fn network dropout features_extractor_class features_extractor_kwargs optimizer_class
             optimizer_kwargs model_kwargs student_kwargs plan_of horizon stride history executed_steps tracking_gains
-            sampling_steps reward_horizon noise_seed
+            sampling_steps reward_horizon noise_seed noise_scale
         """
         # the learning rate is not needed to act
         parameters = {"lr_schedule": self._dummy_schedule, **{name: getattr(self, name) for name in names.split()}}

@@ -182,6 +182,8 @@ class GenerativePolicy(NetworksPolicy):
     :param candidate_selection: "softmax" (probability proportional to exp(Q / temperature)) or "argmax"
     :param candidate_temperature: temperature of the softmax
     :param noise_seed: seed of the fixed noise of deterministic predictions
+    :param noise_scale: its standard deviation: with 1 it is a typical sample's, and a constant bias; the nearer to 0, the
+        nearer are deterministic actions to the middle of the distribution, where no mode may be (docs/results)
     :raises ValueError: if an option is unknown or out of its range
     """
 
@@ -217,6 +219,7 @@ class GenerativePolicy(NetworksPolicy):
         candidate_selection: str = "softmax",
         candidate_temperature: float = 1.0,
         noise_seed: int = 0,
+        noise_scale: float = 0.5,
     ) -> None:
         super().__init__(
             observation_space,
@@ -253,6 +256,7 @@ class GenerativePolicy(NetworksPolicy):
         self.candidate_selection = candidate_selection
         self.candidate_temperature = candidate_temperature
         self.noise_seed = noise_seed
+        self.noise_scale = noise_scale
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -293,7 +297,12 @@ class GenerativePolicy(NetworksPolicy):
         network_kwargs |= self.model_kwargs.get("network_kwargs", {})
         model_kwargs = {"network": self.network, **self.model_kwargs, "network_kwargs": network_kwargs}
         actor: GenerativeActor = self._make(
-            GenerativeActor, None, model_class=self.model_class, model_kwargs=model_kwargs, noise_seed=self.noise_seed
+            GenerativeActor,
+            None,
+            model_class=self.model_class,
+            model_kwargs=model_kwargs,
+            noise_seed=self.noise_seed,
+            noise_scale=self.noise_scale,
         )
         return actor
 
@@ -347,7 +356,7 @@ class GenerativePolicy(NetworksPolicy):
             net_arch activation_fn network embedding_scale n_critics layer_norm features_extractor_class
             features_extractor_kwargs share_features_extractor optimizer_class optimizer_kwargs model_class model_kwargs
             target_networks use_critic use_value n_candidates n_eval_candidates candidate_selection candidate_temperature
-            noise_seed
+            noise_seed noise_scale
         """
         # the learning rate is not needed to act
         parameters = {"lr_schedule": self._dummy_schedule, **{name: getattr(self, name) for name in names.split()}}
