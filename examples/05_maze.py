@@ -19,7 +19,8 @@ def walk(model: RACTD, env: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray]
     start, reached, path = np.ones(env.num_envs, bool), np.zeros(env.num_envs), []
     for _ in range(steps):
         path.append(obs["observation"][:, :2])
-        action, state = model.predict(obs, state, start, deterministic=True)
+        # sampled, not deterministic: where one plan leads into a wall, the next may lead past it
+        action, state = model.predict(obs, state, start)
         obs, reward, start, _ = env.step(action)
         reached += reward
     return reached, np.stack(path)
@@ -39,8 +40,10 @@ def draw(axis: plt.Axes, env: VecEnv) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="D4RL/pointmaze/umaze-v2", help="Minari dataset of a PointMaze")
-    parser.add_argument("--horizon", type=int, default=96, help="steps of a plan")
+    parser.add_argument("--horizon", type=int, default=32, help="states of a plan")
+    parser.add_argument("--stride", type=int, default=4, help="environment steps from one to the next")
     parser.add_argument("--steps", type=int, default=40_000, help="gradient steps in all")
+    parser.add_argument("--compile", action="store_true", help="compile the losses")
     parser.add_argument("--walk", type=int, default=2000, help="environment steps of an evaluation")
     parser.add_argument("--png", type=Path, default=Path("maze.png"))
     args = parser.parse_args()
@@ -49,10 +52,12 @@ if __name__ == "__main__":
         data,
         plan_of="states",
         horizon=args.horizon,
-        executed_steps=max(1, args.horizon // 2),  # of a plan into a wall, half is enough
+        stride=args.stride,
+        executed_steps=32,
         tracking_gains=(20.0, 2.0),
         reward_weight=0.0,
         reward_steps=0,
+        compile=args.compile,
         seed=0,
     )
     model.pretrain(args.steps, progress_bar=True)
