@@ -247,6 +247,10 @@ def test_mish_equals_pytorchs():
     x = th.tensor([-100.0, -20, -1, 0, 1, 20, 50, 1000], dtype=th.float64).repeat(1000).requires_grad_()
     ours, theirs = Mish()(x), nn.functional.mish(x)
     assert th.allclose(ours, theirs)
+    assert th.allclose(Mish()(x.detach()), theirs)
+    with th.no_grad():
+        x32 = 10 * th.randn(5000)
+        assert th.allclose(Mish()(x32), nn.functional.mish(x32), atol=1e-5)
     grads = [th.autograd.grad(y.sum(), x)[0] for y in (ours, theirs)]
     assert th.allclose(*grads)
     assert th.autograd.gradcheck(_MishFunction.apply, th.randn(5, dtype=th.float64, requires_grad=True))

@@ -52,6 +52,9 @@ class Mish(nn.Module):
         # exporters know the plain form; for few numbers the calls cost more than the arithmetic; 1 - 2 d takes 7 digits
         if exporting or x.numel() <= 4096 or x.dtype not in (th.float32, th.float64):
             return F.mish(x)
+        if not (x.requires_grad and th.is_grad_enabled()):
+            # with d from above, (e + 1)^2 + 1 = 1 / d; where it overflows, 2 x d is the 0 it should be
+            return th.addcdiv(x, x, th.exp(x).add_(1).square_().add_(1), value=-2)
         return _MishFunction.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
