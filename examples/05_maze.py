@@ -53,7 +53,7 @@ if __name__ == "__main__":
         plan_of="states",
         horizon=args.horizon,
         stride=args.stride,
-        executed_steps=32,
+        executed_steps=min(32, (args.horizon - 1) * args.stride),
         tracking_gains=(20.0, 2.0),
         reward_weight=0.0,
         reward_steps=0,

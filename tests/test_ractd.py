@@ -1,5 +1,6 @@
 """RACTD: teacher and student against closed forms, windows, stages, plans."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -21,7 +22,8 @@ from sb3_consistency.common.tracking import forces, planned_states
 from sb3_consistency.common.windows import Windows, discounted_returns
 from sb3_consistency.generative.consistency import boundary_scalings
 from sb3_consistency.generative.edm import EDMModel, heun_step, window_distance
-from sb3_consistency.generative.temporal import TemporalMlp, TemporalUnet, make_temporal_network
+from sb3_consistency.generative.schedules import karras_sigma
+from sb3_consistency.generative.temporal import TemporalMlp, TemporalUnet, cosine_transform, make_temporal_network
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
 from sb3_consistency.offline.datasets import Segment
 from sb3_consistency.offline.episodes import DatasetError
@@ -121,7 +123,8 @@ def test_teacher_samples_the_data():
 def test_heun_is_of_second_order():
     model, errors = exact_teacher(), []
     for n in (40, 80, 160, 320):
-        sigmas = model.sigma_at(th.arange(n, -1, -1, dtype=th.float64), n + 1).unsqueeze(-1)
+        grid = (n + 1, model.sigma_min, model.sigma_max, model.rho)
+        sigmas = karras_sigma(th.arange(n, -1, -1, dtype=th.float64), *grid).unsqueeze(-1)
         x = th.full((1, 4, 2), 50.0, dtype=th.float64)
         exact = exact_jump(x, sigmas[0], sigmas[-1])
         for t, u in pairwise(sigmas):
@@ -280,6 +283,14 @@ def test_known_levels_give_the_same_outputs_and_gradients(network, n_levels):
             th.autograd.grad(y.square().mean(), list(net.parameters()), retain_graph=True) for y in (fast(x[i], i), slow)
         ]
         assert all(th.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*gradients, strict=True))
+
+
+def test_cosine_transform_tells_frequencies():
+    cosines = cosine_transform(8).double()
+    assert th.allclose(cosines @ cosines.T, th.eye(8, dtype=th.float64), atol=1e-6)
+    assert th.allclose(cosines[0], cosines[0, 0].expand(8))
+    wave = th.cos(math.pi * 3 * (th.arange(8, dtype=th.float64) + 0.5) / 8)
+    assert th.allclose(cosines @ wave, 2 * th.eye(8, dtype=th.float64)[3], atol=1e-6)
 
 
 def test_metrics_of_windows():
@@ -465,6 +476,20 @@ def test_a_stage_trains_its_own_networks_only():
     assert [changed(a, b) for a, b in pairwise(states)] == expected
 
 
+def test_only_the_network_of_the_stage_is_in_training_mode():
+    model = make(teacher_steps=4, reward_steps=4)
+    modes = []
+    model.losses, losses = lambda: modes.append(in_training()) or losses(), model.losses
+
+    def in_training():
+        return [name for name in model.policy.network_names() if getattr(model.policy, name).training]
+
+    model.pretrain(12)
+    assert modes == 4 * [["teacher_model"]] + 4 * [["reward_model"]] + 4 * [["student"]]
+    model.predict(OBS)
+    assert in_training() == []
+
+
 @pytest.mark.parametrize("support", [0.0, 2.0])
 def test_rewards_fall_off_the_data(support):
     """Where all returns and all actions are equal, R sees nothing but the distance from them."""
@@ -591,6 +616,13 @@ def test_one_teacher_for_many_students(tmp_path):
     RACTD.load(tmp_path / "student").predict(OBS)  # the file is no longer needed
     with pytest.raises((ValueError, FileNotFoundError)):
         make(teacher=path)
+
+
+def test_a_teacher_that_was_saved_before_there_was_a_stride(tmp_path):
+    old = make(teacher_steps=6).pretrain(2)
+    del old.stride
+    old.save(tmp_path / "teacher")
+    assert make(teacher=str(tmp_path / "teacher")).stride == 1
 
 
 def test_a_teacher_must_fit(tmp_path):
@@ -779,6 +811,17 @@ def pointer():
     return model.pretrain(10)
 
 
+def test_rewards_are_capped_at_the_best_of_the_data(pointer):
+    stacked = th.zeros(2, 4)[None].expand(5, -1, -1)
+    for model, plans, expected in [(pointer, th.zeros(5, 16, 4), 16), (make(), th.zeros(5, 16, 1), 1)]:
+        network = copy.deepcopy(model.policy.reward_model)
+        nn.init.zeros_(network.value_net.out.weight)
+        nn.init.constant_(network.value_net.out.bias, 3.0)
+        observations = stacked if expected == 16 else th.zeros(5, 1, 3)
+        assert network(observations, plans).tolist() == 5 * [expected]
+        assert network.judge(network.condition(observations), plans).tolist() == 5 * [3 * expected]
+
+
 def test_rewards_of_states_fall_off_the_data():
     arrays = point_data()
     arrays["rewards"][:] = 0
@@ -837,12 +880,14 @@ def test_plans_with_a_stride_reach_further(tmp_path):
     options = {"plan_of": "states", "horizon": 8, "stride": 3, "teacher_steps": 1, "reward_steps": 1}
     model = RACTD("MultiInputPolicy", PointEnv(), **options, **SMALL)
     model.load_dataset(point_data())
-    batch = next(model.pretrain(3)._batches(1, 500))
-    buffer, at = model.replay_buffer, model.windows().sample(500)
-    states = buffer.observations["observation"][at.rows, at.columns]
+    windows = model.pretrain(3).windows()
+    at = windows.at(windows.starts[:500])
     inside = ~at.padded.any(axis=1)
     np.testing.assert_array_equal(at.rows[inside], at.rows[inside, :1] + 3 * np.arange(8))
-    assert batch.plans.shape == states.shape == (500, 8, 4)
+    states = th.as_tensor(model.replay_buffer.observations["observation"][at.rows, at.columns])[inside]
+    batch = model._plan_batch(windows, at)
+    assert th.allclose(batch.plans[inside], model.policy.student.obs_normalizer(states))
+    assert th.allclose(batch.conditions[inside], states[:, [0, -1]])
     model.save(tmp_path / "model")
     loaded, (obs, _) = RACTD.load(tmp_path / "model"), PointEnv().reset(seed=3)
     plan = loaded.plan(obs, deterministic=True)

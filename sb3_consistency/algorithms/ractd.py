@@ -42,8 +42,9 @@ class RACTD(PlanningAlgorithm):
     :param horizon: number H of actions or states of a plan
     :param stride: steps of the environment from one planned state to the next; plans of actions have all, 1
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
-        More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
+    :param executed_steps: environment steps until the next plan is made; None for 1 (actions) or the plan's own, (H - 1)
+        ``stride`` (states). More than that hold the end of a plan of states at rest; more than an episode has are the
+        paper's open loop
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
     :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
@@ -189,8 +190,7 @@ class RACTD(PlanningAlgorithm):
             judged = denoised
             if self.reward_input == "sample":
                 judged = student.sample(th.randn(student.noise_shape(len(plans), 1), device=self.device), cond)
-            # beyond the best return of the data R can only extrapolate
-            value = self.policy.reward_model(batch.conditions, judged).clamp(max=1.0).mean()
+            value = self.policy.reward_model(batch.conditions, judged).mean()
             loss = loss - self.reward_weight * value
             metrics["predicted_return"] = value.detach()
         return loss, metrics

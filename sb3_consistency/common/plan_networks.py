@@ -1,5 +1,6 @@
 """SB3 modules around the planner's pure networks: stacked observations in, plans or returns out."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,21 +128,24 @@ class RewardModel(StackedNetwork):
         """
         R of a plan's first action (or more of them); of a plan of states, the sum of R over its states.
 
+        Each is capped at 1, the best return of the data: beyond it R can only extrapolate.
+
         :param stacked: observations, (B, n, ...), or a dict of them
         :param plans: scaled plans, (B, H, D); of plans of actions only the first ``n_actions`` steps matter
         :return: scaled returns, (B,)
         """
-        return self.judge(self.condition(stacked), plans)
+        return self.judge(self.condition(stacked), plans, highest=1.0)
 
-    def judge(self, cond: th.Tensor, plans: th.Tensor) -> th.Tensor:
+    def judge(self, cond: th.Tensor, plans: th.Tensor, highest: float = math.inf) -> th.Tensor:
         """
         As :meth:`forward`, for several plans from the same observations.
 
         :param cond: what :meth:`condition` makes of them, (B, n F)
         :param plans: scaled plans, (B, H, D)
+        :param highest: cap
         :return: scaled returns, (B,)
         """
         if self.n_actions > 0:
-            return self.value_net(th.cat([cond, plans[:, : self.n_actions].flatten(1)], dim=-1))
+            return self.value_net(th.cat([cond, plans[:, : self.n_actions].flatten(1)], dim=-1)).clamp(max=highest)
         goals = cond[:, None, self.features_dim :].expand(-1, plans.shape[1], -1)
-        return self.value_net(th.cat([plans, goals], dim=-1)).sum(dim=1)
+        return self.value_net(th.cat([plans, goals], dim=-1)).clamp(max=highest).sum(dim=1)

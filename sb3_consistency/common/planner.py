@@ -37,7 +37,7 @@ class PlanMemory(NamedTuple):
     What a planner remembers between two steps: the ``state`` of SB3's recurrent policies. N environments.
 
     ``history`` holds the last observations, (N, h, ...) or a dict; ``plan`` the scaled plan, (N, H, D); ``age`` the
-    number of its steps that are done, (N,).
+    environment steps since it was made, (N,).
     """
 
     history: PyTorchObs
@@ -70,8 +70,9 @@ class PlannerPolicy(NetworksPolicy):
     :param horizon: number H of actions or states of a plan
     :param stride: steps of the environment from one planned state to the next
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
-        More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
+    :param executed_steps: environment steps until the next plan is made; None for 1 (actions) or the plan's own, (H - 1)
+        ``stride`` (states). More than that hold the end of a plan of states at rest; more than an episode has are the
+        paper's open loop
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param sampling_steps: default number of jumps, that is network passes, per plan
     :param reward_horizon: number of a plan's actions that the reward model sees

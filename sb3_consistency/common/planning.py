@@ -51,8 +51,9 @@ class PlanningAlgorithm(StagedAlgorithm):
     :param horizon: number H of actions or states of a plan
     :param stride: steps of the environment from one planned state to the next; plans of actions have all, 1
     :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: steps of a plan that are executed before the next is made; None for 1 (actions) or all (states).
-        More steps than a plan of states has hold its end at rest; more than an episode has are the paper's open loop
+    :param executed_steps: environment steps until the next plan is made; None for 1 (actions) or the plan's own, (H - 1)
+        ``stride`` (states). More than that hold the end of a plan of states at rest; more than an episode has are the
+        paper's open loop
     :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
     :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
     :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
@@ -65,6 +66,7 @@ class PlanningAlgorithm(StagedAlgorithm):
         "MultiInputPolicy": PlannerMultiInputPolicy,
     }
     offline_only: ClassVar[bool] = True
+    teacher_arguments: ClassVar[dict[str, Any]] = {"plan_of": None, "horizon": None, "stride": 1, "history": None}
     _windows: Windows | None = None
 
     def __init__(

@@ -182,8 +182,9 @@ class GenerativePolicy(NetworksPolicy):
     :param candidate_selection: "softmax" (probability proportional to exp(Q / temperature)) or "argmax"
     :param candidate_temperature: temperature of the softmax
     :param noise_seed: seed of the fixed noise of deterministic predictions
-    :param noise_scale: its standard deviation: with 1 it is a typical sample's, and a constant bias; the nearer to 0, the
-        nearer are deterministic actions to the middle of the distribution, where no mode may be (docs/results)
+    :param noise_scale: its standard deviation (of ``n_eval_candidates`` it is 1): with 1 it is a typical sample's, and a
+        constant bias; the nearer to 0, the nearer are deterministic actions to the middle of the distribution, where no
+        mode may be (docs/results)
     :raises ValueError: if an option is unknown or out of its range
     """
 

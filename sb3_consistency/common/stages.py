@@ -1,7 +1,8 @@
 """Training in stages: which network a gradient step trains, with which learning rate, and a teacher taken from a file."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import TensorDict
@@ -26,6 +27,8 @@ class StagedAlgorithm(GenerativeAlgorithm):
     """
 
     policy: PlannerPolicy  # type: ignore[assignment]
+    #: arguments that a teacher must have been trained with, with what they were before they existed
+    teacher_arguments: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -112,8 +115,8 @@ class StagedAlgorithm(GenerativeAlgorithm):
     def _take_teacher(self, path: str) -> None:
         saved: Any = load_from_zip_file(path, device=self.device)
         data, params = saved[:2]
-        for name in ("plan_of", "horizon", "stride", "history"):
-            theirs, ours = data.get(name), getattr(self, name)
+        for name, default in self.teacher_arguments.items():
+            theirs, ours = data.get(name, default), getattr(self, name)
             if theirs != ours:
                 raise ValueError(f"teacher: {path} was trained with {name}={theirs!r}, this model has {ours!r}.")
 

@@ -76,7 +76,7 @@ class Windows:
         if len(self.starts) == 0:
             raise DatasetError(
                 f"No episode has the {(horizon - 1) * stride + 1} steps of a window (horizon={horizon}, stride={stride}); the "
-                f"longest has {int(self.to_end.max()) + 1}: take a shorter horizon, or pad=True."
+                f"longest has {int(self.to_end.max()) + 1}: take a shorter horizon or stride, or pad=True."
             )
 
     def __len__(self) -> int:
@@ -93,7 +93,8 @@ class Windows:
             limits = np.searchsorted(self.starts[:, 0], [(s.start, s.stop) for s in segments])
             if (limits[:, 0] == limits[:, 1]).any():
                 raise DatasetError(
-                    f"A dataset has no episode as long as a window (horizon={self.horizon}): pad=True uses shorter ones."
+                    f"A dataset has no episode as long as a window (horizon={self.horizon}, stride={self.stride}): "
+                    "pad=True uses shorter ones."
                 )
             chosen = np.random.choice(len(segments), size=size, p=[segment.share for segment in segments])
             return self.at(self.starts[np.random.randint(*limits[chosen].T)])

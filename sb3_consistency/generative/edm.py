@@ -145,13 +145,12 @@ class KarrasModel(GenerativeModel):
 
         return evaluate
 
-    def sigma_at(self, level: th.Tensor, n_levels: int | None = None) -> th.Tensor:
+    def sigma_at(self, level: th.Tensor) -> th.Tensor:
         """
         :param level: (fractional) numbers of levels, ascending from sigma_min
-        :param n_levels: size of the grid; None for the model's own
         :return: noise levels, the shape of ``level``
         """
-        return karras_sigma(level, n_levels or self.n_levels, self.sigma_min, self.sigma_max, self.rho)
+        return karras_sigma(level, self.n_levels, self.sigma_min, self.sigma_max, self.rho)
 
     def log_normal_sigma(self, u: th.Tensor) -> th.Tensor:
         """

@@ -18,7 +18,7 @@ KnownLevels = Sequence[tuple[float, ...]]
 
 class _TemporalNetwork(nn.Module):
     """
-    A network of a window, one or two noise levels and a condition; subclasses supply :meth:`combine`.
+    A network of a window, one or two noise levels and a condition; subclasses supply :meth:`forward` and :meth:`at_levels`.
 
     The embedding of the second level comes last among the inputs, so that a network with two levels is one with a
     single level plus some columns: see :meth:`warm_start`.
@@ -196,6 +196,7 @@ class TemporalUnet(_TemporalNetwork):
         return self._given_context(x, self.context(self.cond_encoder(cond), self.embed(levels)))
 
     def at_levels(self, levels: KnownLevels, cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+        # the levels are numbers: cond only tells the device
         encoded, embedded = self.cond_encoder(cond), in_float32(lambda _: self.embed_known(levels), cond)
         return lambda x, i: self._given_context(x, self.context(encoded, [e[i : i + 1] for e in embedded]))
 
@@ -237,7 +238,8 @@ class TemporalMlp(_TemporalNetwork):
     noise level, every coefficient times a factor that depends on level and condition. A denoiser has to tell the noise of
     all H D elements, which does not fit through a hidden layer of fewer units; where noise drowns a frequency, as it soon
     does the high ones of smooth paths, the factor alone takes it away (Wiener's filter), and the hidden units have the rest.
-    As c_skip = sigma_data c_in c_out / sigma (well above sigma_min), much the same factor passes a coefficient at every level.
+    As c_skip = sigma_data c_in c_out / sigma (well above sigma_min), much the same factor takes a coefficient away at every
+    level.
 
     :param event_shape: shape (H, D) of the window
     :param cond_dim: size of the condition

@@ -66,7 +66,6 @@ def _cpql(trial: optuna.Trial) -> dict[str, Any]:
 
 def _ractd(trial: optuna.Trial) -> dict[str, Any]:
     return {
-        "horizon": trial.suggest_categorical("horizon", [4, 8, 16]),
         "beta": trial.suggest_float("beta", 0.1, 10.0, log=True),
         "reward_weight": trial.suggest_float("reward_weight", 0.01, 1.0, log=True),
         "teacher_steps": trial.suggest_float("teacher_steps", 0.2, 0.6),
