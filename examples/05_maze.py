@@ -57,8 +57,6 @@ if __name__ == "__main__":
         tracking_gains=(20.0, 2.0),
         reward_weight=0.0,
         reward_steps=0,
-        # the longer and smoother a plan, the more noise it takes to hide the way
-        policy_kwargs={"model_kwargs": {"p_mean": 0.0, "p_std": 1.6}},
         compile=args.compile,
         seed=0,
     )

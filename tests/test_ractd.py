@@ -836,6 +836,15 @@ def test_rewards_of_states_fall_off_the_data():
     assert on - off > 2  # that state is at least 2 away from all others, in every dimension
 
 
+def test_plans_of_states_are_learned_at_higher_noise_levels(pointer):
+    for network in (pointer.policy.teacher_model, pointer.policy.student):
+        assert (network.model.p_mean, network.model.p_std) == (0.0, 1.6)
+    assert make().policy.student.model.p_mean == -1.2
+    policy_kwargs = {**SMALL["policy_kwargs"], "model_kwargs": {"p_mean": -1.0}}
+    model = RACTD("MultiInputPolicy", PointEnv(), plan_of="states", **{**SMALL, "policy_kwargs": policy_kwargs})
+    assert (model.policy.teacher_model.model.p_mean, model.policy.teacher_model.model.p_std) == (-1.0, 1.6)
+
+
 def test_windows_of_states_end_in_their_condition(pointer):
     batch = next(pointer._batches(1, 500))
     normalise = pointer.policy.student.obs_normalizer

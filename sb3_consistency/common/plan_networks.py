@@ -13,6 +13,9 @@ from sb3_consistency.common.networks import FeatureNetwork, seeded_noise
 from sb3_consistency.common.sampling import tree_map
 from sb3_consistency.generative.temporal import ResidualMlp
 
+#: what is planned, and the noise levels it is learned at: the longer and smoother a window, the more noise hides what it does
+TRAINING_LEVELS: dict[str, dict[str, float]] = {"actions": {}, "states": {"p_mean": 0.0, "p_std": 1.6}}
+
 
 class StackedNetwork(FeatureNetwork):
     """

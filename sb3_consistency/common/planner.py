@@ -20,7 +20,7 @@ from torch import nn
 
 from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.networks import FeatureNetwork
-from sb3_consistency.common.plan_networks import PlanNetwork, RewardModel
+from sb3_consistency.common.plan_networks import TRAINING_LEVELS, PlanNetwork, RewardModel
 from sb3_consistency.common.policies import NetworksPolicy
 from sb3_consistency.common.sampling import tree_map
 from sb3_consistency.common.tracking import forces, planned_states
@@ -28,7 +28,7 @@ from sb3_consistency.generative.edm import EDMModel
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
 
-PLANS = ("actions", "states")
+PLANS = tuple(TRAINING_LEVELS)
 WEIGHT_DECAY = {"teacher_model": 1e-6, "reward_model": 1e-3, "student": 1e-4}
 
 
@@ -64,7 +64,7 @@ class PlannerPolicy(NetworksPolicy):
     :param normalize_images: whether to divide images by 255
     :param optimizer_class: optimizer of every network; with AdamW each has a weight decay of its own
     :param optimizer_kwargs: its arguments, except the learning rate; None for betas (0.95, 0.999) of AdamW
-    :param model_kwargs: arguments of teacher and student, see :class:`KarrasModel`
+    :param model_kwargs: arguments of teacher and student, see :class:`KarrasModel` and :data:`TRAINING_LEVELS`
     :param student_kwargs: arguments of the student alone, see :class:`TrajectoryConsistencyModel`
     :param plan_of: "actions" or "states"
     :param horizon: number H of actions or states of a plan
@@ -77,8 +77,7 @@ class PlannerPolicy(NetworksPolicy):
     :param sampling_steps: default number of jumps, that is network passes, per plan
     :param reward_horizon: number of a plan's actions that the reward model sees
     :param noise_seed: seed of the fixed noise of deterministic plans
-    :param noise_scale: its standard deviation: with 1 it is a typical sample's, and a constant bias; the nearer to 0, the
-        nearer are deterministic plans to the middle of the distribution, where no mode may be (docs/results)
+    :param noise_scale: its standard deviation, see :class:`~sb3_consistency.common.policies.GenerativePolicy`
     :raises ValueError: if an option is unknown, out of its range or does not fit the spaces
     """
 
@@ -191,7 +190,12 @@ class PlannerPolicy(NetworksPolicy):
         if self.plan_of == "states":
             width, n_stacked = get_action_dim(self.network_space), 2
         network_kwargs = {"net_arch": arch, "activation_fn": self.activation_fn, **self.model_kwargs.get("network_kwargs", {})}
-        model_kwargs = {**self.model_kwargs, "network": self.network, "network_kwargs": network_kwargs}
+        model_kwargs = {
+            **TRAINING_LEVELS[self.plan_of],
+            **self.model_kwargs,
+            "network": self.network,
+            "network_kwargs": network_kwargs,
+        }
         student_kwargs = {**model_kwargs, "sampling_steps": self.sampling_steps, **self.student_kwargs}
         student_kwargs["network_kwargs"] = {"dropout": self.dropout, **student_kwargs["network_kwargs"]}
         common = {"observation_space": self.network_space, "n_stacked": n_stacked}
