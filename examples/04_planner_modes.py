@@ -52,7 +52,7 @@ def describe(paths: np.ndarray, data: np.ndarray) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4_000, help="gradient steps of the teacher, and of each student")
+    parser.add_argument("--steps", type=int, default=4_000, help="gradient steps of each teacher, reward model and student")
     parser.add_argument(
         "--students", nargs="*", default=[], help="options of more students, texts of dicts; they are not drawn"
     )
@@ -64,8 +64,9 @@ if __name__ == "__main__":
         teacher.save(options.setdefault("teacher", f"{folder}/teacher.zip"))
 
         def student(**own) -> np.ndarray:
-            own = {"reward_horizon": HORIZON, **own}
-            return walk(RACTD("MlpPolicy", **options, **own).pretrain(args.steps, progress_bar=True).plan)
+            # a hasty reward model is what the student exploits first
+            own = {"reward_horizon": HORIZON, "reward_steps": 0.5, **own}
+            return walk(RACTD("MlpPolicy", **options, **own).pretrain(2 * args.steps, progress_bar=True).plan)
 
         walks = {
             "data": options["dataset"]["observations"].reshape(-1, HORIZON, 2)[:300],
@@ -76,7 +77,7 @@ if __name__ == "__main__":
         others = {text: student(**ast.literal_eval(text)) for text in args.students}
     for name, paths in {**walks, **others}.items():
         print(f"{name}: {describe(paths, walks['data'])}")
-    figure, axes = plt.subplots(1, 4, figsize=(14, 4), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(14, 5), sharex=True, sharey=True, layout="constrained")
     for axis, (name, paths) in zip(axes, walks.items(), strict=True):
         axis.plot(*paths.transpose(2, 1, 0), color="tab:blue", linewidth=0.5, alpha=0.3)
         axis.add_patch(plt.Circle((0.45, 0), 0.12, color="tab:red"))
