@@ -8,7 +8,6 @@ from typing import Any
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
 
 from sb3_consistency.generative.networks import Mish, NoiseLevelEmbedding, in_float32, remaining_layers
 
@@ -18,7 +17,7 @@ KnownLevels = Sequence[tuple[float, ...]]
 
 class _TemporalNetwork(nn.Module):
     """
-    A network of a window, one or two noise levels and a condition; subclasses supply :meth:`forward` and :meth:`at_levels`.
+    A network of a window, one or two noise levels and a condition; subclasses supply :meth:`evaluate`.
 
     The embedding of the second level comes last among the inputs, so that a network with two levels is one with a
     single level plus some columns: see :meth:`warm_start`.
@@ -34,21 +33,6 @@ class _TemporalNetwork(nn.Module):
         self.embeddings = nn.ModuleList(NoiseLevelEmbedding(embedding_dim, embedding_scale) for _ in range(n_levels))
         self.context_dim = cond_features + n_levels * embedding_dim
 
-    def embed(self, levels: Sequence[th.Tensor]) -> list[th.Tensor]:
-        """
-        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
-        :return: their embeddings, each (B or 1, embedding_dim)
-        """
-        return [in_float32(e, level) for e, level in zip(self.embeddings, levels, strict=True)]
-
-    def embed_known(self, levels: KnownLevels) -> list[th.Tensor]:
-        """
-        :param levels: logarithms of the noise levels of S evaluations
-        :return: their embeddings, each (S, embedding_dim)
-        """
-        columns = zip(*levels, strict=True)
-        return [e.constant(column) for e, column in zip(self.embeddings, columns, strict=True)]  # type: ignore[operator]
-
     def context(self, cond: th.Tensor, embedded: Sequence[th.Tensor]) -> th.Tensor:
         """
         :param cond: condition, (B, cond_features)
@@ -58,7 +42,32 @@ class _TemporalNetwork(nn.Module):
         first, *more = (e.expand(len(cond), -1) for e in embedded)
         return th.cat([first, cond, *more], dim=-1)
 
+    def encode(self, cond: th.Tensor) -> th.Tensor:
+        """
+        :param cond: condition, (B, cond_dim)
+        :return: condition as :meth:`context` sees it, (B, cond_features)
+        """
+        return cond
+
     @abstractmethod
+    def evaluate(self, x: th.Tensor, context: th.Tensor, sigma: th.Tensor | float) -> th.Tensor:
+        """
+        :param x: noisy window, (B, H, D)
+        :param context: what :meth:`context` returns, (B, context_dim)
+        :param sigma: first noise level, (B, 1), or (1, 1), or one number
+        :return: output, (B, H, D)
+        """
+
+    def forward(self, x: th.Tensor, cond: th.Tensor, *levels: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy window, (B, H, D)
+        :param cond: condition, (B, cond_dim)
+        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
+        :return: output, (B, H, D)
+        """
+        embedded = [in_float32(e, level) for e, level in zip(self.embeddings, levels, strict=True)]
+        return self.evaluate(x, self.context(self.encode(cond), embedded), levels[0].exp().unsqueeze(-1))
+
     def at_levels(self, levels: KnownLevels, cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
         """
         Fix the noise levels and the condition, to evaluate the network at several ``x``: what depends on them alone is
@@ -68,6 +77,18 @@ class _TemporalNetwork(nn.Module):
         :param cond: condition, (B, cond_dim)
         :return: function of (x (B, H, D), number of the evaluation), equal to :meth:`forward` at its levels
         """
+
+        def embed(_: th.Tensor) -> list[th.Tensor]:
+            columns = zip(*levels, strict=True)
+            return [e.constant(column) for e, column in zip(self.embeddings, columns, strict=True)]  # type: ignore[operator]
+
+        # the levels are numbers: cond only tells the device
+        encoded, embedded = self.encode(cond), in_float32(embed, cond)
+
+        def evaluate(x: th.Tensor, i: int) -> th.Tensor:
+            return self.evaluate(x, self.context(encoded, [e[i : i + 1] for e in embedded]), math.exp(levels[i][0]))
+
+        return evaluate
 
     @th.no_grad()
     def warm_start(self, source: "_TemporalNetwork") -> None:
@@ -186,21 +207,10 @@ class TemporalUnet(_TemporalNetwork):
             _ConvBlock(net_arch[0], net_arch[0], kernel_size, activation_fn), nn.Conv1d(net_arch[0], width, 1)
         )
 
-    def forward(self, x: th.Tensor, cond: th.Tensor, *levels: th.Tensor) -> th.Tensor:
-        """
-        :param x: noisy window, (B, H, D)
-        :param cond: condition, (B, cond_dim)
-        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
-        :return: output, (B, H, D)
-        """
-        return self._given_context(x, self.context(self.cond_encoder(cond), self.embed(levels)))
+    def encode(self, cond: th.Tensor) -> th.Tensor:
+        return self.cond_encoder(cond)  # type: ignore[no-any-return]
 
-    def at_levels(self, levels: KnownLevels, cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
-        # the levels are numbers: cond only tells the device
-        encoded, embedded = self.cond_encoder(cond), in_float32(lambda _: self.embed_known(levels), cond)
-        return lambda x, i: self._given_context(x, self.context(encoded, [e[i : i + 1] for e in embedded]))
-
-    def _given_context(self, x: th.Tensor, context: th.Tensor) -> th.Tensor:
+    def evaluate(self, x: th.Tensor, context: th.Tensor, sigma: th.Tensor | float) -> th.Tensor:
         hidden, skips = x.transpose(1, 2), []
         for i, stage in enumerate(self.down):
             hidden = _run(stage, hidden, context)
@@ -275,54 +285,12 @@ class TemporalMlp(_TemporalNetwork):
 
     cosines: th.Tensor
 
-    def forward(self, x: th.Tensor, cond: th.Tensor, *levels: th.Tensor) -> th.Tensor:
-        """
-        :param x: noisy window, (B, H, D)
-        :param cond: condition, (B, cond_dim)
-        :param levels: logarithms of the noise levels, each (B,), or (1,) when all rows share one
-        :return: output, (B, H, D)
-        """
-        context = self.context(cond, self.embed(levels))
+    def evaluate(self, x: th.Tensor, context: th.Tensor, sigma: th.Tensor | float) -> th.Tensor:
         first, *rest = self.layers
-        frequencies = self._frequencies(x)
+        frequencies = in_float32(th.matmul, self.cosines, x).flatten(1)
         output = remaining_layers(rest, in_float32(first, th.cat([frequencies, context], dim=-1)))
-        factors = in_float32(self.shortcut, context) / levels[0].exp().unsqueeze(-1)
-        return self._window(output + factors * frequencies)
-
-    def _frequencies(self, x: th.Tensor) -> th.Tensor:
-        return in_float32(th.matmul, self.cosines, x).flatten(1)  # type: ignore[no-any-return]
-
-    def _window(self, frequencies: th.Tensor) -> th.Tensor:
-        return in_float32(th.matmul, self.cosines.T, frequencies.view(-1, *self.event_shape))  # type: ignore[no-any-return]
-
-    def at_levels(self, levels: KnownLevels, cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
-        first, *rest = self.layers
-        assert isinstance(first, nn.Linear)
-        n_hidden, size = first.out_features, math.prod(self.event_shape)
-        x_weight, context_weight = th.split(first.weight, [size, self.context_dim], dim=1)
-
-        def map_contexts(cond: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-            """What first layer and shortcut make of the condition, (B, n), and of every evaluation's levels, (S, n)."""
-            weight, bias = th.cat([context_weight, self.shortcut.weight]), th.cat([first.bias, self.shortcut.bias])
-            first_level, *more_levels = self.embed_known(levels)
-            n_level = first_level.shape[1]
-            level_weight, cond_weight, *more_weights = th.split(
-                weight, [n_level, cond.shape[1], *(len(more_levels) * [n_level])], dim=1
-            )
-            by_level = F.linear(first_level, level_weight, bias)
-            for embedded, more_weight in zip(more_levels, more_weights, strict=True):
-                by_level = by_level + F.linear(embedded, more_weight)
-            return F.linear(cond, cond_weight), by_level
-
-        by_cond, by_level = in_float32(map_contexts, cond)
-
-        def evaluate(x: th.Tensor, i: int) -> th.Tensor:
-            hidden, factors = th.split(by_cond + by_level[i], [n_hidden, size], dim=1)
-            frequencies = self._frequencies(x)
-            output = remaining_layers(rest, in_float32(th.addmm, hidden, frequencies, x_weight.T))
-            return self._window(th.addcmul(output, factors, frequencies, value=math.exp(-levels[i][0])))
-
-        return evaluate
+        output = output + in_float32(self.shortcut, context) / sigma * frequencies
+        return in_float32(th.matmul, self.cosines.T, output.view(-1, *self.event_shape))  # type: ignore[no-any-return]
 
 
 TEMPORAL_NETWORKS: Mapping[str, type[_TemporalNetwork]] = {"unet": TemporalUnet, "mlp": TemporalMlp}
