@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DivergenceError
@@ -17,7 +18,7 @@ from sb3_consistency.common import acceleration
 from sb3_consistency.common.training import lerp_where
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.offline.means import RunningMeans
-from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, make_arrays
+from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
 
 every = pytest.mark.parametrize("cls", ALGORITHMS)
 WIDE = {"policy_kwargs": {"net_arch": [128, 128]}, "batch_size": 64}
@@ -45,6 +46,32 @@ def assert_equal_states(a, b):
     assert a.keys() == b.keys()
     for key in a:
         assert all(th.equal(x, y) for x, y in zip(a[key], b[key], strict=True)), key
+
+
+# learning rates
+
+
+@pytest.mark.parametrize("decay", [None, True, False])
+@pytest.mark.parametrize("actor_rate", [None, 2e-3])
+@pytest.mark.parametrize("cls", ACTOR_CRITICS)
+def test_learning_rates_fall_offline_and_stay_online(cls, actor_rate, decay, monkeypatch):
+    monkeypatch.setattr("sb3_consistency.offline.mixin.CHUNK", 1)  # else one rate serves 64 gradient steps
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            networks = self.model.policy.actor, self.model.policy.critic
+            rates.append([network.optimizer.param_groups[0]["lr"] for network in networks])
+            return True
+
+    options = {"cosine_lr_decay": decay, "actor_learning_rate": actor_rate, "learning_starts": 0, **SMALL}
+    model = cls("MlpPolicy", VectorEnv(), **options)
+    model.load_dataset(make_arrays(action_dim=2))
+    for run, phase_rate, falls in [(model.pretrain, 3e-3, decay is not False), (model.learn, 1e-3, decay is True)]:
+        rates = []
+        run(20, callback=Watch())
+        highest = [actor_rate or phase_rate, 3e-4]
+        assert rates[1] == pytest.approx(highest, rel=0.05)
+        assert rates[-1] == pytest.approx([(0.01 if falls else 1) * rate for rate in highest], rel=0.5)
 
 
 # compilation

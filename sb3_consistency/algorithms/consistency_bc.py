@@ -27,8 +27,7 @@ class ConsistencyBC(ConsistencyPolicyMixin, BehaviourCloning):
 
     :param sampling_steps: network evaluations K per action
     :param bc_loss: "ict", "consistency" or "reconstruction"
-    :param kwargs: (``cosine_lr_decay`` is True by default) see
-        :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
+    :param kwargs: see :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
         :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
 
@@ -42,7 +41,6 @@ class ConsistencyBC(ConsistencyPolicyMixin, BehaviourCloning):
         bc_loss: str = "ict",
         **kwargs: Unpack[ConsistencyBCArguments],
     ) -> None:
-        kwargs.setdefault("cosine_lr_decay", True)
         super().__init__(
             policy,
             env,

@@ -29,10 +29,10 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     Differences from the released code: half of the noise levels of L_rec are those at which the policy acts
     (``policy_kwargs=dict(model_kwargs=dict(sampling_share=0.0))`` is the code); a' comes from the actor's moving average,
     as the paper writes (``target_policy="current"`` is the code); targets move at every step, from the first; the actor's
-    learning rate is 1e-3 (3e-4); the noise embedding is smooth (``policy_kwargs=dict(embedding_scale=250.0)`` is the
-    code); critics have LayerNorm online too (``policy_kwargs=dict(layer_norm=False)`` switches it off); V of CPIQL has
-    LayerNorm, regresses on the target critics, has its own optimizer and is not clipped with them; online, the Q term is
-    normalised and time-limits bootstrap.
+    learning rate is 3e-3 offline and 1e-3 online (3e-4), and learning rates fall to 0 offline; the noise embedding is
+    smooth (``policy_kwargs=dict(embedding_scale=250.0)`` is the code); critics have LayerNorm online too
+    (``policy_kwargs=dict(layer_norm=False)`` switches it off); V of CPIQL has LayerNorm, regresses on the target critics,
+    has its own optimizer and is not clipped with them; online, the Q term is normalised and time-limits bootstrap.
 
     :param value_mode: "q" (CPQL) or "iql" (CPIQL)
     :param expectile: expectile of the value loss of CPIQL, in (0, 1)

@@ -25,7 +25,7 @@ class DiffusionBC(DiffusionPolicyMixin, BehaviourCloning):
     :param beta_schedule: "vp" or "cosine"
     :param sampling_steps: network evaluations per action, at most T; None for T
     :param sampler: "ddpm" (ancestral sampling) or "ddim" (deterministic given its first noise)
-    :param kwargs: (``cosine_lr_decay`` is True by default) see :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: see :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
 
     def __init__(
@@ -40,7 +40,6 @@ class DiffusionBC(DiffusionPolicyMixin, BehaviourCloning):
         sampler: str = "ddpm",
         **kwargs: Unpack[SharedArguments],
     ) -> None:
-        kwargs.setdefault("cosine_lr_decay", True)
         super().__init__(
             policy,
             env,

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import Schedule, TensorDict
+from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.arguments import StepSchedule, at_step, check_flags, check_range
@@ -14,6 +14,8 @@ from sb3_consistency.value_losses import batch_normalised, normalised_q_loss, pe
 ACTOR_Q = ("random", "min", "mean")
 TARGET_POLICIES = ("ema", "current")
 MAX_Q_ACTIONS = 10
+#: of the actor; a fixed dataset bears more, and needs it to be fitted precisely
+OFFLINE_LEARNING_RATE, ONLINE_LEARNING_RATE = 3e-3, 1e-3
 
 
 class GenerativeActorCritic(GenerativeAlgorithm):
@@ -36,7 +38,8 @@ class GenerativeActorCritic(GenerativeAlgorithm):
     :param actor_ema_decay: decay of that moving average per update
     :param actor_ema_interval: gradient steps between its updates
     :param actor_ema_start: gradient steps for which it just follows the actor
-    :param actor_learning_rate: learning rate of the actor; None for ``learning_rate``
+    :param actor_learning_rate: learning rate of the actor; None for 3e-3 in offline runs, where it falls to 0
+        (``cosine_lr_decay``), and 1e-3 online
     """
 
     #: weight of the behaviour-cloning term online from scratch
@@ -63,7 +66,6 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         actor_ema_decay: float = 0.995,
         actor_ema_interval: int = 1,
         actor_ema_start: int = 0,
-        actor_learning_rate: float | Schedule | None = 1e-3,
         **kwargs: Any,
     ) -> None:
         if actor_q not in ACTOR_Q:
@@ -95,7 +97,7 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         self.actor_ema_decay = actor_ema_decay
         self.actor_ema_interval = actor_ema_interval
         self.actor_ema_start = actor_ema_start
-        super().__init__(*args, actor_learning_rate=actor_learning_rate, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def losses(self) -> dict[str, LossFn]:
         return {"critic": self.critic_loss, "actor": self.actor_loss}
@@ -126,6 +128,11 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         :return: behaviour-cloning term of the actor, scalar
         """
         raise NotImplementedError
+
+    def _actor_rate(self, progress: float) -> float:
+        if self.actor_learning_rate is None:
+            return OFFLINE_LEARNING_RATE if self._in_offline_phase else ONLINE_LEARNING_RATE
+        return super()._actor_rate(progress)
 
     def alpha_now(self) -> float:
         """

@@ -82,7 +82,7 @@ class GenerativeAlgorithm(ResumableTraining):
         seed: int | None = None,
         device: th.device | str = "auto",
         actor_learning_rate: float | Schedule | None = None,
-        cosine_lr_decay: bool = False,
+        cosine_lr_decay: bool | None = None,
         max_grad_norm: float | None = None,
         curriculum_steps: int | None = None,
         dataset: Any = None,

@@ -20,8 +20,9 @@ class SharedArguments(TypedDict, total=False):
     """
     SB3's arguments keep SAC's names and defaults; see :class:`stable_baselines3.SAC` for those not listed.
 
-    :param actor_learning_rate: learning rate (or schedule) of the actor; None for ``learning_rate``
-    :param cosine_lr_decay: multiply the learning rates by a cosine that falls to 0 over the run
+    :param actor_learning_rate: learning rate (or schedule) of the actor; None for ``learning_rate``, in actor-critics for
+        3e-3 offline and 1e-3 online
+    :param cosine_lr_decay: multiply the learning rates by a cosine that falls to 0 over each run; None for offline runs only
     :param max_grad_norm: clip the gradient of every network to this norm
     :param curriculum_steps: gradient steps over which curricula (the number of noise levels) run; None for the length
         of the first offline phase; online without one, they stand at their end
@@ -60,7 +61,7 @@ class SharedArguments(TypedDict, total=False):
     seed: int | None
     device: th.device | str
     actor_learning_rate: float | Schedule | None
-    cosine_lr_decay: bool
+    cosine_lr_decay: bool | None
     max_grad_norm: float | None
     curriculum_steps: int | None
     dataset: Any
@@ -195,7 +196,9 @@ def check_shared(arguments: Mapping[str, Any]) -> None:
     """
     for name, low in _LOWEST.items():
         check_range(name, arguments[name], low, integer=True)
-    flags = ("optimize_memory_usage", "cosine_lr_decay", "keep_offline", "normalize_observations", "compile")
+    flags = ["optimize_memory_usage", "keep_offline", "normalize_observations", "compile"]
+    if arguments["cosine_lr_decay"] is not None:
+        flags.append("cosine_lr_decay")
     check_flags(**{name: arguments[name] for name in flags})
     check_texts(precision=arguments["precision"], on_divergence=arguments["on_divergence"])
     for name in ("tau", "gamma"):

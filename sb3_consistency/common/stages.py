@@ -1,6 +1,5 @@
 """Training in stages: which network a gradient step trains, with which learning rate, and a teacher taken from a file."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -84,9 +83,7 @@ class StagedAlgorithm(GenerativeAlgorithm):
     def _update_learning_rates(self) -> None:
         progress, length = self._stage_progress()
         warmup = min(self.warmup_steps, length // 10)
-        factor = min(1.0, (progress * length + 1) / (warmup + 1))
-        if self.cosine_lr_decay:
-            factor *= 0.5 * (1 + math.cos(math.pi * progress))
+        factor = min(1.0, (progress * length + 1) / (warmup + 1)) * self._cosine_decay(progress)
         schedule = self.actor_lr_schedule if self.stage == "student" else self.lr_schedule
         rate = factor * schedule(1 - progress)
         update_learning_rate(getattr(self.policy, NETWORK_OF_STAGE[self.stage]).optimizer, rate)

@@ -28,7 +28,7 @@ class TrainingLoop(OfflinePretrainingMixin):
     policy: GenerativePolicy
     actor_lr_schedule: Schedule
     actor_learning_rate: float | Schedule | None
-    cosine_lr_decay: bool
+    cosine_lr_decay: bool | None
     max_grad_norm: float | None
     target_update_interval: int
     offline_fraction: float | Schedule | None
@@ -63,13 +63,20 @@ class TrainingLoop(OfflinePretrainingMixin):
 
     def _update_learning_rates(self) -> None:
         progress = self._current_progress_remaining
-        decay = 0.5 * (1 + math.cos(math.pi * (1 - progress))) if self.cosine_lr_decay else 1.0
-        rate, actor_rate = decay * self.lr_schedule(progress), decay * self.actor_lr_schedule(progress)
+        decay = self._cosine_decay(1 - progress)
+        rate, actor_rate = decay * self.lr_schedule(progress), decay * self._actor_rate(progress)
         for name in self.policy.trained_networks():
             update_learning_rate(getattr(self.policy, name).optimizer, actor_rate if name == "actor" else rate)
         self.logger.record("train/learning_rate", rate)
-        if self.actor_learning_rate is not None:
+        if actor_rate != rate:
             self.logger.record("train/actor_learning_rate", actor_rate)
+
+    def _actor_rate(self, progress: float) -> float:
+        return self.actor_lr_schedule(progress)
+
+    def _cosine_decay(self, progress: float) -> float:
+        decays = self._in_offline_phase if self.cosine_lr_decay is None else self.cosine_lr_decay
+        return 0.5 * (1 + math.cos(math.pi * progress)) if decays else 1.0
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         if not self._ready_to_train():

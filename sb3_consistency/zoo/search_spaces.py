@@ -47,7 +47,7 @@ def _actor_critic(trial: optuna.Trial) -> dict[str, Any]:
     return {
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
         "tau": trial.suggest_float("tau", 0.001, 0.08, log=True),
-        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 2e-3, log=True),
+        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 1e-2, log=True),
         "eta": trial.suggest_float("eta", 0.01, 10.0, log=True),
         "alpha": trial.suggest_float("alpha", 0.001, 1.0, log=True),
         "n_candidates": trial.suggest_categorical("n_candidates", [1, 10, 50]),
