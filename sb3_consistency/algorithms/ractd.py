@@ -11,6 +11,7 @@ from sb3_consistency.common.planner import PlannerPolicy
 from sb3_consistency.common.planning import PlanBatch, PlanningAlgorithm
 from sb3_consistency.common.stages import NETWORK_OF_STAGE
 from sb3_consistency.common.training import LossFn
+from sb3_consistency.generative.temporal import coloured_noise
 
 REWARD_INPUTS = ("sample", "denoised")
 DISTILL_FROM = ("raw", "ema")
@@ -36,7 +37,7 @@ class RACTD(PlanningAlgorithm):
     has the table); windows are padded at the end of an episode; log-normal noise levels are clamped to the grid; a jump
     is always compared across one whole step of the teacher; samplers start from N(0, sigma_max^2); the networks are
     small by default; one batch size serves all stages; the observation enters through an encoder, as features do in SB3;
-    R is taught to be low off the data; a plan of states that is over is renewed.
+    R has LayerNorm and is taught to be low off the data; a plan of states that is over is renewed.
 
     :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
     :param horizon: number H of actions or states of a plan
@@ -58,12 +59,12 @@ class RACTD(PlanningAlgorithm):
     :param reward_input: what R judges: "sample", a plan from pure noise (paper), or "denoised", the prediction of the
         denoising loss (code)
     :param reward_horizon: number of a plan's actions that R sees; 1 in the paper
-    :param reward_support: how much lower R is taught to be off the data, per mean squared distance from it (scaled to
-        [-1, 1]); 0 in the paper, where the student exploits what R makes up there
+    :param reward_support: how fast R is taught to fall off the data, to half the range of returns below it: by
+        1 - exp(-reward_support d) at a mean squared distance d (actions and R scaled to [-1, 1]); 0 in the paper, where
+        the student exploits what R makes up there
     :param distill_from: "raw" weights of the teacher (code) or their moving average "ema"
     :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
-    :param kwargs: (``cosine_lr_decay`` is True by default, in every stage) see
-        :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: see :class:`~sb3_consistency.common.arguments.SharedArguments`
     :raises ValueError: if an argument is out of its range
     """
 
@@ -87,10 +88,10 @@ class RACTD(PlanningAlgorithm):
         sampling_steps: int = 1,
         alpha: float = 1.0,
         beta: float = 1.0,
-        reward_weight: float = 0.1,
+        reward_weight: float = 0.3,
         reward_input: str = "sample",
         reward_horizon: int = 1,
-        reward_support: float = 1.0,
+        reward_support: float = 10.0,
         distill_from: str = "raw",
         warmup_steps: int = 500,
         **kwargs: Unpack[SharedArguments],
@@ -116,7 +117,6 @@ class RACTD(PlanningAlgorithm):
         self.reward_horizon = reward_horizon
         self.reward_support = reward_support
         self.distill_from = distill_from
-        kwargs.setdefault("cosine_lr_decay", True)
         super().__init__(
             policy,
             env,
@@ -159,15 +159,15 @@ class RACTD(PlanningAlgorithm):
         :param batch: windows
         :return: squared error of the predicted return, scalars to log
         """
-        # of a plan of states R sees one state, of a plan of actions its own number of actions
-        seen = batch.plans if self.plan_of == "actions" else batch.plans[:, :1]
         model = self.policy.reward_model
-        cond = model.condition(batch.reward_conditions)
+        cond, seen = model.condition(batch.reward_conditions), batch.plans[:, : model.n_seen]
         loss = F.mse_loss(model.judge(cond, seen), batch.returns)
         if self.reward_support > 0:
-            moves = th.rand(len(seen), 1, 1, device=self.device) * th.randn_like(seen)
-            off = moves[:, : model.n_actions or 1].square().flatten(1).mean(dim=1)
-            loss = loss + F.mse_loss(model.judge(cond, seen + moves), batch.returns - self.reward_support * off)
+            u = th.rand(2, len(seen), device=self.device)
+            # mostly small moves, rough and smooth ones
+            moves = u[0].square().view(-1, 1, 1) * coloured_noise(th.randn_like(seen), 2 * u[1], model.cosines)
+            lost = 1 - th.exp(-self.reward_support * moves.square().flatten(1).mean(dim=1))
+            loss = loss + F.mse_loss(model.judge(cond, seen + moves), batch.returns - lost)
         return loss, {}
 
     def student_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:

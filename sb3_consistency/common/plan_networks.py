@@ -11,7 +11,8 @@ from torch import nn
 from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.networks import FeatureNetwork, seeded_noise
 from sb3_consistency.common.sampling import tree_map
-from sb3_consistency.generative.temporal import ResidualMlp
+from sb3_consistency.generative.critics import StackedMlp
+from sb3_consistency.generative.temporal import cosine_transform
 
 #: what is planned, and the noise levels it is learned at: the longer and smoother a window, the more noise hides what it does
 TRAINING_LEVELS: dict[str, dict[str, float]] = {"actions": {}, "states": {"p_mean": 0.0, "p_std": 1.6}}
@@ -92,6 +93,8 @@ class RewardModel(StackedNetwork):
     """
     R: the return that follows a state and an action (in a plan of states: a state and the goal), scaled to [-1, 1].
 
+    LayerNorm keeps it from rising off the data; the linear shortcuts of the paper's would carry it on.
+
     :param net_arch: hidden layer sizes
     :param activation_fn: activation class
     :param n_actions: number of actions that it sees, the first of a plan; 0 where it observes a state and a goal
@@ -99,12 +102,16 @@ class RewardModel(StackedNetwork):
 
     low: th.Tensor
     high: th.Tensor
+    cosines: th.Tensor
 
     def __init__(self, *args: Any, net_arch: list[int], activation_fn: type[nn.Module], n_actions: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.n_actions = n_actions
         n_in = self.n_stacked * self.features_dim + n_actions * self.action_dim
-        self.value_net = ResidualMlp(n_in, net_arch, activation_fn)
+        self.value_net = StackedMlp(n_in, net_arch, 1, activation_fn, layer_norm=True)
+        #: steps of a plan that one value is of
+        self.n_seen = max(1, n_actions)
+        self.register_buffer("cosines", cosine_transform(self.n_seen), persistent=False)
         self.register_buffer("low", th.zeros(()))
         self.register_buffer("high", th.ones(()))
 
@@ -149,6 +156,7 @@ class RewardModel(StackedNetwork):
         :return: scaled returns, (B,)
         """
         if self.n_actions > 0:
-            return self.value_net(th.cat([cond, plans[:, : self.n_actions].flatten(1)], dim=-1)).clamp(max=highest)
+            return self.value_net(th.cat([cond, plans[:, : self.n_actions].flatten(1)], dim=-1)).clamp(max=highest).squeeze(-1)
         goals = cond[:, None, self.features_dim :].expand(-1, plans.shape[1], -1)
-        return self.value_net(th.cat([plans, goals], dim=-1)).clamp(max=highest).sum(dim=1)
+        values = self.value_net(th.cat([plans, goals], dim=-1).flatten(0, 1)).clamp(max=highest)
+        return values.view(plans.shape[:2]).sum(dim=1)

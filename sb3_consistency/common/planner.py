@@ -55,7 +55,7 @@ class PlannerPolicy(NetworksPolicy):
     :param action_space: action space
     :param lr_schedule: learning rate schedule
     :param net_arch: widths of all networks, or ``dict(pi=[...], qf=[...])`` for planners and reward model; None for
-        three layers of 256 (network "mlp") or channels 64-128-256 ("unet"), and 64-128-256 in the reward model
+        three layers of 256 (network "mlp") or channels 64-128-256 ("unet"), and 256-256 in the reward model
     :param activation_fn: activation class of all networks
     :param network: backbone of teacher and student, "mlp" over the whole window or "unet" over time
     :param dropout: dropout probability in the student
@@ -182,9 +182,7 @@ class PlannerPolicy(NetworksPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         widths = {"mlp": [256, 256, 256]}.get(self.network, [64, 128, 256])
-        arch, reward_arch = get_actor_critic_arch(
-            {"pi": widths, "qf": [64, 128, 256]} if self.net_arch is None else self.net_arch
-        )
+        arch, reward_arch = get_actor_critic_arch({"pi": widths, "qf": [256, 256]} if self.net_arch is None else self.net_arch)
         n_actions, n_stacked = get_action_dim(self.action_space), self.history
         width = n_actions
         if self.plan_of == "states":

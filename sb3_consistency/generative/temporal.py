@@ -1,4 +1,4 @@
-"""Networks of a window of trajectory: the temporal U-Net, an MLP over the window, and the residual MLP of the reward model."""
+"""Networks of a window of trajectory: the temporal U-Net and an MLP over the window's frequencies."""
 
 import math
 from abc import abstractmethod
@@ -240,6 +240,21 @@ def cosine_transform(n: int) -> th.Tensor:
     return cosines.float()
 
 
+def coloured_noise(noise: th.Tensor, slope: th.Tensor, cosines: th.Tensor) -> th.Tensor:
+    """
+    Noise that moves a window the more smoothly, the larger ``slope`` is; white noise hardly moves one in any smooth direction.
+
+    :param noise: standard normal noise, (B, H, D)
+    :param slope: frequency k gets an amplitude proportional to (1 + k)^-slope, (B,)
+    :param cosines: :func:`cosine_transform` of H, (H, H)
+    :return: noise with the same mean variance, 1, (B, H, D)
+    """
+    k = th.arange(1, noise.shape[1] + 1, device=noise.device)
+    amplitude = k ** -slope.unsqueeze(-1)
+    amplitude = amplitude / amplitude.square().mean(dim=1, keepdim=True).sqrt()
+    return cosines.T @ (amplitude.unsqueeze(-1) * noise)
+
+
 class TemporalMlp(_TemporalNetwork):
     """
     MLP over the whole window, its condition and its noise levels, much cheaper on a CPU than a U-Net.
@@ -308,31 +323,3 @@ def make_temporal_network(name: str, event_shape: tuple[int, int], cond_dim: int
     if name not in TEMPORAL_NETWORKS:
         raise ValueError(f"network must be one of {list(TEMPORAL_NETWORKS)}, got {name!r}.")
     return TEMPORAL_NETWORKS[name](event_shape, cond_dim, **kwargs)  # type: ignore[arg-type]
-
-
-class ResidualMlp(nn.Module):
-    """
-    MLP whose hidden layers each add to a linear map of their input; scalar output.
-
-    Source: the reward model of RACTD (64-128-256, Mish).
-
-    :param n_in: size of the input
-    :param net_arch: hidden layer sizes
-    :param activation_fn: activation class
-    """
-
-    def __init__(self, n_in: int, net_arch: Sequence[int] = (64, 128, 256), activation_fn: type[nn.Module] = Mish) -> None:
-        super().__init__()
-        sizes = [n_in, *net_arch]
-        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(a, b), activation_fn()) for a, b in pairwise(sizes))
-        self.shortcuts = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
-        self.out = nn.Linear(sizes[-1], 1)
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: input, (..., n_in)
-        :return: one value per row, (...)
-        """
-        for layer, shortcut in zip(self.layers, self.shortcuts, strict=True):
-            x = layer(x) + shortcut(x)
-        return self.out(x).squeeze(-1)  # type: ignore[no-any-return]
