@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from stable_baselines3 import SAC
 
+from sb3_consistency import CPQL
 from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark import scaling, speed
 from sb3_consistency.benchmark.planner import planner_jobs
@@ -303,11 +305,20 @@ def test_scaling_measures_every_size_and_the_memory_of_a_dataset(monkeypatch, tm
     ]
     chosen.append(scaling.Point("environments (predict)", 4, speed.System("CPQL", "CPQL", small)))
     monkeypatch.setattr(scaling, "points", lambda quick: chosen)
+    trained, turn = set(), scaling.training_turn
+
+    def noted_turn(model, n_steps):
+        trained.add((type(model), model.batch_size))
+        return turn(model, n_steps)
+
+    monkeypatch.setattr(scaling, "training_turn", noted_turn)
     assert main(["benchmark", "scaling", "--quick", "--force", "--rounds", "2", "--folder", str(tmp_path)]) == 0
     rows = Records(tmp_path, "scaling").read()
     times = {(r["axis"], r["system"], r["value"]): r["median_us"] for r in rows if r["axis"] != "memory"}
     assert set(times) == {(p.axis, p.system.label, p.value) for p in chosen}
-    assert all(median > 0 for median in times.values())  # which is longer is the machine's business, not a test's
+    assert all(median > 0 for median in times.values())
+    # which of them is longer is the machine's business, not a test's
+    assert trained == {(algo, n) for algo in (SAC, CPQL) for n in (16, 512)}
     (memory,) = [r for r in rows if r["axis"] == "memory"]
     # observations twice, actions, reward, done, timeout, 4 bytes each
     assert memory["value"] == 100_000 and memory["buffer_bytes"] == 100_000 * 4 * (17 + 17 + 6 + 3)

@@ -125,6 +125,16 @@ def test_unknown_arguments_are_type_errors(cls, tmp_path):
 
 
 @every
+def test_flags_are_true_or_false(cls):
+    with pytest.raises(TypeError, match="keep_offline must be True or False, got 'no'"):
+        make(cls, keep_offline="no")
+    with pytest.raises(TypeError, match="cosine_lr_decay must be True, False or None, got 'no'"):
+        make(cls, cosine_lr_decay="no")
+    with pytest.raises(TypeError, match="compile must be True or False, got None"):
+        make(cls, compile=None)
+
+
+@every
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-np.inf, 1, (2,)), spaces.MultiBinary(2)])
 def test_unsupported_action_spaces(cls, space):
     for error in (ValueError, AssertionError):

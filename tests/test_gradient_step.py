@@ -61,17 +61,19 @@ def test_learning_rates_fall_offline_and_stay_online(cls, actor_rate, decay, mon
         def _on_step(self) -> bool:
             networks = self.model.policy.actor, self.model.policy.critic
             rates.append([network.optimizer.param_groups[0]["lr"] for network in networks])
+            logged.append([self.logger.name_to_value[f"train/{name}"] for name in ("actor_learning_rate", "learning_rate")])
             return True
 
     options = {"cosine_lr_decay": decay, "actor_learning_rate": actor_rate, "learning_starts": 0, **SMALL}
     model = cls("MlpPolicy", VectorEnv(), **options)
     model.load_dataset(make_arrays(action_dim=2))
     for run, phase_rate, falls in [(model.pretrain, 3e-3, decay is not False), (model.learn, 1e-3, decay is True)]:
-        rates = []
+        rates, logged = [], []
         run(20, callback=Watch())
         highest = [actor_rate or phase_rate, 3e-4]
         assert rates[1] == pytest.approx(highest, rel=0.05)
         assert rates[-1] == pytest.approx([(0.01 if falls else 1) * rate for rate in highest], rel=0.5)
+        assert logged[2:18] == rates[2:18]
 
 
 # compilation

@@ -153,14 +153,17 @@ def check_range(
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}.")
 
 
-def check_flags(**flags: Any) -> None:
+def check_flags(*, optional: bool = False, **flags: Any) -> None:
     """
+    :param optional: whether None (not set) is allowed
     :param flags: arguments that are True or False, by name
     :raises TypeError: if one is neither
     """
     for name, value in flags.items():
+        if optional and value is None:
+            continue
         if not (isinstance(value, (bool, int, np.bool_)) and value in (0, 1)):
-            raise TypeError(f"{name} must be True or False, got {value!r}.")
+            raise TypeError(f"{name} must be {'True, False or None' if optional else 'True or False'}, got {value!r}.")
 
 
 def check_texts(**texts: Any) -> None:
@@ -196,10 +199,9 @@ def check_shared(arguments: Mapping[str, Any]) -> None:
     """
     for name, low in _LOWEST.items():
         check_range(name, arguments[name], low, integer=True)
-    flags = ["optimize_memory_usage", "keep_offline", "normalize_observations", "compile"]
-    if arguments["cosine_lr_decay"] is not None:
-        flags.append("cosine_lr_decay")
+    flags = ("optimize_memory_usage", "keep_offline", "normalize_observations", "compile")
     check_flags(**{name: arguments[name] for name in flags})
+    check_flags(optional=True, cosine_lr_decay=arguments["cosine_lr_decay"])
     check_texts(precision=arguments["precision"], on_divergence=arguments["on_divergence"])
     for name in ("tau", "gamma"):
         check_range(name, arguments[name], 0, 1)

@@ -68,8 +68,7 @@ class TrainingLoop(OfflinePretrainingMixin):
         for name in self.policy.trained_networks():
             update_learning_rate(getattr(self.policy, name).optimizer, actor_rate if name == "actor" else rate)
         self.logger.record("train/learning_rate", rate)
-        if actor_rate != rate:
-            self.logger.record("train/actor_learning_rate", actor_rate)
+        self.logger.record("train/actor_learning_rate", actor_rate)
 
     def _actor_rate(self, progress: float) -> float:
         return self.actor_lr_schedule(progress)
