@@ -22,7 +22,7 @@ class FixedNetwork(th.nn.Module):
     """Base of stand-ins for a model's network with a known output."""
 
     def at_levels(self, levels, cond):
-        return lambda x, i: self(x, th.tensor(levels[i : i + 1], dtype=x.dtype), cond)
+        return lambda x, i, scale: self(scale * x, th.tensor(levels[i : i + 1], dtype=x.dtype), cond)
 
 
 def make_arrays(n_episodes=6, length=20, obs_dim=3, action_dim=1, seed=0, terminal_every=2):

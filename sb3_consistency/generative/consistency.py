@@ -244,12 +244,13 @@ class ConsistencyModel(GenerativeModel):
         # len, and not shape[0]: the number of steps stays a number when a policy is traced
         sigmas = sampling_sigmas(len(noise), self.sigma_min, self.sigma_max, self.rho)
         network = self.network.at_levels(tuple(map(math.log, sigmas)), cond)
-        x = self.sigma_max * noise[0]
+        # the point before a jump is scale x: numbers are multiplied where tensors need not be
+        x, scale = noise[0], self.sigma_max
         for i, sigma in enumerate(sigmas):
             if i > 0:
-                x = x + math.sqrt(sigma**2 - self.sigma_min**2) * noise[i]
+                x, scale = th.add(x, noise[i], alpha=math.sqrt(sigma**2 - self.sigma_min**2)), 1.0
             c_skip, c_out, c_in = boundary_scalings(sigma, self.sigma_min, self.sigma_data)
-            x = clamp_action(th.add(c_skip * x, network(c_in * x, i), alpha=c_out))
+            x = clamp_action(th.add((c_skip * scale) * x, network(x, i, c_in * scale), alpha=c_out))
         return x
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:

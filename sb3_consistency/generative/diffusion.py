@@ -111,15 +111,15 @@ class DiffusionModel(GenerativeModel):
         network = self.network.at_levels(tuple(float(t - 1) for t in steps), cond)
         for i, (t, s) in enumerate(pairwise((*steps, 0))):
             abar_t, abar_s = self.alpha_bars[t], self.alpha_bars[s]
-            eps = network(x, i)
-            x0 = clamp_action((x - math.sqrt(1 - abar_t) * eps) / math.sqrt(abar_t))
+            eps = network(x, i, 1.0)
+            x0 = clamp_action(th.add(x / math.sqrt(abar_t), eps, alpha=-math.sqrt((1 - abar_t) / abar_t)))
             if s == 0:
                 return x0
             variance = (1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s) if self.sampler == "ddpm" else 0.0
             towards_noise = math.sqrt(1 - abar_s - variance) / math.sqrt(1 - abar_t)
-            x = (math.sqrt(abar_s) - towards_noise * math.sqrt(abar_t)) * x0 + towards_noise * x
+            x = th.add((math.sqrt(abar_s) - towards_noise * math.sqrt(abar_t)) * x0, x, alpha=towards_noise)
             if variance > 0:
-                x = x + math.sqrt(variance) * noise[i + 1]
+                x = th.add(x, noise[i + 1], alpha=math.sqrt(variance))
         raise AssertionError("a sampler takes at least one step")
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,23 +15,23 @@ from sb3_consistency.generative.schedules import cached
 
 class _MishFunction(th.autograd.Function):
     """
-    Mish with a single exponential, and its derivative taken while everything is in the cache.
+    Mish with a single sigmoid, and its derivative taken while everything is in the cache.
 
-    With e = exp(x), w = e^2 + 2 e and d = 1 / (w + 2): tanh(softplus(x)) = 1 - 2 d and
-    d/dx mish(x) = 1 - 2 d + 4 x (w - e) d^2, so neither tanh nor log1p is evaluated.
-    PyTorch's own CPU kernel costs as much as the 256 x 256 linear layer before it.
+    With r = sigmoid(-x) and d = 1 / (1 + r^2): tanh(softplus(x)) = 2 d - 1 and
+    d/dx mish(x) = 2 d - 1 + 4 x (1 - r) d (1 - d), so neither tanh nor log1p is evaluated, and nothing overflows.
+    PyTorch's own CPU kernel costs as much as the 256 x 256 linear layer before it; its sigmoid costs half of its exp.
     """
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        # beyond 20, tanh(softplus(x)) is 1 to float precision; the clamp keeps exp(x)^2 finite
-        e = x.clamp(max=20.0).exp_()
-        w = (e + 2).mul_(e)
-        d = (w + 2).reciprocal_()
-        t = th.rsub(d, 1, alpha=2)
+        negative = th.neg(x)
+        r = negative.sigmoid()
+        d = r.square().add_(1).reciprocal_()
+        mish = negative.addcmul_(x, d, value=2)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(w.sub_(e).mul_(d).mul_(d).mul_(x).mul_(4).add_(t))
-        return t.mul_(x)
+            factors = th.addcmul(x, x, r, value=-1), th.addcmul(d, d, d, value=-1)
+            ctx.save_for_backward(d.mul_(2).sub_(1).addcmul_(*factors, value=4))
+        return mish
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: th.Tensor) -> th.Tensor:
@@ -49,12 +50,12 @@ class Mish(nn.Module):
             e = x.clamp(max=20.0).exp()
             w = e * (e + 2)
             return x * (w / (w + 2))
-        # exporters know the plain form; for few numbers the calls cost more than the arithmetic; 1 - 2 d takes 7 digits
+        # exporters know the plain form; for few numbers the calls cost more than the arithmetic; 2 d - 1 takes 7 digits
         if exporting or x.numel() <= 4096 or x.dtype not in (th.float32, th.float64):
             return F.mish(x)
         if not (x.requires_grad and th.is_grad_enabled()):
-            # with d from above, (e + 1)^2 + 1 = 1 / d; where it overflows, 2 x d is the 0 it should be
-            return th.addcdiv(x, x, th.exp(x).add_(1).square_().add_(1), value=-2)
+            negative = th.neg(x)
+            return th.addcdiv(negative, x, th.sigmoid(negative).square_().add_(1), value=2)
         return _MishFunction.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -186,36 +187,39 @@ class ConditionalNetwork(nn.Module):
         :param cond: condition, (B, cond_dim)
         :return: output, (B, x_dim)
         """
-        embedding = in_float32(self.embedding, level).expand(x.shape[0], -1)
-        first, *rest = self.layers
-        return remaining_layers(rest, in_float32(first, th.cat([x, embedding, cond], dim=-1)))
+        return self._evaluate(x, in_float32(self.embedding, level), cond)
 
-    def at_levels(self, levels: tuple[float, ...], cond: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+    def _evaluate(self, x: th.Tensor, embedding: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        first, *rest = self.layers
+        inputs = th.cat([x, embedding.expand(x.shape[0], -1), cond], dim=-1)
+        return remaining_layers(rest, in_float32(first, inputs))
+
+    def at_levels(self, levels: tuple[float, ...], cond: th.Tensor) -> Callable[[th.Tensor, int, float], th.Tensor]:
         """
         The network with its noise levels and condition fixed, as a sampler calls it.
 
-        The embedding of a fixed level is a constant and goes into the first layer's bias, and the condition passes
-        through the first layer only once, so a call costs one plain MLP pass.
+        Of several levels, the embeddings are constants and go into the first layer's bias, and the condition passes
+        through the first layer only once, so a call costs one plain MLP pass. With one level there is nothing to share.
 
         :param levels: the S levels that will be used
         :param cond: condition, (B, cond_dim)
-        :return: function of (x (B, x_dim), number of the level), equal to :meth:`forward` at that level
+        :return: function of (x (B, x_dim), number of the level, scale), equal to :meth:`forward` of scale x at that level
         """
+        if len(levels) == 1:
+            embedding = in_float32(lambda _: self.embedding.constant(levels), cond)
+            return lambda x, i, scale: self._evaluate(scale * x, embedding, cond)
         first, *rest = self.layers
         assert isinstance(first, nn.Linear)
         x_weight, level_weight, cond_weight = th.split(first.weight, self.input_sizes, dim=1)
-        # with one level, its bias is added in the same product
-        single = len(levels) == 1
 
         def constant_part(cond: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-            biases = F.linear(self.embedding.constant(levels), level_weight, first.bias)
-            return F.linear(cond, cond_weight, biases[0] if single else None), biases
+            return F.linear(cond, cond_weight), F.linear(self.embedding.constant(levels), level_weight, first.bias)
 
         fixed, biases = in_float32(constant_part, cond)
 
-        def evaluate(x: th.Tensor, i: int) -> th.Tensor:
-            h = in_float32(th.addmm, fixed if single else fixed + biases[i], x, x_weight.T)
-            return remaining_layers(rest, h)
+        def evaluate(x: th.Tensor, i: int, scale: float) -> th.Tensor:
+            first_layer = partial(th.addmm, alpha=scale)
+            return remaining_layers(rest, in_float32(first_layer, fixed + biases[i], x, x_weight.T))
 
         return evaluate
 
