@@ -67,13 +67,22 @@ def test_learning_rates_fall_offline_and_stay_online(cls, actor_rate, decay, mon
     options = {"cosine_lr_decay": decay, "actor_learning_rate": actor_rate, "learning_starts": 0, **SMALL}
     model = cls("MlpPolicy", VectorEnv(), **options)
     model.load_dataset(make_arrays(action_dim=2))
-    for run, phase_rate, falls in [(model.pretrain, 3e-3, decay is not False), (model.learn, 1e-3, decay is True)]:
+    for run, phase_rate, falls in [(model.pretrain, 3e-3, decay is not False), (model.learn, 3e-4, decay is True)]:
         rates, logged = [], []
         run(20, callback=Watch())
         highest = [actor_rate or phase_rate, 3e-4]
         assert rates[1] == pytest.approx(highest, rel=0.05)
         assert rates[-1] == pytest.approx([(0.01 if falls else 1) * rate for rate in highest], rel=0.5)
         assert logged[2:18] == rates[2:18]
+
+
+@pytest.mark.parametrize("cls", ACTOR_CRITICS)
+def test_the_policy_clones_data_but_not_its_own_past(cls):
+    model = cls("MlpPolicy", VectorEnv(), learning_starts=0, **SMALL).learn(4)
+    assert model.alpha_now() == 0 and model.step_alpha is None
+    model.load_dataset(make_arrays(action_dim=2))
+    model.learn(4)
+    assert model.alpha_now() == model.step_alpha == 1
 
 
 # compilation

@@ -1,6 +1,6 @@
 """Consistency-AC: actor-critic with a consistency policy."""
 
-from typing import ClassVar, Unpack
+from typing import Unpack
 
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
@@ -21,8 +21,8 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
     {80, 2.52}, not {80, 2}; the curriculum runs over the whole training, not over every chunk of 50k steps; the loss is
     not clamped, and the Q term's gradient is projected at the bounds; the EMA actor follows from the first step (there
     it is the random initial network until step 1000); loading restores targets and optimizers; time-outs bootstrap;
-    the curriculum ends at 160 levels; the actor's learning rate is 3e-3 offline and 1e-3 online (3e-4), and learning
-    rates fall to 0 offline; no loss scaling or clipping unless asked for.
+    the curriculum ends at 160 levels; the actor's learning rate is 3e-3 offline (3e-4), and learning rates fall to 0
+    offline; no loss scaling or clipping unless asked for.
 
     :param eta: weight of the Q term, a number or a function of the gradient step
     :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch
@@ -32,9 +32,6 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
         :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
         :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
-
-    # the Q term alone, as in the released code: 0.05 of the iCT loss keeps Pendulum from being learned (docs/results)
-    online_alpha: ClassVar[float] = 0.0
 
     def __init__(
         self,

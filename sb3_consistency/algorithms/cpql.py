@@ -1,6 +1,6 @@
 """CPQL and CPIQL: Q-learning with a one-step consistency policy."""
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
@@ -29,26 +29,23 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     Differences from the released code: half of the noise levels of L_rec are those at which the policy acts
     (``policy_kwargs=dict(model_kwargs=dict(sampling_share=0.0))`` is the code); a' comes from the actor's moving average,
     as the paper writes (``target_policy="current"`` is the code); targets move at every step, from the first; the actor's
-    learning rate is 3e-3 offline and 1e-3 online (3e-4), and learning rates fall to 0 offline; the noise embedding is
-    smooth (``policy_kwargs=dict(embedding_scale=250.0)`` is the code); critics have LayerNorm online too
+    learning rate is 3e-3 offline (3e-4), and learning rates fall to 0 offline; the noise embedding is smooth
+    (``policy_kwargs=dict(embedding_scale=250.0)`` is the code); critics have LayerNorm online too
     (``policy_kwargs=dict(layer_norm=False)`` switches it off); V of CPIQL has LayerNorm, regresses on the target critics,
-    has its own optimizer and is not clipped with them; online, the Q term is normalised and time-limits bootstrap.
+    has its own optimizer and is not clipped with them; online, the Q term is normalised, from scratch it stands alone
+    (there with alpha 0.05), and time-limits bootstrap.
 
     :param value_mode: "q" (CPQL) or "iql" (CPIQL)
     :param expectile: expectile of the value loss of CPIQL, in (0, 1)
     :param value_critic: critics that the value of CPIQL regresses on, "target" or "current"
     :param eta: weight of the Q term, a number or a function of the gradient step
-    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0.005 online from scratch
+    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch
     :param sampling_steps: network evaluations K per action
     :param bc_loss: "ict", "consistency" or "reconstruction"
     :param kwargs: see :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic`,
         :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
         :class:`~sb3_consistency.common.arguments.SharedArguments`
     """
-
-    # half of the draws of L_rec fall on the level of acting, 20 times as many as in the released code, which has 0.05; 0.002
-    # lets Pendulum be forgotten again (docs/results)
-    online_alpha: ClassVar[float] = 0.005
 
     def __init__(
         self,

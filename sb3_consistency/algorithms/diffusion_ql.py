@@ -20,11 +20,11 @@ class DiffusionQL(DiffusionPolicyMixin, GenerativeActorCritic):
     Differences from the released code: predicted clean actions are clamped with the gradient projected at the bounds,
     not cut; the EMA actor follows from the first step; critics have LayerNorm
     (``policy_kwargs=dict(layer_norm=False)`` switches it off); observations are standardised; the actor's learning rate
-    is 3e-3 offline and 1e-3 online (3e-4), and learning rates fall to 0 offline; no clipping unless asked for; DDIM
-    sampling with fewer steps is an option; time-outs bootstrap.
+    is 3e-3 offline (3e-4), and learning rates fall to 0 offline; no clipping unless asked for; DDIM sampling with fewer
+    steps is an option; time-outs bootstrap.
 
     :param eta: weight of the Q term, a number or a function of the gradient step
-    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0.05 online from scratch
+    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch
     :param diffusion_steps: number T of noise levels
     :param beta_schedule: "vp" or "cosine"
     :param sampling_steps: network evaluations per action, at most T; None for T

@@ -1,6 +1,6 @@
 """Critic loss and policy-improvement term shared by ConsistencyAC, CPQL and DiffusionQL."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
@@ -14,8 +14,8 @@ from sb3_consistency.value_losses import batch_normalised, normalised_q_loss, pe
 ACTOR_Q = ("random", "min", "mean")
 TARGET_POLICIES = ("ema", "current")
 MAX_Q_ACTIONS = 10
-#: of the actor; a fixed dataset bears more, and needs it to be fitted precisely
-OFFLINE_LEARNING_RATE, ONLINE_LEARNING_RATE = 3e-3, 1e-3
+#: of the actor; a fixed dataset bears more than moving experience, and needs it to be fitted precisely
+OFFLINE_LEARNING_RATE = 3e-3
 
 
 class GenerativeActorCritic(GenerativeAlgorithm):
@@ -23,8 +23,8 @@ class GenerativeActorCritic(GenerativeAlgorithm):
     An actor trained by behaviour cloning and by the critics, critics trained by temporal differences.
 
     :param eta: weight of the Q term, a number or a function of the gradient step
-    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 in and after an offline phase, and
-        ``online_alpha`` online from scratch, where it would clone the policy's own past
+    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 in and after an offline phase, and 0 online
+        from scratch, where it would clone the policy's own past
     :param n_candidates: actions drawn per stochastic prediction, of which one is picked by its value
     :param n_eval_candidates: fixed noise vectors per deterministic prediction, of which the best action is taken
     :param candidate_selection: "softmax" (probability proportional to exp(Q / temperature)) or "argmax"
@@ -39,11 +39,9 @@ class GenerativeActorCritic(GenerativeAlgorithm):
     :param actor_ema_interval: gradient steps between its updates
     :param actor_ema_start: gradient steps for which it just follows the actor
     :param actor_learning_rate: learning rate of the actor; None for 3e-3 in offline runs, where it falls to 0
-        (``cosine_lr_decay``), and 1e-3 online
+        (``cosine_lr_decay``), and ``learning_rate`` online
     """
 
-    #: weight of the behaviour-cloning term online from scratch
-    online_alpha: ClassVar[float] = 0.05
     #: weights of the two terms at the present gradient step, as tensors: a compiled loss takes numbers for constants
     step_alpha: th.Tensor | None
     step_eta: th.Tensor
@@ -130,8 +128,8 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         raise NotImplementedError
 
     def _actor_rate(self, progress: float) -> float:
-        if self.actor_learning_rate is None:
-            return OFFLINE_LEARNING_RATE if self._in_offline_phase else ONLINE_LEARNING_RATE
+        if self.actor_learning_rate is None and self._in_offline_phase:
+            return OFFLINE_LEARNING_RATE
         return super()._actor_rate(progress)
 
     def alpha_now(self) -> float:
@@ -139,8 +137,7 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         :return: the weight of the behaviour-cloning term at this gradient step
         """
         if self.alpha is None:
-            offline = self._offline_data() is not None or self._was_pretrained
-            return 1.0 if offline else self.online_alpha
+            return 1.0 if self._offline_data() is not None or self._was_pretrained else 0.0
         return at_step(self.alpha, self._n_updates)
 
     def policy_options(self) -> dict[str, Any]:

@@ -20,8 +20,8 @@ class SharedArguments(TypedDict, total=False):
     """
     SB3's arguments keep SAC's names and defaults; see :class:`stable_baselines3.SAC` for those not listed.
 
-    :param actor_learning_rate: learning rate (or schedule) of the actor; None for ``learning_rate``, in actor-critics for
-        3e-3 offline and 1e-3 online
+    :param actor_learning_rate: learning rate (or schedule) of the actor; None for ``learning_rate``, in offline runs of
+        actor-critics for 3e-3
     :param cosine_lr_decay: multiply the learning rates by a cosine that falls to 0 over each run; None for offline runs only
     :param max_grad_norm: clip the gradient of every network to this norm
     :param curriculum_steps: gradient steps over which curricula (the number of noise levels) run; None for the length
