@@ -46,7 +46,7 @@ class Mish(nn.Module):
     def forward(self, x: th.Tensor) -> th.Tensor:
         exporting = th.compiler.is_exporting() or th.jit.is_tracing()  # type: ignore[no-untyped-call]
         if th.compiler.is_compiling() and not exporting:
-            # one exponential here, too: the compiler fuses the rest, in float32 whatever the tensor's type
+            # one exponential; the compiler fuses the rest, in float32 whatever the tensor's type
             e = x.clamp(max=20.0).exp()
             w = e * (e + 2)
             return x * (w / (w + 2))
