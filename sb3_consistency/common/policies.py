@@ -182,7 +182,7 @@ class GenerativePolicy(NetworksPolicy):
     :param candidate_selection: "softmax" (probability proportional to exp(Q / temperature)) or "argmax"
     :param candidate_temperature: temperature of the softmax
     :param noise_seed: seed of the fixed noise of deterministic predictions
-    :param noise_scale: its standard deviation (of ``n_eval_candidates`` it is 1): with 1 it is a typical sample's, and a
+    :param noise_scale: its standard deviation, that of ``n_eval_candidates`` too: with 1 it is a typical sample's, and a
         constant bias; the nearer to 0, the nearer are deterministic actions to the middle of the distribution, where no
         mode may be (docs/results)
     :raises ValueError: if an option is unknown or out of its range
@@ -287,7 +287,7 @@ class GenerativePolicy(NetworksPolicy):
             target.requires_grad_(False)
         if self.n_eval_candidates > 1:
             shape = self.actor.model.noise_shape(self.n_eval_candidates)
-            self.register_buffer("noise_bank", seeded_noise(shape, self.noise_seed), persistent=False)
+            self.register_buffer("noise_bank", seeded_noise(shape, self.noise_seed, self.noise_scale), persistent=False)
 
     noise_bank: th.Tensor
 
