@@ -13,7 +13,16 @@ from sb3_consistency.common.algorithm import GenerativeAlgorithm
 
 MODES = 0.8 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
 STD = 0.1
-ALGOS = ["ConsistencyBC", "ConsistencyAC", "CPQL", "DiffusionBC", "DiffusionQL"]
+# samples of the policy itself, not of what critics choose from it
+ONE = {"n_candidates": 1}
+POLICIES = {
+    "ConsistencyBC": ("ConsistencyBC", {}),
+    "ConsistencyAC": ("ConsistencyAC", ONE),
+    "CPQL": ("CPQL", ONE),
+    "CPQL-ict": ("CPQL", {**ONE, "bc_loss": "ict"}),
+    "DiffusionBC": ("DiffusionBC", {}),
+    "DiffusionQL": ("DiffusionQL", ONE),
+}
 
 
 def ring(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -47,19 +56,19 @@ def train(algo: str, steps: int, seed: int = 0, **options) -> GenerativeAlgorith
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--algos", nargs="+", default=ALGOS[:1], choices=ALGOS)
+    parser.add_argument("--algos", nargs="+", default=["ConsistencyBC"], choices=POLICIES)
+    parser.add_argument("--compile", action="store_true", help="compile the losses (needs a C++ compiler)")
     parser.add_argument("--png", type=Path, default=Path("multimodality.png"))
     args = parser.parse_args()
     th.set_num_threads(1)
     rng = np.random.default_rng(1)
     data = ring(4000, rng)
     panels = {"data": data}
-    for algo in args.algos:
-        # of the policy itself, not of what critics choose from it
-        options = {} if algo.endswith("BC") else {"n_candidates": 1}
-        model = train(algo, args.steps, **options)
+    for name in args.algos:
+        algo, options = POLICIES[name]
+        model = train(algo, args.steps, compile=args.compile, **options)
         passes = model.policy.actor.model.noise_shape(1)[0]
-        panels[f"{algo}, {passes} pass{'es' * (passes > 1)}"], _ = model.predict(np.zeros((4000, 1), np.float32))
+        panels[f"{name}, {passes} pass{'es' * (passes > 1)}"], _ = model.predict(np.zeros((4000, 1), np.float32))
     panels["Gaussian policy"] = np.clip(rng.multivariate_normal(data.mean(0), np.cov(data.T), 4000), -1, 1)
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)

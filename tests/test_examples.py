@@ -33,12 +33,12 @@ def test_quickstart(tmp_path):
 
 
 def test_multimodality(tmp_path):
-    algos = ["ConsistencyBC", "ConsistencyAC", "CPQL", "DiffusionBC", "DiffusionQL"]
+    algos = ["ConsistencyBC", "ConsistencyAC", "CPQL", "CPQL-ict", "DiffusionBC", "DiffusionQL"]
     out = run_example("02_multimodality.py", "--steps", 50, "--algos", *algos, cwd=tmp_path)
     assert "data: 8 of 8 modes" in out
     for algo in algos:
-        name, found = next(line for line in out.splitlines() if line.startswith(algo)).split(": ")
-        assert name.endswith("1 pass" if algo in ("ConsistencyBC", "CPQL") else "passes")
+        name, found = next(line for line in out.splitlines() if line.startswith(f"{algo}, ")).split(": ")
+        assert name.endswith("1 pass" if algo in ("ConsistencyBC", "CPQL", "CPQL-ict") else "passes")
         assert 0 <= float(found.split(", ")[1].split(" %")[0]) < 100
     assert (tmp_path / "multimodality.png").stat().st_size > 10_000
 
