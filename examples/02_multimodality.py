@@ -44,7 +44,8 @@ def train(algo: str, steps: int, seed: int = 0, **options) -> GenerativeAlgorith
         "observations": np.zeros((n, 1), np.float32),
         "next_observations": np.zeros((n, 1), np.float32),
         "actions": actions,
-        "rewards": np.zeros(n, np.float32),
+        # equally good; without any reward the critics would be noise, and the normalised Q term follow it
+        "rewards": np.ones(n, np.float32),
         "terminations": np.ones(n, bool),
         "truncations": np.zeros(n, bool),
         "action_space": spaces.Box(-1, 1, (2,), np.float32),
