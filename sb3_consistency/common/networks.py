@@ -213,7 +213,7 @@ class ValueNetwork(FeatureNetwork):
         return self.value_net(self.features(obs))
 
 
-def seeded_noise(shape: tuple[int, ...], noise_seed: int, noise_scale: float = 1.0) -> th.Tensor:
+def seeded_noise(shape: tuple[int, ...], noise_seed: int, noise_scale: float) -> th.Tensor:
     """
     Normal noise that depends on nothing but its arguments.
 
