@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 from stable_baselines3 import SAC
+from torch import nn
 
 from sb3_consistency import CPQL
 from sb3_consistency.__main__ import main
@@ -22,7 +23,7 @@ from sb3_consistency.benchmark.planner import planner_jobs
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import aggregate, comparable, score_table, write_report
-from sb3_consistency.benchmark.runs import Job, execute
+from sb3_consistency.benchmark.runs import Job, constructor_arguments, execute
 from sb3_consistency.benchmark.speed_report import ratio_table
 from sb3_consistency.benchmark.suites import DENOISING_STEPS, jobs_of, run_jobs
 from sb3_consistency.offline.record import record_dataset, swing_up
@@ -85,10 +86,20 @@ def test_algorithms_that_a_suite_cannot_run_are_refused_at_once(suite, algo):
         jobs_of(suite, [algo], ["d"], [0], 10, 10)
 
 
-@pytest.mark.parametrize("options", ["{", "3", "open('x')", "{'seed': 1}"])
+BAD_ACTIVATION = "{'policy_kwargs': {'activation_fn': 'relu'}}"
+
+
+@pytest.mark.parametrize("options", ["{", "3", "open('x')", "{'seed': 1}", BAD_ACTIVATION])
 def test_bad_options_are_named(options):
     with pytest.raises(ValueError, match="--options"):
         jobs_of("offline", ["CPQL"], ["d"], [0], 10, 0, options)
+
+
+def test_an_activation_is_named_in_the_options(dataset):
+    options = TINY.replace("'net_arch'", "'activation_fn': 'ReLU', 'net_arch'")
+    assert constructor_arguments(options)["policy_kwargs"] == {"net_arch": [8], "activation_fn": nn.ReLU}
+    (named,) = jobs_of("offline", ["CPQL"], [DATA], [0], 12, 0, options, episodes=2)
+    assert execute(named)["deterministic_return"] != execute(job())["deterministic_return"]
 
 
 def test_a_run_is_repeatable_however_often_it_is_evaluated(dataset):

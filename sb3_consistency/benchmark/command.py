@@ -41,7 +41,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             suite.add_argument("--steps", dest="offline_steps", type=int, help="gradient steps on the data")
         if name in ("online", "offline-to-online"):
             suite.add_argument("--online-steps", type=int, help="environment steps")
-        suite.add_argument("--options", default="{}", help="constructor arguments of all algorithms, as a dict")
+        suite.add_argument("--options", default="{}", help="constructor arguments, as a dict (activation_fn by name)")
         suite.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
         suite.add_argument("--evaluations", type=int, default=5, help="evaluations per phase")
         suite.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each if more than one")

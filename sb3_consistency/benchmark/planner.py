@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_consistency import RACTD
 from sb3_consistency.benchmark.drawing import format_number, markdown, spread
 from sb3_consistency.benchmark.records import provenance
-from sb3_consistency.benchmark.runs import Job, acting_microseconds, mean_return
+from sb3_consistency.benchmark.runs import Job, acting_microseconds, constructor_arguments, mean_return
 from sb3_consistency.common.score_logger import normalized_score
 from sb3_consistency.offline.opening import open_dataset
 from sb3_consistency.offline.wrappers import flatten_if_nested
@@ -94,12 +94,8 @@ def planner_jobs(
 
 def _checked(name: str, text: str) -> str:
     """The text of the same dict, always written in the same way: equal options share a teacher."""
-    try:
-        options = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.")
+    constructor_arguments(text, name)
+    options = ast.literal_eval(text)
     taken = {"seed": "--seeds", "teacher": "the suite", "teacher_steps": "--steps", "reward_steps": "--steps"}
     for option in taken.keys() & options.keys():
         raise ValueError(f"{name}: {option} is given by {taken[option]}, got {text!r}.")
@@ -120,7 +116,7 @@ def execute_planner(job: PlannerJob, report: Callable[[int], None], threads: int
         th.set_num_threads(threads)
     source = open_dataset(job.data)
     eval_env = make_vec_env(lambda: flatten_if_nested(source.make_env()), n_envs=job.episodes)
-    options = {**ast.literal_eval(job.options), **ast.literal_eval(job.student or "{}")}
+    options = {**constructor_arguments(job.options), **constructor_arguments(job.student or "{}")}
     teacher = folder / job.teacher_file
     trains = bool(job.student) or not teacher.exists()
     options |= {"reward_steps": job.reward_steps} if job.student else {"teacher_steps": job.teacher_steps}

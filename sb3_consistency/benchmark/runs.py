@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
 from sb3_consistency.benchmark.records import provenance
 from sb3_consistency.benchmark.speed import timed_calls
@@ -138,6 +139,29 @@ def mean_return(model: Any, env: VecEnv, job: Job, deterministic: bool) -> float
     return float(np.mean(returns))
 
 
+def constructor_arguments(text: str, name: str = "--options") -> dict[str, Any]:
+    """
+    :param text: a dict of plain values; an activation, which is a class, is given by its name in ``torch.nn``
+    :param name: what the text is called in messages
+    :return: the dict, as a constructor takes it
+    :raises ValueError: if the text is anything else, or there is no such activation
+    """
+    try:
+        options = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.")
+    policy_kwargs = options.get("policy_kwargs")
+    if isinstance(policy_kwargs, dict) and "activation_fn" in policy_kwargs:
+        activation = getattr(nn, str(policy_kwargs["activation_fn"]), None)
+        if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
+            got = policy_kwargs["activation_fn"]
+            raise ValueError(f"{name}: activation_fn must be the name of a class in torch.nn, 'SiLU' say, got {got!r}.")
+        policy_kwargs["activation_fn"] = activation
+    return options
+
+
 def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: int | None = None) -> dict[str, Any]:
     """
     Train and evaluate.
@@ -149,7 +173,7 @@ def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: i
     """
     if threads is not None:
         th.set_num_threads(threads)
-    options = ast.literal_eval(job.options)
+    options = constructor_arguments(job.options)
     cls = find_algorithm(job.algo)
     source = open_dataset(job.data) if job.offline_steps else None
 

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.runs import Job
+from sb3_consistency.benchmark.runs import Job, constructor_arguments
 from sb3_consistency.offline.record import find_algorithm
 
 OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL", "RACTD")
@@ -73,10 +73,8 @@ def jobs_of(
     :return: the jobs, all algorithms of one seed next to each other, so that an early stop leaves a comparison
     :raises ValueError: if ``options`` is no dict, or an algorithm is unknown or can't do what the suite asks for
     """
-    try:
-        given = dict(ast.literal_eval(options))
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise ValueError(f"--options must be the text of a dict of plain values, got {options!r}.") from error
+    constructor_arguments(options)
+    given = ast.literal_eval(options)
     if "seed" in given:
         raise ValueError(f"--options: seeds are given by --seeds, got {options!r}.")
     algos = [_check_algorithm(algo, suite) for algo in algos]
