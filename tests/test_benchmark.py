@@ -1,4 +1,4 @@
-"""The benchmark command: jobs, resuming, statistics, reports."""
+"""The benchmark command: jobs, resuming, measuring."""
 
 import json
 import os
@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 from stable_baselines3 import SAC
@@ -20,11 +19,9 @@ from sb3_consistency import CPQL
 from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark import scaling, speed
 from sb3_consistency.benchmark.planner import planner_jobs
-from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.report import aggregate, comparable, score_table, write_report
+from sb3_consistency.benchmark.report import write_report
 from sb3_consistency.benchmark.runs import Job, constructor_arguments, execute
-from sb3_consistency.benchmark.speed_report import ratio_table
 from sb3_consistency.benchmark.suites import DENOISING_STEPS, jobs_of, run_jobs
 from sb3_consistency.offline.record import record_dataset, swing_up
 
@@ -39,16 +36,6 @@ def dataset(minari_folder):
 
 def job(**changes):
     return replace(Job("offline", "CPQL", TINY, DATA, 0, 12, 0, 2, 2), **changes)
-
-
-def record(algo="CPQL", data="mujoco/hopper/medium-v0", seed=0, score=50.0, **more):
-    curve = [{"phase": "offline", "step": n, "return": 30 * score, "score": score} for n in (5, 10)]
-    scores = {"deterministic_score": score, "sampled_score": score, "behaviour_score": 40.0}
-    returns = {key.replace("score", "return"): 30 * value for key, value in scores.items()}
-    base = {"suite": "offline", "algo": algo, "options": "{}", "data": data, "seed": seed, "offline_steps": 10}
-    base |= {"episodes": 10, "evaluations": 2}
-    base |= {"online_steps": 0, "offline_seconds": 1.0, "acting_us": 200.0, "processes": 1, "threads": 1}
-    return {**base, **scores, **returns, "curve": curve, "commit": "abc", "processor": "p", "torch": "2", **more}
 
 
 def test_records_survive_a_torn_line(tmp_path):
@@ -89,7 +76,7 @@ def test_algorithms_that_a_suite_cannot_run_are_refused_at_once(suite, algo):
 BAD_ACTIVATION = "{'policy_kwargs': {'activation_fn': 'relu'}}"
 
 
-@pytest.mark.parametrize("options", ["{", "3", "open('x')", "{'seed': 1}", BAD_ACTIVATION])
+@pytest.mark.parametrize("options", ["{", "3", "open('x')", "{'seed': 1}", BAD_ACTIVATION, "{{'eta': 1}}"])
 def test_bad_options_are_named(options):
     with pytest.raises(ValueError, match="--options"):
         jobs_of("offline", ["CPQL"], ["d"], [0], 10, 0, options)
@@ -124,6 +111,23 @@ def test_a_planner_is_evaluated_from_its_student_stage_on(dataset):
     assert [point["step"] for point in points] == [6, 8, 10, 12]
 
 
+def test_a_killed_worker_fails_its_own_job_only(dataset, tmp_path):
+    jobs = [
+        job(algo="SAC", suite="online", options="{}", data="tests.dying:Dying-v0", offline_steps=0, online_steps=20),
+        job(),
+        job(),
+    ]
+    (failure,) = run_jobs(jobs, tmp_path)
+    assert "Dying-v0" in failure and "exit code -9" in failure
+    assert [done["algo"] for done in Records(tmp_path, "runs").read()] == ["CPQL"]
+
+
+def test_a_failure_leaves_its_traceback(dataset, tmp_path):
+    (failure,) = run_jobs([job(options="{'eta': 'much'}")], tmp_path)
+    assert "{'eta': 'much'} on" in failure
+    assert "Traceback" in (tmp_path / "failures.log").read_text()
+
+
 def test_jobs_resume_and_failures_leave_the_others_alone(dataset, tmp_path):
     good, bad = job(), job(algo="Nothing")
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -153,89 +157,38 @@ def test_workers_stop_with_their_benchmark(dataset, tmp_path, by):
     assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
-def test_interquartile_mean_and_its_interval():
-    runs = [record(seed=i, score=float(s)) for i, s in enumerate([0, 10, 20, 100])]
-    mean, low, high = aggregate(runs)
-    assert mean == 15 and 0 <= low < mean < high <= 100
-    constant = aggregate([record(seed=i, score=5.0) for i in range(3)])
-    assert constant == (5, 5, 5)
-    assert np.isnan(aggregate([record()])[1])
+def test_the_denoising_suite_sets_the_steps_itself():
+    with pytest.raises(ValueError, match="sampling_steps is given by the suite"):
+        jobs_of("denoising", ["DiffusionBC"], ["d"], [0], 10, 0, "{'sampling_steps': 4}")
 
 
-def test_bootstrap_is_stratified_by_dataset():
-    """Datasets with very different scores: resampling within each leaves the mean where it is."""
-    runs = [record(data=data, seed=i, score=s + i) for data, s in {"a": 0.0, "b": 100.0}.items() for i in range(3)]
-    mean, low, high = aggregate(runs)
-    assert mean == pytest.approx(51) and high - low < 5
+@pytest.mark.parametrize("option", ["--steps", "--evaluations", "--episodes"])
+def test_numbers_that_are_too_small_are_named(option, tmp_path, capsys):
+    assert main(["benchmark", "offline", "--quick", option, "0", "--folder", str(tmp_path)]) == 1
+    assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
 
 
-def test_published_scores_are_marked_as_theirs():
-    assert published_score("DiffusionQL", "mujoco/hopper/medium-v0") == 90.5
-    assert published_score("DiffusionQL", "zoo/hopper/medium-v0") is None
-    table = score_table([record("DiffusionQL", seed=i, score=s) for i, s in enumerate([40.0, 60.0])])
-    assert "theirs" in table and "90.5" in table and "50.0 ± 14.1" in table
+def test_other_work_is_told_from_our_own():
+    def busy_seconds():
+        return sum(getattr(psutil.cpu_times(), kind) for kind in ("user", "nice", "system", "steal"))
 
+    def work():
+        end = time.process_time() + 1
+        while time.process_time() < end:
+            pass
 
-def test_report_holds_every_suite(tmp_path):
-    records = Records(tmp_path, "runs")
-    for seed in (0, 1):
-        for algo in ("CPQL", "DiffusionQL"):
-            records.append(record(algo, seed=seed, score=50.0 + seed))
-    for algo, name in {"ConsistencyBC": "sampling_steps", "DiffusionBC": "diffusion_steps"}.items():
-        for n in (1, 2):
-            records.append(record(algo, suite="denoising", options=repr({name: n})))
-    text = write_report(tmp_path).read_text()
-    assert "## Offline" in text and "## Number of denoising steps" in text
-    pngs = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pngs == [
-        "denoising_10_2_10.png",
-        "denoising_10_2_10_mujoco_hopper_medium-v0.png",
-        "offline_10_2_10_aggregate.png",
-        "offline_10_2_10_mujoco_hopper_medium-v0.png",
-    ]
-    assert all(name in text for name in pngs)
-    assert len(pd.read_csv(tmp_path / "runs.csv")) == 8
-
-
-def test_runs_of_different_length_are_no_seeds_of_each_other(tmp_path):
-    records = Records(tmp_path, "runs")
-    records.append(record(score=10.0))
-    records.append(record(score=80.0, offline_steps=1000, evaluations=3))
-    text = write_report(tmp_path).read_text()
-    assert "10.0" in text and "80.0" in text and "45.0" not in text
-
-
-def test_means_over_datasets_need_the_same_datasets():
-    one, other = record("CPQL", data="a"), record("DiffusionQL", data="a")
-    assert not comparable([one, other])  # a mean of one
-    assert comparable([one, record("CPQL", data="a", seed=1), other])
-    assert not comparable([one, record("CPQL", data="b"), other])
-    returns = [{k: v for k, v in record(data=d).items() if not k.endswith("score")} for d in "ab"]
-    assert not comparable(returns)
-
-
-def test_report_of_an_empty_folder(tmp_path, capsys):
-    assert main(["benchmark", "report", "--folder", str(tmp_path)]) == 1
-    assert "no benchmark records" in capsys.readouterr().err
-
-
-def test_times_of_runs_that_shared_the_machine_are_left_out(tmp_path):
-    Records(tmp_path, "runs").append(record(processes=2))
-    assert "ms per step" not in write_report(tmp_path).read_text()
-
-
-def test_ratios_refer_to_the_run_without_candidates():
-    rows = [
-        {"system": "SAC", "candidates": None, "median_us": 100.0, "p95_us": 110.0},
-        {"system": "CPQL", "candidates": 1, "median_us": 50.0, "p95_us": 60.0},
-        {"system": "CPQL", "candidates": 50, "median_us": 400.0, "p95_us": 500.0},
-        {"system": "DiffusionQL (T = 5)", "candidates": 50, "median_us": 9000.0, "p95_us": 9000.0},
-        {"system": "DiffusionQL (T = 5)", "candidates": 1, "median_us": 500.0, "p95_us": 600.0},
-    ]
-    lines = ratio_table(pd.DataFrame(rows)).splitlines()
-    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines[2:]}
-    assert cells["CPQL"] == ["50", "60", "2.00", "10.00"]
-    assert cells["CPQL, 50 candidates"] == ["400", "500", "0.25", "1.25"]
+    before, others = busy_seconds(), speed._seconds_of_others()
+    work()
+    assert speed._seconds_of_others() - others <= busy_seconds() - before - 0.9
+    # a grandchild whose parent ended is nobody's
+    command = f"{sys.executable} -c 'while True: pass' > /dev/null 2>&1 & echo $!"
+    orphan = psutil.Process(int(subprocess.check_output(["sh", "-c", command])))
+    try:
+        load = speed.OtherLoad()
+        time.sleep(2)
+        assert load.processors() > 0.2
+    finally:
+        orphan.kill()
 
 
 @pytest.fixture
@@ -300,6 +253,7 @@ def test_planners_share_a_teacher_and_resume(tmp_path, dataset):
         (["--students", "{'reward_steps': 1}"], "--students: reward_steps is given by --steps"),
         (["--steps", "1", "0", "1"], "--steps must be at least 1 each, got 1 0 1"),
         (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--episodes", "0"], "--episodes must be at least 1"),
     ],
 )
 def test_bad_planner_arguments(arguments, message, tmp_path, capsys):

@@ -1,12 +1,14 @@
 """The ``benchmark`` command."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sb3_consistency.benchmark.records import Records
 
 QUICK_STEPS = 500
+QUICK_DATASET = "sb3-consistency/pendulum/mixed-v0"
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -70,8 +72,11 @@ def run(args: argparse.Namespace) -> None:
     :raises RuntimeError: if runs failed, or the machine is too loaded to measure speeds
     """
     failures: list[str] = []
-    if getattr(args, "jobs", 1) < 1:
-        raise ValueError(f"--jobs must be at least 1, got {args.jobs}.")
+    for name in ("jobs", "episodes", "evaluations", "offline_steps", "online_steps", "rounds"):
+        number = getattr(args, name, None)
+        if number is not None and number < 1:
+            option = "steps" if name == "offline_steps" else name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least 1, got {number}.")
     try:
         import matplotlib  # noqa: F401
         import psutil  # noqa: F401
@@ -102,9 +107,10 @@ def _plan(args: argparse.Namespace) -> list[str]:
     from sb3_consistency.benchmark.planner import STUDENTS, planner_jobs
     from sb3_consistency.benchmark.suites import DATASETS, run_jobs
 
-    data = args.data or ((_quick_dataset(),) if args.quick else DATASETS)
+    data = args.data or ((QUICK_DATASET,) if args.quick else DATASETS)
     steps = args.steps or ((QUICK_STEPS, QUICK_STEPS, QUICK_STEPS) if args.quick else (100_000, 10_000, 100_000))
     teachers, students = planner_jobs(data, args.seeds, steps, args.students or STUDENTS, args.options, args.episodes)
+    _record_quick_dataset(data)
     failures = run_jobs(teachers, args.folder, args.jobs)
     taught = [job for job in students if (args.folder / job.teacher_file).exists()]
     return failures + run_jobs(taught, args.folder, args.jobs)
@@ -115,21 +121,21 @@ def _train(args: argparse.Namespace) -> list[str]:
 
     settings: dict[str, Any] = dict(DEFAULTS[args.suite])
     if args.quick:
-        quick = {"data": ("Pendulum-v1",) if args.suite == "online" else (_quick_dataset(),)}
-        settings |= {**quick, **{k: QUICK_STEPS for k in ("offline_steps", "online_steps") if settings[k]}}
+        settings["data"] = ("Pendulum-v1",) if args.suite == "online" else (QUICK_DATASET,)
+        settings |= {k: QUICK_STEPS for k in ("offline_steps", "online_steps") if settings[k]}
     settings |= {k: getattr(args, k) for k in settings if getattr(args, k, None) is not None}
     more = {"seeds": args.seeds, "options": args.options, "episodes": args.episodes, "evaluations": args.evaluations}
-    return run_jobs(jobs_of(args.suite, **settings, **more), args.folder, args.jobs)
+    jobs = jobs_of(args.suite, **settings, **more)
+    _record_quick_dataset(settings["data"])
+    return run_jobs(jobs, args.folder, args.jobs)
 
 
-def _quick_dataset() -> str:
-    """Mixed-quality behaviour on Pendulum, recorded once: no download."""
+def _record_quick_dataset(data: Sequence[str]) -> None:
+    """Record mixed-quality behaviour on Pendulum, once, where it is asked for: no download."""
     from minari.storage.datasets_root_dir import get_dataset_path
 
     from sb3_consistency.offline.record import record_dataset, swing_up
 
-    dataset_id = "sb3-consistency/pendulum/mixed-v0"
-    if not (get_dataset_path(dataset_id) / "data").exists():
+    if QUICK_DATASET in data and not (get_dataset_path(QUICK_DATASET) / "data").exists():
         controllers = [swing_up(noise, seed) for seed, noise in enumerate([0.5, 2.0, 4.0, 8.0])]
-        record_dataset(dataset_id, "Pendulum-v1", controllers, 10_000, progress_bar=True)
-    return dataset_id
+        record_dataset(QUICK_DATASET, "Pendulum-v1", controllers, 10_000, progress_bar=True)

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# characters of a line, and inches from one to the next
+LEGEND_WIDTH, LINE_HEIGHT = 100, 0.19
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -40,9 +44,23 @@ def format_number(value: float | None) -> str:
     return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
+def legend_below(figure: "Figure", axis: Any) -> None:
+    """
+    Put the legend under the figure, however long its texts are, and give the figure the height for it.
+
+    :param figure: figure
+    :param axis: panel whose lines it names
+    """
+    lines, names = axis.get_legend_handles_labels()
+    names = [fill(name.replace("`", ""), LEGEND_WIDTH) for name in names]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LINE_HEIGHT * sum(name.count("\n") + 1 for name in names))
+    figure.legend(lines, names, loc="outside lower center", fontsize="small")
+
+
 def new_figure(n_columns: int = 1, height: float = 5.5) -> tuple["Figure", Any]:
     """
-    :param n_columns: number of panels
+    :param n_columns: number of panels side by side
     :param height: height in inches
     :return: figure and its panel or panels; drawn without a display
     """

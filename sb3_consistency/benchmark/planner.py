@@ -12,8 +12,9 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_consistency import RACTD
 from sb3_consistency.benchmark.drawing import format_number, markdown, spread
-from sb3_consistency.benchmark.records import provenance
+from sb3_consistency.benchmark.records import had_the_machine, provenance
 from sb3_consistency.benchmark.runs import Job, acting_microseconds, constructor_arguments, mean_return
+from sb3_consistency.benchmark.speed import OtherLoad
 from sb3_consistency.common.score_logger import normalized_score
 from sb3_consistency.offline.opening import open_dataset
 from sb3_consistency.offline.wrappers import flatten_if_nested
@@ -114,6 +115,7 @@ def execute_planner(job: PlannerJob, report: Callable[[int], None], threads: int
     """
     if threads is not None:
         th.set_num_threads(threads)
+    versions, others = provenance(), OtherLoad()
     source = open_dataset(job.data)
     eval_env = make_vec_env(lambda: flatten_if_nested(source.make_env()), n_envs=job.episodes)
     options = {**constructor_arguments(job.options), **constructor_arguments(job.student or "{}")}
@@ -149,7 +151,7 @@ def execute_planner(job: PlannerJob, report: Callable[[int], None], threads: int
         for row in [record, *planners]:
             for name in {"behaviour", "deterministic", "sampled"} & row.keys():
                 row[name] = round(normalized_score(row[name], *source.reference_returns), 2)
-    return {**record, "threads": th.get_num_threads(), **provenance()}
+    return {**record, "other_load": others.processors(), "threads": th.get_num_threads(), **versions}
 
 
 def planner_section(records: list[dict[str, Any]]) -> str:
@@ -162,7 +164,7 @@ def planner_section(records: list[dict[str, Any]]) -> str:
         same = [record for record in records if tuple(record[name] for name in SAME_RUN) == group]
         runs = list({record["seed"]: record for record in same}.values())
         for i, planner in enumerate(runs[0]["planners"]):
-            alone = [run["planners"][i]["acting_us"] for run in runs if run.get("processes") == 1]
+            alone = [run["planners"][i]["acting_us"] for run in runs if had_the_machine(run)]
             rows.append(
                 {
                     "data": runs[0]["data"],

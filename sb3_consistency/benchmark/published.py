@@ -1,7 +1,10 @@
-"""Scores that the papers print, to stand beside ours. They are theirs: other data, budgets and evaluation."""
+"""Scores that a paper prints, to stand beside ours. They are theirs: other data, budgets and evaluation."""
 
-# Ding & Jin 2024, table 1, as reprinted by a later paper: D4RL v2, normalized score, 5 seeds; diffusion with 5 steps,
-# consistency with 2
+#: what a table says of them
+SOURCE = (
+    "Ding & Jin 2024, table 1: D4RL v2 data of the same task and level, 5 seeds, diffusion with 5 steps, consistency with 2"
+)
+# as reprinted by a later paper
 _TASKS = ("halfcheetah", "hopper", "walker2d")
 _LEVELS = ("medium", "medium-replay", "medium-expert")
 _SCORES = {
@@ -19,8 +22,8 @@ PUBLISHED = {
 def published_score(algo: str, dataset: str) -> float | None:
     """
     :param algo: name of the algorithm's class
-    :param dataset: Minari id; "mujoco/hopper/medium-v0" is Minari's set of D4RL's hopper-medium
-    :return: the score printed for that task, or None
+    :param dataset: Minari id; "mujoco/hopper/medium-v0" is Minari's own recording of what D4RL calls hopper-medium
+    :return: the score printed for D4RL's set of that task and level, or None
     """
     namespace, _, name = dataset.partition("/")
     task, _, level = name.rpartition("-v")[0].partition("/")

@@ -12,6 +12,9 @@ from typing import Any
 
 PACKAGES = ("torch", "mujoco", "gymnasium", "minari", "stable-baselines3", "sb3-consistency")
 
+# processors' worth of other work, beyond which times say nothing
+OTHER_LOAD_LIMIT = 0.2
+
 
 def package_version(name: str) -> str:
     """
@@ -61,18 +64,25 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def had_the_machine(record: dict[str, Any]) -> bool:
+    """
+    :param record: record of a run
+    :return: whether its times mean something: it ran alone, and next to nothing else kept the processors busy
+    """
+    return bool(record.get("processes") == 1 and record.get("other_load", 0.0) <= OTHER_LOAD_LIMIT)
+
+
 class Records:
     """
     The records of one kind in a folder, one JSON object per line.
 
     Appending is the only way to change them, and a last line that a killed process left half-written is skipped.
 
-    :param folder: folder of the benchmark run, created if need be
+    :param folder: folder of the benchmark run, created with the first record
     :param kind: name of the file: "runs" or "speed"
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{kind}.jsonl"
 
     def read(self) -> list[dict[str, Any]]:
@@ -91,6 +101,7 @@ class Records:
         """
         :param record: record to write; it is on the disk when this returns
         """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size > 0
         with self.path.open("a") as file:
             file.write(("\n" if torn else "") + json.dumps(record) + "\n")

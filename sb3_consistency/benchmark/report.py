@@ -1,20 +1,23 @@
 """Tables and plots from the records of a benchmark run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from sb3_consistency.benchmark.drawing import format_number, markdown, new_figure, save, spread
+from sb3_consistency.benchmark.drawing import format_number, markdown, save, spread
 from sb3_consistency.benchmark.planner import planner_section
+from sb3_consistency.benchmark.published import SOURCE as PUBLISHED_SOURCE
 from sb3_consistency.benchmark.published import published_score
-from sb3_consistency.benchmark.records import PACKAGES, Records
+from sb3_consistency.benchmark.records import PACKAGES, Records, had_the_machine
+from sb3_consistency.benchmark.runs import Job
+from sb3_consistency.benchmark.score_plots import comparable, draw_aggregate, draw_curves, draw_denoising, label, score_of
 from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+# what a record, or a point of a learning curve, belongs to
+JOB_FIELDS = [field.name for field in fields(Job)]
 SUITE_TITLES = {
     "offline": "Offline",
     "online": "Online from scratch",
@@ -25,7 +28,7 @@ SUITE_TITLES = {
 
 def write_report(folder: Path) -> Path:
     """
-    Write ``README.md`` with all tables, ``runs.csv``, ``speed.csv``, and the plots, from the folder's records.
+    Write ``README.md`` with all tables, ``runs.csv``, ``curves.csv``, ``speed.csv``, and the plots, from the folder's records.
 
     :param folder: folder of the benchmark run
     :return: path of the report
@@ -34,6 +37,7 @@ def write_report(folder: Path) -> Path:
     import pandas as pd
 
     runs, speed, scaling = (Records(folder, kind).read() for kind in ("runs", "speed", "scaling"))
+    runs = latest(runs)
     if not runs and not speed and not scaling:
         raise ValueError(
             f"folder: there are no benchmark records (runs.jsonl, speed.jsonl, scaling.jsonl) in {folder.resolve()}."
@@ -46,11 +50,15 @@ def write_report(folder: Path) -> Path:
     if scaling:
         parts += scaling_sections(scaling, folder)
     planners = [run for run in runs if run["suite"] == "planner"]
+    trained = [run for run in runs if run["suite"] != "planner"]
     if planners:
         parts += ["## Planners", planner_section(planners)]
     if runs:
-        flat = pd.DataFrame([{k: v for k, v in run.items() if k not in ("curve", "planners")} for run in runs])
-        flat.to_csv(folder / "runs.csv", index=False)
+        rows = [without_lists(run) for run in trained] + planner_rows(planners)
+        pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
+    if trained:
+        points = [{**{name: run[name] for name in JOB_FIELDS}, **point} for run in trained for point in run["curve"]]
+        pd.DataFrame(points).to_csv(folder / "curves.csv", index=False)
         for suite, title in SUITE_TITLES.items():
             for budget in dict.fromkeys(budget_of(run) for run in runs if run["suite"] == suite):
                 chosen = [run for run in runs if run["suite"] == suite and budget_of(run) == budget]
@@ -74,14 +82,6 @@ def provenance_lines(records: Sequence[dict[str, Any]]) -> str:
     return "Measured with\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def label(run: dict[str, Any]) -> str:
-    """
-    :param run: record of a run
-    :return: its algorithm and options, as the tables name them
-    """
-    return str(run["algo"]) + ("" if run["options"] == "{}" else f" `{run['options'][1:-1]}`")
-
-
 def budget_of(run: dict[str, Any]) -> str:
     """
     :param run: record of a run
@@ -92,14 +92,6 @@ def budget_of(run: dict[str, Any]) -> str:
     return f"{steps}, {run['episodes']} episodes, {run['evaluations']} evaluations"
 
 
-def score_of(run: dict[str, Any]) -> float:
-    """
-    :param run: record of a run
-    :return: its normalized score; its return where the data has no reference returns
-    """
-    return float(run.get("deterministic_score", run["deterministic_return"]))
-
-
 def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list[str]:
     """
     :param suite: name of the suite
@@ -107,38 +99,33 @@ def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list
     :param folder: where the plots go
     :return: Markdown: table, learning curves, aggregate, times
     """
-    places = list(dict.fromkeys(run["data"] for run in runs))
-    stem = f"{suite}_{runs[0]['offline_steps'] + runs[0]['online_steps']}_{runs[0]['evaluations']}_{runs[0]['episodes']}"
-    parts = [score_table(runs)]
-    for place in places:
-        name = f"{stem}_{place.replace('/', '_')}.png"
-        save(folder / name, draw_curves([run for run in runs if run["data"] == place], place))
-        parts.append(f"![{place}]({name})")
-    if suite == "denoising":
-        save(folder / f"{stem}.png", draw_denoising(runs))
-        parts.append(f"![score and acting time by the number of steps]({stem}.png)")
-    elif comparable(runs):
-        save(folder / f"{stem}_aggregate.png", draw_aggregate(runs))
+    steps = "+".join(str(n) for n in (runs[0]["offline_steps"], runs[0]["online_steps"]) if n)
+    stem = f"{suite}_{steps}_{runs[0]['evaluations']}_{runs[0]['episodes']}"
+    parts = [score_table(suite, runs)]
+    for place in dict.fromkeys(run["data"] for run in runs):
+        here = [run for run in runs if run["data"] == place]
+        name = f"{stem}_{place.replace('/', '_')}"
+        save(folder / f"{name}.png", draw_curves(here, place))
+        parts.append(f"![{place}]({name}.png)")
+        if suite == "denoising":
+            save(folder / f"{name}_steps.png", draw_denoising(here, place))
+            parts.append(f"![{place}: score and times by the number of steps]({name}_steps.png)")
+    names = comparable(runs) if suite != "denoising" else []
+    if names:
+        save(folder / f"{stem}_aggregate.png", draw_aggregate(runs, names))
         parts.append(f"![interquartile means]({stem}_aggregate.png)")
+        left_out = [name for name in dict.fromkeys(map(label, runs)) if name not in names]
+        if left_out:
+            parts.append(f"Left out of the means, as they did not run on all of the data: {'; '.join(left_out)}.")
     parts.append(time_table(runs))
     return parts
 
 
-def comparable(runs: list[dict[str, Any]]) -> bool:
+def score_table(suite: str, runs: list[dict[str, Any]]) -> str:
     """
-    :param runs: records of one suite
-    :return: whether means over datasets say something: more than one run per algorithm, all of them on the same datasets,
-        and scores rather than returns, which have no mean over several tasks
-    """
-    names, places = ({f(run) for run in runs} for f in (label, lambda run: run["data"]))
-    complete = {(label(run), run["data"]) for run in runs} == {(name, place) for name in names for place in places}
-    return complete and len(runs) > len(names) and (len(places) == 1 or all("deterministic_score" in run for run in runs))
-
-
-def score_table(runs: list[dict[str, Any]]) -> str:
-    """
-    :param runs: records of one suite
-    :return: mean and standard deviation over seeds per dataset, beside the behaviour and published scores
+    :param suite: name of the suite
+    :param runs: its records
+    :return: mean and standard deviation over seeds per dataset, beside the behaviour and, offline, published scores
     """
     rows = []
     for place in dict.fromkeys(run["data"] for run in runs):
@@ -147,17 +134,21 @@ def score_table(runs: list[dict[str, Any]]) -> str:
             if not group:
                 continue
             scored = "deterministic_score" in group[0]
+            what = "score" if scored else "return"
             row = {
                 "data": place,
                 "algorithm": name,
-                "score" if scored else "return": spread([score_of(run) for run in group]),
-                "sampled": spread([run["sampled_score" if scored else "sampled_return"] for run in group]),
-                "behaviour": format_number(group[0].get("behaviour_score" if scored else "behaviour_return")),
+                f"{what}, deterministic": spread([score_of(run) for run in group]),
+                f"{what}, sampled": spread([run[f"sampled_{what}"] for run in group]),
+                "behaviour": format_number(group[0].get(f"behaviour_{what}")),
                 "seeds": len(group),
-                "published (theirs, D4RL v2)": format_number(published_score(group[0]["algo"], place)),
+                "commit": ", ".join(dict.fromkeys(run["commit"] or "unknown" for run in group)),
             }
+            if suite == "offline" and scored:
+                row["published (theirs)"] = format_number(published_score(group[0]["algo"], place))
             rows.append(row)
-    return markdown(rows)
+    footnote = f"\n\nPublished: {PUBLISHED_SOURCE}." if any(row.get("published (theirs)") for row in rows) else ""
+    return markdown(rows) + footnote
 
 
 def time_table(runs: list[dict[str, Any]]) -> str:
@@ -165,124 +156,42 @@ def time_table(runs: list[dict[str, Any]]) -> str:
     :param runs: records of one suite
     :return: times of the runs that had the machine to themselves; a sentence if there are none
     """
-    alone = [run for run in runs if run.get("processes") == 1]
+    alone = [run for run in runs if had_the_machine(run)]
     if not alone:
-        return "Times are left out: the runs shared the machine (`--jobs 1` measures them)."
+        return "Times are left out: the runs shared the machine (`--jobs 1` on an idle one measures them)."
     rows = []
-    for name in dict.fromkeys(label(run) for run in alone):
-        group = [run for run in alone if label(run) == name]
-        row: dict[str, Any] = {"algorithm": name}
+    for name, threads in dict.fromkeys((label(run), run["threads"]) for run in alone):
+        group = [run for run in alone if (label(run), run["threads"]) == (name, threads)]
+        row: dict[str, Any] = {"algorithm": name, "threads": threads}
         for phase in ("offline", "online"):
             rates = [run[f"{phase}_seconds"] / run[f"{phase}_steps"] for run in group if run[f"{phase}_steps"]]
             row[f"{phase}: ms per step"] = f"{1000 * np.mean(rates):.2f}" if rates else ""
         row["`predict`, one observation: us"] = f"{np.median([run['acting_us'] for run in group]):.0f}"
-        row["threads"] = group[0]["threads"]
         rows.append(row)
-    return markdown(rows)
+    defaults = "Networks, batch size and candidates are the defaults but for the options named; actions are sampled."
+    return f"{markdown(rows)}\n\n{defaults}"
 
 
-def interquartile_mean(*samples: Any, axis: int = -1) -> Any:
+def latest(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    :param samples: one array of scores per dataset, resampled independently by the bootstrap
-    :param axis: axis of the seeds
-    :return: mean of the middle half of all scores (Agarwal et al. 2021)
+    :param runs: records of runs
+    :return: of equal jobs the last one's: two records of one seed are not two seeds
     """
-    from scipy.stats import trim_mean
+    what = [*JOB_FIELDS, "student", "teacher_steps", "reward_steps"]
+    return list({tuple(run.get(name) for name in what): run for run in runs}.values())
 
-    return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
 
-
-def aggregate(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
+def planner_rows(planners: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    :param runs: records of one algorithm
-    :return: interquartile mean of the scores and its 95 % bootstrap confidence interval, stratified by dataset; the
-        interval is not a number where a dataset has a single seed
+    :param planners: records of the planner suite
+    :return: a row for every number of passes, with what the run is
     """
-    from scipy.stats import bootstrap
-
-    groups = [
-        np.array([score_of(run) for run in runs if run["data"] == place]) for place in dict.fromkeys(r["data"] for r in runs)
-    ]
-    mean = float(interquartile_mean(*groups))
-    if min(len(group) for group in groups) < 2:
-        return mean, float("nan"), float("nan")
-    result = bootstrap(groups, interquartile_mean, n_resamples=2000, method="percentile", random_state=0)
-    return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
+    return [{**without_lists(run), **planner} for run in planners for planner in run["planners"]]
 
 
-def draw_aggregate(runs: list[dict[str, Any]]) -> "Figure":
+def without_lists(run: dict[str, Any]) -> dict[str, Any]:
     """
-    :param runs: records of one suite
-    :return: interquartile mean per algorithm
+    :param run: record of a run
+    :return: what fits into a cell each
     """
-    names = list(dict.fromkeys(label(run) for run in runs))
-    values = np.array([aggregate([run for run in runs if label(run) == name]) for name in names])
-    figure, axis = new_figure(height=1 + 0.5 * len(names))
-    axis.errorbar(values[:, 0], names, xerr=_bars(values), fmt="o", capsize=4)
-    axis.set(xlabel="interquartile mean (95 % bootstrap interval where there are several seeds)")
-    axis.invert_yaxis()
-    axis.grid(axis="x", alpha=0.4)
-    return figure
-
-
-def _bars(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]])).clip(min=0)
-
-
-def draw_curves(runs: list[dict[str, Any]], title: str) -> "Figure":
-    """
-    :param runs: records of one dataset or environment
-    :param title: its name
-    :return: learning curves: mean over seeds, and their range
-    """
-    figure, axis = new_figure()
-    scored = all("score" in point for run in runs for point in run["curve"])
-    for name in dict.fromkeys(label(run) for run in runs):
-        group = [run for run in runs if label(run) == name]
-        offset = {"offline": 0, "online": group[0]["offline_steps"]}
-        steps = [offset[point["phase"]] + point["step"] for point in group[0]["curve"]]
-        values = np.array([[point["score" if scored else "return"] for point in run["curve"]] for run in group])
-        (line,) = axis.plot(steps, values.mean(axis=0), marker="o", label=f"{name} (seeds: {len(group)})")
-        axis.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color())
-        if group[0]["offline_steps"] and group[0]["online_steps"]:
-            axis.axvline(group[0]["offline_steps"], color="black", linestyle=":")
-    behaviour = runs[0].get("behaviour_score" if scored else "behaviour_return")
-    if behaviour is not None:
-        axis.axhline(behaviour, color="grey", linestyle="--", label="behaviour in the data")
-    unit = {(True, False): "gradient steps", (False, True): "environment steps"}
-    phases = bool(runs[0]["offline_steps"]), bool(runs[0]["online_steps"])
-    axis.set(
-        title=title,
-        xlabel=unit.get(phases, "gradient steps offline, then environment steps online"),
-        ylabel="normalized score" if scored else "return",
-    )
-    axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    return figure
-
-
-def draw_denoising(runs: list[dict[str, Any]]) -> "Figure":
-    """
-    :param runs: records of the denoising suite
-    :return: score and acting time by the number of steps
-    """
-    import ast
-
-    from sb3_consistency.benchmark.suites import STEPS_OPTION
-
-    def n_steps(run: dict[str, Any]) -> int:
-        return int(ast.literal_eval(run["options"])[STEPS_OPTION[run["algo"]]])
-
-    figure, axes = new_figure(n_columns=2)
-    what: list[tuple[str, Callable[[dict[str, Any]], float]]] = [
-        ("score", score_of),
-        ("predict, one observation (us)", lambda run: run["acting_us"]),
-    ]
-    for axis, (title, value) in zip(axes, what, strict=True):
-        for algo in dict.fromkeys(run["algo"] for run in runs):
-            group = [run for run in runs if run["algo"] == algo]
-            x = sorted({n_steps(run) for run in group})
-            axis.plot(x, [np.mean([value(r) for r in group if n_steps(r) == n]) for n in x], marker="o", label=algo)
-        axis.set(xlabel="network passes per action", ylabel=title, xscale="log", xticks=x, xticklabels=x)
-        axis.legend()
-    axes[1].set(yscale="log")
-    return figure
+    return {key: value for key, value in run.items() if key not in ("curve", "planners")}

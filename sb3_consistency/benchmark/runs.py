@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_consistency.benchmark.records import provenance
-from sb3_consistency.benchmark.speed import timed_calls
+from sb3_consistency.benchmark.speed import OtherLoad, timed_calls
 from sb3_consistency.common.score_logger import normalized_score
 from sb3_consistency.offline.datasets import fitting_policy
 from sb3_consistency.offline.opening import open_dataset
@@ -62,7 +62,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.algo} on {self.data}, seed {self.seed}"
+        return f"{self.algo}{'' if self.options == '{}' else ' ' + self.options} on {self.data}, seed {self.seed}"
 
     def has_files(self, folder: Path) -> bool:
         """Whether everything but the record that the job leaves for others is in the folder."""
@@ -148,7 +148,7 @@ def constructor_arguments(text: str, name: str = "--options") -> dict[str, Any]:
     """
     try:
         options = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError) as error:
         raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.") from error
     if not isinstance(options, dict):
         raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.")
@@ -173,6 +173,8 @@ def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: i
     """
     if threads is not None:
         th.set_num_threads(threads)
+    # asked for before hours of training, in which the checkout may move on
+    versions, others = provenance(), OtherLoad()
     options = constructor_arguments(job.options)
     cls = find_algorithm(job.algo)
     source = open_dataset(job.data) if job.offline_steps else None
@@ -195,9 +197,10 @@ def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: i
             model.pretrain(job.offline_steps, callback=callback)
         else:
             model.learn(job.online_steps, callback=callback)
-        seconds[f"{phase}_seconds"] = round(time.perf_counter() - began - callback.seconds, 1)
+        seconds[f"{phase}_seconds"] = round(time.perf_counter() - began - callback.seconds, 3)
         curve += callback.points
-    record = {**asdict(job), **seconds, "acting_us": acting_microseconds(model)}
+    record: dict[str, Any] = {**asdict(job), **seconds, "acting_us": acting_microseconds(model)}
+    record["other_load"] = others.processors()
     record["behaviour_return"] = float(source.returns.mean()) if source else None
     for name, deterministic in {"deterministic": True, "sampled": False}.items():
         record[f"{name}_return"] = mean_return(model, eval_env, job, deterministic)
@@ -206,7 +209,7 @@ def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: i
             record[f"{name}_score"] = round(normalized_score(record[f"{name}_return"], *source.reference_returns), 2)
         for point in curve:
             point["score"] = round(normalized_score(point["return"], *source.reference_returns), 2)
-    return {**record, "curve": curve, "threads": th.get_num_threads(), **provenance()}
+    return {**record, "curve": curve, "threads": th.get_num_threads(), **versions}
 
 
 def acting_microseconds(model: Any, n_calls: int = 200) -> float:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -188,6 +189,31 @@ def busy() -> float:
     :return: share of busy processor time in one second in which this process sleeps, in percent
     """
     return float(psutil.cpu_percent(interval=1.0))
+
+
+class OtherLoad:
+    """How busy the processors are, from now on, with anything but this process and its children (compilers)."""
+
+    def __init__(self) -> None:
+        self.began, self.others = time.perf_counter(), _seconds_of_others()
+
+    def processors(self) -> float:
+        """
+        :return: number of processors that other work took, on average, since this was made
+        """
+        return round(max(0.0, _seconds_of_others() - self.others) / (time.perf_counter() - self.began), 3)
+
+
+def _seconds_of_others() -> float:
+    everyone = psutil.cpu_times()._asdict()
+    # steal is what other virtual machines took; interrupts are part of the system's time or small
+    busy = sum(everyone.get(kind, 0.0) for kind in ("user", "nice", "system", "steal"))
+    this = psutil.Process()
+    own = sum(this.cpu_times()[:4])  # its ended children included
+    for child in this.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            own += sum(child.cpu_times()[:4])
+    return float(busy - own)
 
 
 def check_load(force: bool) -> float:

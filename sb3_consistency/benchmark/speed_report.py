@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_consistency.benchmark.drawing import markdown, new_figure, save
+from sb3_consistency.benchmark.speed import ACTION_SIZE, BATCH_SIZE, OBSERVATION_SIZE, WIDTHS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,13 +19,17 @@ def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
     :param folder: where the plots go
     :return: Markdown: a table per device, number of threads and figure, with ratios
     """
+    # ratios hold within a run only: of several, the last one of a setting counts
+    frame = frame[frame["run"] == frame.groupby(["device", "threads"])["run"].transform("last")]
     parts = ["## Speed"]
     if (frame["load_percent"] > 20).any():
         parts.append("**Measured on a loaded machine: these figures mean little.**")
-    parts.append("Ratios say how many times as fast as the reference a system is, in the same run.")
-    for (device, threads), every_run in frame.groupby(["device", "threads"], sort=False):
-        # ratios hold within a run only: of several, the last one counts
-        setting = every_run[every_run["run"] == every_run["run"].iloc[-1]]
+    parts.append(
+        "Ratios say how many times as fast as the reference a system is, in the same run; the references act without "
+        f"candidates. Observations of {OBSERVATION_SIZE} and actions of {ACTION_SIZE} numbers, "
+        f"networks of {len(WIDTHS)} x {WIDTHS[0]}, gradient steps of batch {BATCH_SIZE}."
+    )
+    for (device, threads), setting in frame.groupby(["device", "threads"], sort=False):
         place = f"{device}, {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
         training = setting[setting["what"] == "gradient step"]
         parts += [f"### Gradient steps, {place}", ratio_table(training, steps_per_second=True)]
@@ -69,8 +74,8 @@ def draw_speed(training: "pd.DataFrame", place: str) -> "Figure":
     sac = training.loc[training["system"] == "SAC", "median_us"].iloc[-1]
     figure, axis = new_figure(height=1.5 + 0.35 * len(training))
     bars = axis.barh(training["system"], sac / training["median_us"])
-    axis.bar_label(bars, fmt="%.2f", padding=3)
     axis.axvline(1, color="grey", linestyle="--")
+    axis.bar_label(bars, fmt="%.2f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axis.margins(x=0.1)
     axis.set(xlabel="gradient steps per second, relative to SAC", title=place)
     axis.invert_yaxis()

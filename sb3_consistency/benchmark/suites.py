@@ -4,13 +4,14 @@ import ast
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
+from traceback import format_exc
+from typing import Any, cast
 
 from tqdm.auto import tqdm
 
@@ -46,8 +47,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-_steps_done: "Synchronized[int] | None" = None
-
 
 def jobs_of(
     suite: str,
@@ -75,8 +74,9 @@ def jobs_of(
     """
     constructor_arguments(options)
     given = ast.literal_eval(options)
-    if "seed" in given:
-        raise ValueError(f"--options: seeds are given by --seeds, got {options!r}.")
+    taken = {"seed": "--seeds"} | (dict.fromkeys(STEPS_OPTION.values(), "the suite") if suite == "denoising" else {})
+    for option in taken.keys() & given.keys():
+        raise ValueError(f"--options: {option} is given by {taken[option]}, got {options!r}.")
     algos = [_check_algorithm(algo, suite) for algo in algos]
     variants: dict[str, list[dict[str, Any]]] = {algo: [given] for algo in algos}
     if suite == "denoising":
@@ -111,50 +111,70 @@ def run_jobs(jobs: Iterable[Job], folder: Path, n_processes: int = 1) -> list[st
     With more than one process each takes one thread: PyTorch's threads wait for each other busily, and become
     hundreds of times slower when they outnumber the cores.
 
-    :param jobs: the jobs
-    :param folder: folder of the benchmark run
+    :param jobs: the jobs; equal ones run once
+    :param folder: folder of the benchmark run; ``failures.log`` there has the tracebacks of failed jobs
     :param n_processes: processes at a time
     :return: what went wrong, a line per failed job
     """
+    folder.mkdir(parents=True, exist_ok=True)
     records = Records(folder, "runs")
     done = records.read()
 
     def is_done(job: Job) -> bool:
         return job.has_files(folder) and any(asdict(job).items() <= record.items() for record in done)
 
-    waiting = [job for job in jobs if not is_done(job)]
-    threads = 1 if n_processes > 1 else None
-    context = get_context("spawn")
-    counter = context.Value("q", 0)
+    waiting = [job for job in dict.fromkeys(jobs) if not is_done(job)]
+    n_jobs, threads = len(waiting), 1 if n_processes > 1 else None
+    counter = get_context("spawn").Value("q", 0)
+    running: dict[Connection, _Worker] = {}
     failures: list[str] = []
     with (
         tqdm(total=sum(job.steps for job in waiting), unit="step", smoothing=0) as bar,
         _threads_of_workers(threads),
-        ProcessPoolExecutor(
-            n_processes, mp_context=context, max_tasks_per_child=1, initializer=_initialise, initargs=(counter,)
-        ) as pool,
     ):
-        bar.set_description(f"0 of {len(waiting)} runs")
-        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job, threads, folder): job for job in waiting}
-        pending = set(futures)
         try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(counter.value - bar.n)
-                for future in finished:
-                    job = futures[future]
-                    error = future.exception()
-                    if error is None:
-                        records.append({**future.result(), "processes": n_processes})
+            while waiting or running:
+                while waiting and len(running) < n_processes:
+                    worker = _Worker(waiting.pop(0), counter, threads, folder)
+                    running[worker.results] = worker
+                bar.set_description(f"{n_jobs - len(waiting) - len(running)} of {n_jobs} runs")
+                for ready in wait(list(running), timeout=0.5):
+                    worker = running.pop(cast(Connection, ready))
+                    record, error, traceback = worker.outcome()
+                    if record is not None:
+                        records.append({**record, "processes": n_processes})
                     else:
-                        failures.append(f"{job.name}: {error!r}")
+                        failures.append(f"{worker.job.name}: {error}")
                         tqdm.write(f"failed: {failures[-1]}")
-                    bar.set_description(f"{len(futures) - len(pending)} of {len(waiting)} runs")
-        except BaseException:
-            # Ctrl-C: nobody would write down what the waiting jobs find
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+                        with (folder / "failures.log").open("a") as log:
+                            log.write(f"{failures[-1]}\n{traceback}\n")
+                bar.update(counter.value - bar.n)
+        finally:
+            # Ctrl-C: nobody would write down what they find
+            for worker in running.values():
+                worker.process.terminate()
     return failures
+
+
+class _Worker:
+    """A job in a process of its own, whose end, whatever it is, concerns no other job."""
+
+    def __init__(self, job: Job, counter: "Synchronized[int]", threads: int | None, folder: Path) -> None:
+        context = get_context("spawn")
+        self.job = job
+        self.results, results = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=(results, job, counter, threads, folder))
+        self.process.start()
+        results.close()  # so that the process holds the only end, and its death is noticed
+
+    def outcome(self) -> tuple[dict[str, Any] | None, str, str]:
+        """The record, or what went wrong and where; waits for it."""
+        outcome: tuple[dict[str, Any] | None, str, str] | None = None
+        with suppress(EOFError):
+            outcome = self.results.recv()
+        self.process.join()
+        died = f"its process died with exit code {self.process.exitcode} (-9: killed, by lack of memory perhaps)"
+        return outcome or (None, died, "")
 
 
 @contextmanager
@@ -172,15 +192,14 @@ def _threads_of_workers(threads: int | None) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
 
 
-def _initialise(counter: "Synchronized[int]") -> None:
-    global _steps_done
-    _steps_done = counter
-
-
-def _work(job: Job, threads: int | None, folder: Path) -> dict[str, Any]:
-    progress = _Progress()
+def _work(results: Connection, job: Job, counter: "Synchronized[int]", threads: int | None, folder: Path) -> None:
+    progress = _Progress(counter)
     try:
-        return job.run(progress, threads, folder)
+        results.send((job.run(progress, threads, folder), "", ""))
+    except KeyboardInterrupt:
+        pass  # the command itself says so
+    except Exception as error:
+        results.send((None, repr(error), format_exc()))
     finally:
         progress.flush()
 
@@ -188,8 +207,8 @@ def _work(job: Job, threads: int | None, folder: Path) -> dict[str, Any]:
 class _Progress:
     """Adds to the shared counter now and then: taking its lock in every step would slow a step down."""
 
-    def __init__(self) -> None:
-        self.pending, self.last = 0, time.monotonic()
+    def __init__(self, counter: "Synchronized[int]") -> None:
+        self.counter, self.pending, self.last = counter, 0, time.monotonic()
 
     def __call__(self, n: int) -> None:
         self.pending += n
@@ -200,7 +219,6 @@ class _Progress:
                 os._exit(1)  # nobody is left to write the record down
 
     def flush(self) -> None:
-        if _steps_done is not None:
-            with _steps_done.get_lock():
-                _steps_done.value += self.pending
+        with self.counter.get_lock():
+            self.counter.value += self.pending
         self.pending, self.last = 0, time.monotonic()
