@@ -224,6 +224,10 @@ def test_published_settings_are_the_published_ones():
     assert walker["bc_loss"] == "consistency" and walker["loss_scaling"] and walker["pretrain_steps"] == 2_000_000
     cheetah = read["cpql"]["mujoco/halfcheetah/medium-v0"]
     assert (cheetah["eta"], cheetah["max_grad_norm"], cheetah["expectile"], cheetah["alpha"]) == (2.0, 9.0, 0.7, 1.0)
+    for key in ("consistency_ac", "cpql", "diffusion_ql"):
+        # candidates from whole noise
+        kwargs = [eval(section.get("policy_kwargs", "{}")) for section in read[key].values() if "n_eval_candidates" in section]
+        assert kwargs and all(each["noise_scale"] == 1.0 for each in kwargs)
     maze = read["diffusion_ql"]["D4RL/antmaze/medium-play-v1"]
     assert (maze["eta"], maze["actor_learning_rate"], maze["max_q_backup"]) == (2.0, 1e-3, True)
     assert maze["dataset_kwargs"] == {"reward_transform": "antmaze"}
@@ -339,6 +343,23 @@ def test_section_by_name(tmp_path, capsys):
     assert config_of(tmp_path / "cpql/Pendulum-v1_1")["max_grad_norm"] == 2.0
     zoo(*command, "--hyperparams-id", "Hoper-v5", status=1)
     assert "hyperparams_id: 'Hoper-v5'" in capsys.readouterr().err
+
+
+def test_the_section_default_is_the_constructors():
+    for key, offline, name, section in sections():
+        if name == "default":
+            assert section.keys() <= {"n_timesteps", "pretrain_steps", "policy"}, (key, offline)
+
+
+@pytest.mark.parametrize("key", ONLINE)
+def test_the_defaults_for_a_listed_environment(key, tmp_path):
+    pytest.importorskip("mujoco")
+    command = ["train", "--algo", key, "--env", "Hopper-v5", "-n", 10, "-f", tmp_path, "--eval-freq", -1]
+    zoo(*command, "--hyperparams-id", "default", "-params", "buffer_size:100")
+    model = load(key, tmp_path / key / "Hopper-v5_1/Hopper-v5.zip")
+    made = getattr(sb3_consistency, algorithm_names()[key])("MlpPolicy", "Hopper-v5", buffer_size=100)
+    for name in ("alpha", "eta", "learning_rate", "actor_learning_rate", "max_grad_norm", "learning_starts", "policy_kwargs"):
+        assert getattr(model, name) == getattr(made, name), name
 
 
 def test_step_schedule():
@@ -516,6 +537,8 @@ def test_optimize(key, sampler, pruner, tmp_path):
     zoo(*command, "--pruner", pruner, *TUNE, "--optimization-log-path", tmp_path / "trials")
     assert len(list((tmp_path / key).glob("report_*.csv"))) == 1
     assert (tmp_path / "trials/trial_0/evaluations.npz").exists()
+    (report,) = (tmp_path / key).glob("report_*.csv")
+    assert "params_n_candidates" in report.read_text() and "params_n_eval_candidates" not in report.read_text()
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -530,6 +553,11 @@ def test_optimize_offline(key, minari, tmp_path):
     assert steps == [n for n in (2, 4) if key != "ractd" or n >= best.stage_ends()[1]]
     # the trial's policy_kwargs are merged with those given
     assert best.policy_kwargs.keys() >= {"normalize_images", "net_arch"}
+    # what trials are evaluated with is sampled
+    (report,) = (tmp_path / key).glob("report_*.csv")
+    actor_critic = key in ONLINE
+    assert ("params_n_eval_candidates" in report.read_text()) == actor_critic
+    assert "params_n_candidates" not in report.read_text()
     # trial 0 is a trial
     command = ["train", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 1, "-f", tmp_path, "--eval-freq", -1]
     zoo(*command, *storage, "--trial-id", 0)
@@ -544,12 +572,18 @@ def test_samples_are_valid_and_merged():
     from sb3_consistency.zoo.exp_manager import Hyperparams
 
     for key, name in algorithm_names().items():
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for her in (False, True, False, False, False):
-            trial = study.ask()
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        studies = {offline: optuna.create_study(sampler=sampler) for offline in (False, True)}
+        for offline, her in ((False, False), (False, True), (False, False), (True, False), (True, False)):
+            trial = studies[offline].ask()
+            trial.set_user_attr("offline", offline)
             sampled = HYPERPARAMS_SAMPLER[key](trial, 1, 1, {"using_her_replay_buffer": her, "her_kwargs": {}})
             assert HYPERPARAMS_CONVERTER[key](trial.params) == sampled
             assert her == ("replay_buffer_kwargs" in sampled)
+            if "alpha" in sampled:  # of an actor-critic
+                assert ("n_eval_candidates" in sampled, "n_candidates" in sampled) == (offline, not offline)
+                # the default from scratch
+                assert offline or 0 in trial.distributions["alpha"].choices
             sampled.pop("replay_buffer_kwargs", None)
             sampled["policy_kwargs"]["net_arch"] = [8]
             getattr(sb3_consistency, name)("MlpPolicy", "Pendulum-v1", buffer_size=10, **sampled)

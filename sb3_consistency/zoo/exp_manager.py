@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import rl_zoo3.exp_manager
 import yaml
 from huggingface_sb3 import EnvironmentName
@@ -20,6 +21,7 @@ from sb3_consistency.offline.datasets import fitting_policy
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
 from sb3_consistency.zoo.registry import algorithm_names, canonical, default_config
 from sb3_consistency.zoo.schedules import LinearStepSchedule, parse_linear
+from sb3_consistency.zoo.search_spaces import OFFLINE
 from sb3_consistency.zoo.workarounds import require_pandas
 
 # schedules of the progress remaining, and functions of the gradient step, that may be written "lin_<number>"
@@ -213,6 +215,18 @@ class GenerativeExperimentManager(ExperimentManager):
         finally:
             for name, value in saved.items():
                 setattr(self, name, value)
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        Train and evaluate with sampled hyperparameters; see rl-zoo3's method.
+
+        :param trial: trial of the study
+        :return: mean return of the last evaluation, which the study maximises
+        """
+        if canonical(self.algo) in algorithm_names():
+            # rl-zoo3 does not tell the search space
+            trial.set_user_attr(OFFLINE, "dataset" in self._hyperparams)
+        return super().objective(trial)
 
     def hyperparameters_optimization(self) -> None:
         require_pandas()

@@ -14,6 +14,8 @@ from sb3_consistency.common.diffusion import DiffusionPolicyMixin
 
 Space = Callable[[optuna.Trial], dict[str, Any]]
 
+#: user attribute of a trial: whether it learns from a dataset
+OFFLINE = "offline"
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "large": [256, 256, 256], "verybig": [512, 512, 512]}
 
 
@@ -49,11 +51,27 @@ def _actor_critic(trial: optuna.Trial) -> dict[str, Any]:
         "tau": trial.suggest_float("tau", 0.001, 0.08, log=True),
         "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 1e-2, log=True),
         "eta": trial.suggest_float("eta", 0.01, 10.0, log=True),
-        "alpha": trial.suggest_float("alpha", 0.001, 1.0, log=True),
-        "n_candidates": trial.suggest_categorical("n_candidates", [1, 10, 50]),
+        **(_with_data(trial) if trial.user_attrs.get(OFFLINE) else _from_scratch(trial)),
         "q_norm": trial.suggest_categorical("q_norm", [False, True]),
         "max_q_backup": trial.suggest_categorical("max_q_backup", [False, True]),
         "layer_norm": trial.suggest_categorical("layer_norm", [False, True]),
+    }
+
+
+def _with_data(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "alpha": trial.suggest_float("alpha", 0.001, 1.0, log=True),
+        # trials are evaluated deterministically: n_candidates would change nothing
+        "n_eval_candidates": trial.suggest_categorical("n_eval_candidates", [1, 5, 20]),
+    }
+
+
+def _from_scratch(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        # 0 is the default, and on no logarithmic scale
+        "alpha": trial.suggest_categorical("alpha", [0.0, 0.005, 0.05, 0.5]),
+        # of the actions that experience is collected with
+        "n_candidates": trial.suggest_categorical("n_candidates", [1, 10, 50]),
     }
 
 
@@ -91,7 +109,7 @@ def sample(
     Sample hyperparameters, as rl-zoo3's ``HYPERPARAMS_SAMPLER`` do.
 
     :param cls: class of the algorithm
-    :param trial: trial of the study
+    :param trial: trial of the study, whose user attribute :data:`OFFLINE` says whether it learns from a dataset
     :param n_actions: size of an action
     :param n_envs: number of environments
     :param additional_args: rl-zoo3's, on HER
