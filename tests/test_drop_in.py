@@ -452,6 +452,28 @@ def test_progress_bar_and_continuing():
     model.pretrain(2, progress_bar=True)
 
 
+def test_the_block_of_coming_from_sac_td3_runs(tmp_path, monkeypatch, capsys):
+    import re
+    from pathlib import Path
+
+    pytest.importorskip("gymnasium_robotics")
+    page = (Path(__file__).parents[1] / "docs" / "coming_from_sac_td3.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    # past the random steps
+    shorter = {
+        "learning_starts=1000": "learning_starts=310",
+        "100_000": "315",
+        "10_000": "105",
+        "n_eval_episodes=10": "n_eval_episodes=1",
+    }
+    for long, short in shorter.items():
+        assert block.count(long) == 1, long
+        block = block.replace(long, short)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert "(-" in capsys.readouterr().out
+
+
 def test_the_page_names_tests_and_numbers_that_exist():
     import re
     from pathlib import Path
