@@ -5,10 +5,12 @@ import sys
 import textwrap
 import warnings
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -20,6 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 import sb3_consistency
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
+from sb3_consistency.common.loading import ModelFileError
 from sb3_consistency.offline.episodes import DatasetError
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
 
@@ -216,6 +219,13 @@ def test_candidates_raise_the_value(cls, selection):
     )
 
 
+@pytest.fixture(scope="module")
+def cpql_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "cpql.zip"
+    CPQL("MlpPolicy", box_env(), **SMALL).save(path)
+    return path
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -237,11 +247,51 @@ def test_candidates_raise_the_value(cls, selection):
         {"max_grad_norm": 0},
         {"offline_fraction": 1.5},
         {"pretrain_steps": -1},
+        {"batch_size": -3},
+        {"precision": "bf17"},
+        {"on_divergence": "Stop"},
+        {"compile": "no"},
+        {"learning_rate": "x"},
+        {"stats_window_size": 0},
     ],
 )
-def test_bad_hyperparameters_name_themselves(kwargs):
-    with pytest.raises(ValueError, match=next(iter(kwargs))):
-        CPQL("MlpPolicy", box_env(), **SMALL, **kwargs)
+def test_bad_hyperparameters_name_themselves(kwargs, cpql_file):
+    name = next(iter(kwargs))
+    with pytest.raises((ValueError, TypeError), match=name):
+        CPQL("MlpPolicy", box_env(), **{**SMALL, **kwargs})
+    with pytest.raises(ValueError, match=rf"load\(\): the argument {name}=.*does not fit .*cpql.zip: {name}"):
+        CPQL.load(cpql_file, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"value_mode": "iql"}, "value_mode='iql' does not fit .*networks would not be those"),
+        ({"target_policy": "current", "seed": 1}, "arguments target_policy='current', seed=1 do not fit"),
+        ({"device": "gpu"}, "device='gpu' does not fit"),
+    ],
+)
+def test_what_does_not_fit_a_sound_file_is_not_called_damage(kwargs, message, cpql_file):
+    with pytest.raises(ValueError, match=message) as refused:
+        CPQL.load(cpql_file, **kwargs)
+    assert not isinstance(refused.value, ModelFileError)
+
+
+def test_load_takes_the_id_of_an_environment(tmp_path):
+    CPQL("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "model")
+    assert CPQL.load(tmp_path / "model", env="Pendulum-v1").env.num_envs == 1
+    with pytest.raises(gym.error.NameNotFound):
+        CPQL.load(tmp_path / "model", env="Pendulums-v1")
+
+
+@pytest.mark.parametrize(("cls", "theirs"), [(SAC, "stable_baselines3.sac.policies.SACPolicy"), (PPO, "ActorCriticPolicy")])
+def test_a_model_of_another_algorithm_is_told_as_such(cls, theirs, tmp_path):
+    cls("MlpPolicy", box_env(), policy_kwargs={"net_arch": [4]}, device="cpu").save(tmp_path / "model")
+    with pytest.raises(ModelFileError, match=f"model: This is a model of another algorithm, with .*{theirs}: load it with"):
+        CPQL.load(tmp_path / "model", batch_size=3)
+    path = tmp_path / "nowhere.zip"
+    with pytest.raises(FileNotFoundError, match=f"^{path}: there is no such file"):
+        CPQL.load(path)
 
 
 CONSISTENCY_OPTIONS = [

@@ -339,13 +339,6 @@ def test_mish_keeps_its_tail_in_bf16():
     assert (rounded.float() - exact).abs().max() < 0.05
 
 
-def test_options_of_the_gradient_step_are_checked_when_loading(tmp_path):
-    loaded(CPQL).save(tmp_path / "model")
-    for wrong in ({"precision": "bf17"}, {"on_divergence": "Stop"}, {"compile": "no"}):
-        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
-            CPQL.load(tmp_path / "model", **wrong)
-
-
 def test_any_callable_can_be_compiled():
     assert acceleration.CompiledLoss(lambda batch: batch + 1).run is not None
 

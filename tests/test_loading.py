@@ -221,7 +221,7 @@ def dict_arrays():
     return data
 
 
-def test_dict_observations_and_her():
+def test_dict_observations_and_her(tmp_path):
     model = CPQL("MultiInputPolicy", GoalEnv(), replay_buffer_class=HerReplayBuffer, **SMALL)
     model.load_dataset(dict_arrays())
     buffer = model.replay_buffer
@@ -233,6 +233,9 @@ def test_dict_observations_and_her():
     model.pretrain(3)
     model.learn(15)
     assert model.num_timesteps == 15
+    model.save(tmp_path / "model")
+    with pytest.raises(AssertionError, match="must pass an environment"):
+        CPQL.load(tmp_path / "model")  # the file is not damaged
 
 
 def test_nested_dicts_are_flattened_as_the_environment_is():

@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from sb3_consistency.common.actor_critic import GenerativeActorCritic
-from sb3_consistency.common.arguments import ConsistencyActorCriticArguments, StepSchedule, check_range
+from sb3_consistency.common.arguments import ConsistencyActorCriticArguments, StepSchedule, check_choice, check_range
 from sb3_consistency.common.consistency import ConsistencyPolicyMixin
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch
@@ -62,13 +62,6 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
         bc_loss: str = "reconstruction",
         **kwargs: Unpack[ConsistencyActorCriticArguments],
     ) -> None:
-        if value_mode not in VALUE_MODES:
-            raise ValueError(f"value_mode must be one of {VALUE_MODES}, got {value_mode!r}.")
-        if value_critic not in VALUE_CRITICS:
-            raise ValueError(f"value_critic must be one of {VALUE_CRITICS}, got {value_critic!r}.")
-        check_range("expectile", expectile, 0, 1, open_low=True)
-        if expectile == 1:
-            raise ValueError("expectile must be below 1, got 1.")
         self.value_mode = value_mode
         self.expectile = expectile
         self.value_critic = value_critic
@@ -82,6 +75,14 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
             bc_loss=bc_loss,
             **kwargs,
         )
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_choice("value_mode", self.value_mode, VALUE_MODES)
+        check_choice("value_critic", self.value_critic, VALUE_CRITICS)
+        check_range("expectile", self.expectile, 0, 1, open_low=True)
+        if self.expectile == 1:
+            raise ValueError("expectile must be below 1, got 1.")
 
     def policy_options(self) -> dict[str, Any]:
         return {**super().policy_options(), "use_value": self.value_mode == "iql"}

@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 from torch.nn import functional as F
 
-from sb3_consistency.common.arguments import SharedArguments, check_range
+from sb3_consistency.common.arguments import SharedArguments, check_choice, check_range
 from sb3_consistency.common.planner import PlannerPolicy
 from sb3_consistency.common.planning import PlanBatch, PlanningAlgorithm
 from sb3_consistency.common.stages import NETWORK_OF_STAGE
@@ -96,19 +96,6 @@ class RACTD(PlanningAlgorithm):
         warmup_steps: int = 500,
         **kwargs: Unpack[SharedArguments],
     ) -> None:
-        for name, weight in {
-            "alpha": alpha,
-            "beta": beta,
-            "reward_weight": reward_weight,
-            "reward_support": reward_support,
-        }.items():
-            check_range(name, weight, 0)
-        for name, number in {"sampling_steps": sampling_steps, "reward_horizon": reward_horizon}.items():
-            check_range(name, number, 1, integer=True)
-        if reward_input not in REWARD_INPUTS:
-            raise ValueError(f"reward_input must be one of {REWARD_INPUTS}, got {reward_input!r}.")
-        if distill_from not in DISTILL_FROM:
-            raise ValueError(f"distill_from must be one of {DISTILL_FROM}, got {distill_from!r}.")
         self.sampling_steps = sampling_steps
         self.alpha = alpha
         self.beta = beta
@@ -135,6 +122,15 @@ class RACTD(PlanningAlgorithm):
             warmup_steps=warmup_steps,
             **kwargs,
         )
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("alpha", "beta", "reward_weight", "reward_support"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("sampling_steps", "reward_horizon"):
+            check_range(name, getattr(self, name), 1, integer=True)
+        check_choice("reward_input", self.reward_input, REWARD_INPUTS)
+        check_choice("distill_from", self.distill_from, DISTILL_FROM)
 
     def policy_options(self) -> dict[str, Any]:
         options = {"sampling_steps": self.sampling_steps, "reward_horizon": self.reward_horizon}

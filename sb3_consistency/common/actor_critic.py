@@ -6,7 +6,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import StepSchedule, at_step, check_flags, check_range
+from sb3_consistency.common.arguments import StepSchedule, at_step, check_choice, check_flags, check_range
+from sb3_consistency.common.policies import CANDIDATE_SELECTIONS
 from sb3_consistency.common.sampling import Batch, tree_map
 from sb3_consistency.common.training import LossFn
 from sb3_consistency.value_losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
@@ -66,20 +67,6 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         actor_ema_start: int = 0,
         **kwargs: Any,
     ) -> None:
-        if actor_q not in ACTOR_Q:
-            raise ValueError(f"actor_q must be one of {ACTOR_Q}, got {actor_q!r}.")
-        if target_policy not in TARGET_POLICIES:
-            raise ValueError(f"target_policy must be one of {TARGET_POLICIES}, got {target_policy!r}.")
-        check_flags(max_q_backup=max_q_backup, q_norm=q_norm, normalize_actor_q=normalize_actor_q)
-        check_range("eta", eta, 0, schedule=True)
-        check_range("alpha", alpha, 0, optional=True, schedule=True)
-        check_range("train_sampling_steps", train_sampling_steps, 1, integer=True, optional=True)
-        check_range("actor_ema_decay", actor_ema_decay, 0, 1)
-        check_range("actor_ema_interval", actor_ema_interval, 1, integer=True)
-        check_range("actor_ema_start", actor_ema_start, 0, integer=True)
-        for name, number in {"n_candidates": n_candidates, "n_eval_candidates": n_eval_candidates}.items():
-            check_range(name, number, 1, integer=True)
-        check_range("candidate_temperature", candidate_temperature, 0, open_low=True)
         self.eta = eta
         self.alpha = alpha
         self.n_candidates = n_candidates
@@ -96,6 +83,22 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         self.actor_ema_interval = actor_ema_interval
         self.actor_ema_start = actor_ema_start
         super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_choice("actor_q", self.actor_q, ACTOR_Q)
+        check_choice("target_policy", self.target_policy, TARGET_POLICIES)
+        check_choice("candidate_selection", self.candidate_selection, CANDIDATE_SELECTIONS)
+        check_flags(max_q_backup=self.max_q_backup, q_norm=self.q_norm, normalize_actor_q=self.normalize_actor_q)
+        check_range("eta", self.eta, 0, schedule=True)
+        check_range("alpha", self.alpha, 0, optional=True, schedule=True)
+        check_range("train_sampling_steps", self.train_sampling_steps, 1, integer=True, optional=True)
+        check_range("actor_ema_decay", self.actor_ema_decay, 0, 1)
+        check_range("actor_ema_interval", self.actor_ema_interval, 1, integer=True)
+        check_range("actor_ema_start", self.actor_ema_start, 0, integer=True)
+        check_range("n_candidates", self.n_candidates, 1, integer=True)
+        check_range("n_eval_candidates", self.n_eval_candidates, 1, integer=True)
+        check_range("candidate_temperature", self.candidate_temperature, 0, open_low=True)
 
     def losses(self) -> dict[str, LossFn]:
         return {"critic": self.critic_loss, "actor": self.actor_loss}

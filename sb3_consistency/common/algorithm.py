@@ -3,7 +3,7 @@
 import inspect
 import io
 import pathlib
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, ClassVar
 
 import torch as th
@@ -18,14 +18,12 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_consistency.common.acceleration import check_precision
 from sb3_consistency.common.arguments import (
-    ON_DIVERGENCE,
     check_action_space,
-    check_flags,
     check_observation_space,
     check_shared,
     reject_unknown,
 )
-from sb3_consistency.common.loading import ModelFileError, read_model_file
+from sb3_consistency.common.loading import ModelFileError, load_model
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.common.resume import ResumableTraining
 from sb3_consistency.common.score_logger import ScoreLogger
@@ -98,7 +96,6 @@ class GenerativeAlgorithm(ResumableTraining):
         **unknown: Any,
     ) -> None:
         reject_unknown(type(self).__name__, unknown)
-        check_shared(locals())
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
@@ -117,7 +114,7 @@ class GenerativeAlgorithm(ResumableTraining):
             action_noise,
             replay_buffer_class=replay_buffer_class,
             # SB3 adds to this dict; the caller's stays as it is
-            replay_buffer_kwargs=None if replay_buffer_kwargs is None else dict(replay_buffer_kwargs),
+            replay_buffer_kwargs=copy(replay_buffer_kwargs),
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
             policy_kwargs=policy_kwargs,
@@ -146,6 +143,7 @@ class GenerativeAlgorithm(ResumableTraining):
         # saved with the model: SB3's load() would put one algorithm's attributes into another
         self._saved_as = type(self).__name__
         self._init_offline()
+        self._check_arguments()
         if env is None and _init_setup_model:
             self._take_spaces_from_dataset()
             check_action_space(self.action_space)
@@ -159,17 +157,24 @@ class GenerativeAlgorithm(ResumableTraining):
         """
         return {"target_networks": (), "model_kwargs": {}}
 
+    def _check_arguments(self) -> None:
+        """Check the arguments that were stored; subclasses add theirs."""
+        check_shared({**vars(self), "stats_window_size": self._stats_window_size})
+
     def _setup_model(self) -> None:
-        # here, and not in the constructor, because load() sets what it is given
-        check_flags(compile=self.compile)
-        check_precision(self.precision, self.device)
-        if self.on_divergence not in ON_DIVERGENCE:
-            raise ValueError(f"on_divergence must be one of {ON_DIVERGENCE}, got {self.on_divergence!r}.")
+        if not issubclass(self.policy_class, self.policy_aliases["MlpPolicy"]):
+            theirs = f"{self.policy_class.__module__}.{self.policy_class.__qualname__}"
+            raise ModelFileError(
+                f"This is a model of another algorithm, with {theirs}: load it with that algorithm, not {type(self).__name__}."
+            )
         if self._saved_as not in [base.__name__ for base in type(self).__mro__]:
             # networks alike would fit; the losses are not
             raise ModelFileError(
                 f"This is a {self._saved_as}: load it with {self._saved_as}.load(), not {type(self).__name__}."
             )
+        # again, because load() has set what it is given since
+        self._check_arguments()
+        check_precision(self.precision, self.device)
         if self.replay_buffer_class is NStepReplayBuffer and self._n_step_class_is_derived:
             # set by an earlier call and saved: SB3 would take it for the user's
             self.replay_buffer_class = None
@@ -313,16 +318,17 @@ class GenerativeAlgorithm(ResumableTraining):
 
     @classmethod
     def load(  # type: ignore[override]
-        cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | None = None, **kwargs: Any
+        cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any
     ) -> Any:
         """
         Load a model; see SB3's ``BaseAlgorithm.load``.
 
         :param path: file that :meth:`save` wrote
-        :param env: environment to train in
+        :param env: environment to train in, or its id
         :param kwargs: SB3's further arguments, and constructor arguments to change
         :return: the model
         :raises TypeError: if a name in ``kwargs`` is none of them (SB3 would set it and ignore it)
+        :raises ValueError: if an argument is out of its range, or would make other networks
         :raises ModelFileError: if the file is damaged, or holds another algorithm's model
         """
         known = set(inspect.signature(super().load).parameters)
@@ -331,5 +337,8 @@ class GenerativeAlgorithm(ResumableTraining):
         unknown = kwargs.keys() - known
         if unknown:
             raise TypeError(f"{cls.__name__}.load() got unexpected arguments {sorted(unknown)}.")
-        load = super().load
-        return read_model_file(lambda: load(path, env, **kwargs), path, f"a file of {cls.__name__}.save()")
+        if env is not None:
+            env = cls._wrap_env(maybe_make_env(env, 0), 0)
+        if "stats_window_size" in kwargs:  # SB3 keeps it under another name
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+        return load_model(super().load, path, env, cls.__name__, kwargs)

@@ -1,6 +1,6 @@
 """The constructor arguments that all algorithms share, declared and documented once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
@@ -176,6 +176,17 @@ def check_texts(**texts: Any) -> None:
             raise TypeError(f"{name} must be a text, got {value!r}.")
 
 
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: its value
+    :param choices: the values allowed
+    :raises ValueError: if it is none of them
+    """
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")
+
+
 def check_pair(name: str, value: Any, low: float, *, integer: bool = False) -> None:
     """
     :param name: name of the argument, for the message
@@ -202,7 +213,8 @@ def check_shared(arguments: Mapping[str, Any]) -> None:
     flags = ("optimize_memory_usage", "keep_offline", "normalize_observations", "compile")
     check_flags(**{name: arguments[name] for name in flags})
     check_flags(optional=True, cosine_lr_decay=arguments["cosine_lr_decay"])
-    check_texts(precision=arguments["precision"], on_divergence=arguments["on_divergence"])
+    check_texts(precision=arguments["precision"])
+    check_choice("on_divergence", arguments["on_divergence"], ON_DIVERGENCE)
     for name in ("tau", "gamma"):
         check_range(name, arguments[name], 0, 1)
     check_range("learning_starts", arguments["learning_starts"], 0)

@@ -5,9 +5,9 @@ from typing import Any
 import torch as th
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import check_flags, check_pair, check_range, check_texts
+from sb3_consistency.common.arguments import check_choice, check_flags, check_pair, check_range
 from sb3_consistency.common.sampling import Batch
-from sb3_consistency.generative.consistency import ConsistencyModel
+from sb3_consistency.generative.consistency import BC_LOSSES, METRICS, ConsistencyModel
 
 
 class ConsistencyPolicyMixin(GenerativeAlgorithm):
@@ -18,7 +18,7 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
     :param bc_loss: "ict", "consistency" or "reconstruction", see :class:`ConsistencyModel`
     :param metric: distance of the consistency losses, "l2" or "pseudo_huber"; None for the source's own
     :param loss_scaling: weight "consistency" by 100 / (sigma_{n+1} - sigma_n)
-    :param curriculum: first and last number of noise levels; None for the source's own
+    :param curriculum: first and last number of noise levels; None for (10, 160) with "ict", (2, 150) with "consistency"
     :param consistency_ema_decay: decay per gradient step of the moving average that supplies the regression targets of
         "consistency"; 0 regresses on the current network (no gradient), which learns sooner
     """
@@ -34,12 +34,6 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
         consistency_ema_decay: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        check_range("consistency_ema_decay", consistency_ema_decay, 0, 1)
-        check_flags(loss_scaling=loss_scaling)
-        check_texts(bc_loss=bc_loss, metric=metric or "")
-        check_range("sampling_steps", sampling_steps, 1, integer=True)
-        if curriculum is not None:
-            check_pair("curriculum", curriculum, 2, integer=True)
         self.sampling_steps = sampling_steps
         self.bc_loss = bc_loss
         self.metric = metric
@@ -47,6 +41,17 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
         self.curriculum = curriculum
         self.consistency_ema_decay = consistency_ema_decay
         super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_choice("bc_loss", self.bc_loss, BC_LOSSES)
+        if self.metric is not None:
+            check_choice("metric", self.metric, METRICS)
+        check_range("consistency_ema_decay", self.consistency_ema_decay, 0, 1)
+        check_flags(loss_scaling=self.loss_scaling)
+        check_range("sampling_steps", self.sampling_steps, 1, integer=True)
+        if self.curriculum is not None:
+            check_pair("curriculum", self.curriculum, 2, integer=True)
 
     @property
     def _has_consistency_target(self) -> bool:

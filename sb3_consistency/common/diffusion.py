@@ -5,9 +5,10 @@ from typing import Any
 import torch as th
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.arguments import check_range, check_texts
+from sb3_consistency.common.arguments import check_choice, check_range
 from sb3_consistency.common.sampling import Batch
-from sb3_consistency.generative.diffusion import DiffusionModel
+from sb3_consistency.generative.diffusion import SAMPLERS, DiffusionModel
+from sb3_consistency.generative.schedules import BETA_SCHEDULES
 
 
 class DiffusionPolicyMixin(GenerativeAlgorithm):
@@ -29,18 +30,20 @@ class DiffusionPolicyMixin(GenerativeAlgorithm):
         sampler: str,
         **kwargs: Any,
     ) -> None:
-        check_texts(beta_schedule=beta_schedule, sampler=sampler)
-        check_range("diffusion_steps", diffusion_steps, 1, integer=True)
-        for name, steps in {
-            "sampling_steps": sampling_steps,
-            "train_sampling_steps": kwargs.get("train_sampling_steps"),
-        }.items():
-            check_range(name, steps, 1, diffusion_steps, integer=True, optional=True)
         self.diffusion_steps = diffusion_steps
         self.beta_schedule = beta_schedule
         self.sampling_steps = sampling_steps
         self.sampler = sampler
         super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_choice("beta_schedule", self.beta_schedule, tuple(BETA_SCHEDULES))
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_range("diffusion_steps", self.diffusion_steps, 1, integer=True)
+        # the second is an actor-critic's
+        for name in ("sampling_steps", "train_sampling_steps"):
+            check_range(name, vars(self).get(name), 1, self.diffusion_steps, integer=True, optional=True)
 
     def policy_options(self) -> dict[str, Any]:
         model_kwargs = {

@@ -3,6 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+# what SB3 says of a sound file that needs another environment, or other arguments
+NOT_DAMAGE = ("spaces do not match", "policy kwargs do not equal", "must pass an environment")
+# arguments of load() that change nothing in the model
+NO_CHANGES = {"custom_objects", "print_system_info", "force_reset"}
+
 
 class ModelFileError(ValueError):
     """A model file that is damaged, or another model's. The message names the file and the cause."""
@@ -14,15 +19,44 @@ def read_model_file(read: Callable[[], Any], path: Any, what: str) -> Any:
     :param path: the file, for the message
     :param what: what it should be, for the message
     :return: what ``read`` returns
-    :raises ModelFileError: if it raises, unless the file is not there or the environment's spaces are others
+    :raises ModelFileError: if it raises, unless the file is not there or the environment is not the one it needs
     """
     try:
         return read()
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+    except FileNotFoundError as error:  # SB3's names the last spelling that it tried
+        raise FileNotFoundError(f"{path}: there is no such file, nor one with '.zip' added.") from error
+    except (IsADirectoryError, PermissionError):
         raise
     except Exception as error:  # their errors have no common base
-        if "spaces do not match" in str(error) or "policy kwargs do not equal" in str(error):
+        if any(told in str(error) for told in NOT_DAMAGE):
             raise
         raise ModelFileError(f"{path}: damaged, or not {what}: {error!r}.") from error
+
+
+def load_model(load: Callable[..., Any], path: Any, env: Any, cls_name: str, given: dict[str, Any]) -> Any:
+    """
+    :param load: SB3's ``load``
+    :param path: the file
+    :param env: environment, or None
+    :param cls_name: name of the algorithm, for messages
+    :param given: further arguments of ``load``
+    :return: the model
+    :raises ModelFileError: if the file is damaged, or holds another algorithm's model
+    :raises ValueError: if the file is sound, but not with the arguments given
+    """
+    what = f"a file of {cls_name}.save()"
+    try:
+        return read_model_file(lambda: load(path, env, **given), path, what)
+    except ModelFileError as error:
+        changed = [f"{name.lstrip('_')}={value!r}" for name, value in given.items() if name not in NO_CHANGES]
+        if not changed:
+            raise
+        # the file's fault, or theirs? Without them, and with a buffer that needs no memory, it loads or says what it has
+        kept = {name: given[name] for name in given.keys() & {"custom_objects"}}
+        read_model_file(lambda: load(path, env, **kept, device="cpu", buffer_size=1), path, what)
+        cause = str(error.__cause__)
+        told = "the networks would not be those of the file" if "state_dict" in cause else cause.rstrip(".")
+        fit = f"argument {changed[0]} does" if len(changed) == 1 else f"arguments {', '.join(changed)} do"
+        raise ValueError(f"{cls_name}.load(): the {fit} not fit {path}: {told}.") from error.__cause__

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.common.arguments import check_flags, check_pair, check_range
+from sb3_consistency.common.arguments import check_choice, check_flags, check_pair, check_range
 from sb3_consistency.common.planner import PLANS, PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy
 from sb3_consistency.common.sampling import split, tree_map
 from sb3_consistency.common.stages import StagedAlgorithm
@@ -82,19 +82,6 @@ class PlanningAlgorithm(StagedAlgorithm):
         cut_at_goals: bool,
         **kwargs: Any,
     ) -> None:
-        if plan_of not in PLANS:
-            raise ValueError(f"plan_of must be one of {PLANS}, got {plan_of!r}.")
-        for name, number in {"horizon": horizon, "stride": stride, "history": history}.items():
-            check_range(name, number, 1, integer=True)
-        if plan_of == "actions" and stride != 1:
-            raise ValueError(f"stride must be 1 with plan_of='actions', whose plans have every action, got {stride}.")
-        check_flags(pad=pad, cut_at_goals=cut_at_goals)
-        check_pair("tracking_gains", tracking_gains, 0)
-        if kwargs.get("n_steps", 1) != 1:
-            raise ValueError(f"n_steps must be 1: a planner has no bootstrapped targets, got {kwargs['n_steps']}.")
-        buffer_class = kwargs.get("replay_buffer_class")
-        if buffer_class is not None and issubclass(buffer_class, HerReplayBuffer):
-            raise ValueError("replay_buffer_class can't be HerReplayBuffer: windows have goals in hindsight of their own.")
         self.plan_of = plan_of
         self.horizon = horizon
         self.stride = stride
@@ -104,8 +91,22 @@ class PlanningAlgorithm(StagedAlgorithm):
         self.pad = pad
         self.cut_at_goals = cut_at_goals
         super().__init__(*args, **kwargs)
-        if plan_of == "states" and not self.normalize_observations:
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_choice("plan_of", self.plan_of, PLANS)
+        for name in ("horizon", "stride", "history"):
+            check_range(name, getattr(self, name), 1, integer=True)
+        if self.plan_of == "actions" and self.stride != 1:
+            raise ValueError(f"stride must be 1 with plan_of='actions', whose plans have every action, got {self.stride}.")
+        if self.plan_of == "states" and not self.normalize_observations:
             raise ValueError("normalize_observations must be True with plan_of='states', whose plans are scaled observations.")
+        check_flags(pad=self.pad, cut_at_goals=self.cut_at_goals)
+        check_pair("tracking_gains", self.tracking_gains, 0)
+        if self.n_steps != 1:
+            raise ValueError(f"n_steps must be 1: a planner has no bootstrapped targets, got {self.n_steps}.")
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, HerReplayBuffer):
+            raise ValueError("replay_buffer_class can't be HerReplayBuffer: windows have goals in hindsight of their own.")
 
     def policy_options(self) -> dict[str, Any]:
         names = ("plan_of", "horizon", "stride", "history", "executed_steps", "tracking_gains")

@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
@@ -57,8 +56,6 @@ class ResumableTraining(TrainingLoop):
         ours, theirs = f"{cls.__module__}:{cls.__qualname__}", checkpoint.manifest["class"]
         if ours != theirs:
             raise CheckpointError(f"folder: {checkpoint.path} is a checkpoint of {theirs}, not of {ours}: use that class.")
-        if env is not None:
-            env = maybe_make_env(env, 0)
         path: Any = checkpoint.file("model.zip")
         model: Any = cls.load(path, env=env, device=device, force_reset=False, **kwargs)
         _warn_of_differences(checkpoint.manifest["environment"], environment_facts(model))

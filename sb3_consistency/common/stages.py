@@ -39,13 +39,6 @@ class StagedAlgorithm(GenerativeAlgorithm):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        for name, length in {"teacher_steps": teacher_steps, "reward_steps": reward_steps}.items():
-            check_range(name, length, 0, 1 if isinstance(length, float) else float("inf"))
-        if sum(x for x in (teacher_steps, reward_steps) if isinstance(x, float)) >= 1:
-            raise ValueError(
-                f"teacher_steps and reward_steps leave the student no share of the run, got {teacher_steps}, {reward_steps}."
-            )
-        check_range("warmup_steps", warmup_steps, 0, integer=True)
         self.teacher_steps = teacher_steps
         self.reward_steps = reward_steps
         self.teacher = teacher
@@ -54,6 +47,16 @@ class StagedAlgorithm(GenerativeAlgorithm):
         super().__init__(*args, _init_setup_model=_init_setup_model, **kwargs)
         if teacher is not None and _init_setup_model:
             self._take_teacher(teacher)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        lengths = {"teacher_steps": self.teacher_steps, "reward_steps": self.reward_steps}
+        for name, length in lengths.items():
+            check_range(name, length, 0, 1 if isinstance(length, float) else float("inf"))
+        if sum(x for x in lengths.values() if isinstance(x, float)) >= 1:
+            got = f"{self.teacher_steps}, {self.reward_steps}"
+            raise ValueError(f"teacher_steps and reward_steps leave the student no share of the run, got {got}.")
+        check_range("warmup_steps", self.warmup_steps, 0, integer=True)
 
     @property
     def stage(self) -> str:
