@@ -196,6 +196,15 @@ def test_replay_buffers_and_their_files(arrays, tmp_path):
         np.testing.assert_array_equal(following[:-1][inside], ids[1:][inside])
 
 
+def test_names_of_d4rl(arrays, tmp_path):
+    arrays["terminals"], arrays["timeouts"] = arrays.pop("terminations"), arrays.pop("truncations")
+    np.savez(tmp_path / "data.npz", **arrays)
+    for dataset in (arrays, tmp_path / "data.npz"):
+        model = bc(dataset)
+        model.load_dataset(dataset)
+        assert model.replay_buffer._get_samples(np.array([19, 39])).dones.flatten().tolist() == [1.0, 0.0]
+
+
 def test_npz_file(arrays, tmp_path):
     np.savez(tmp_path / "data.npz", **arrays)
     assert bc(str(tmp_path / "data.npz")).load_dataset(tmp_path / "data.npz") == 120
@@ -315,6 +324,10 @@ BAD = {
     "bounds": (damage("action_space", spaces.Box(-2, 2, (1,))), "Action bounds don't match"),
     "type": (lambda data: 3, "can't read int"),
     "empty_list": (lambda data: [], "list is empty"),
+    "wrong_images": (
+        lambda data: {**data, "observation_space": spaces.Box(0, 255, (8, 8, 3), np.uint8)},
+        "the mapping of arrays has Box",
+    ),
     "wide_rewards": (damage("rewards", lambda x: np.stack([x, x], axis=1)), "one number per step"),
 }
 

@@ -140,8 +140,8 @@ class DatasetMixin(OffPolicyAlgorithm):
         changes if anything is wrong with the data.
 
         :param dataset: a Minari id (local, else downloaded), a ``minari.MinariDataset``, a mapping (or ``.npz``
-            file) of arrays ``observations, actions, rewards, next_observations, terminations, truncations``, an SB3
-            ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, or a list of these
+            file) of arrays ``observations, actions, rewards, next_observations, terminations, truncations`` (or D4RL's
+            ``terminals, timeouts``), an SB3 ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, or a list of these
         :param weights: shares in which batches draw from a list of datasets (they need not sum to 1);
             None draws every transition with the same probability
         :param episodes: a slice of the episodes (of each dataset), or their numbers

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import minari
 
 ARRAY_KEYS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
+D4RL_KEYS = {"terminals": "terminations", "timeouts": "truncations"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class EpisodeSource(ABC):
         :param eval_env: the one meant for evaluation, where the dataset names one
         :raises DatasetError: if the dataset does not say which it is
         """
-        raise DatasetError(f"Dataset {self.name} does not name its environment: pass env=...")
+        raise DatasetError(f"{self.name} does not name its environment: pass env=...")
 
 
 class MinariSource(EpisodeSource):
@@ -200,13 +201,16 @@ class ArraySource(EpisodeSource):
     next row's observation (then it counts as truncated), and at the last row.
 
     :param arrays: ``observations, actions, rewards, next_observations, terminations, truncations``, each with one row
-        per step; optionally ``observation_space`` and ``action_space``
+        per step, the last two also under D4RL's names ``terminals, timeouts``; optionally ``observation_space`` and
+        ``action_space``
     :param name: how messages call the dataset
     :raises DatasetError: if an array is missing, empty or of another length
     """
 
-    def __init__(self, arrays: Mapping[str, Any], name: str = "the arrays") -> None:
+    def __init__(self, arrays: Mapping[str, Any], name: str = "the mapping of arrays") -> None:
         super().__init__(name)
+        renamed = {ours: arrays[theirs] for theirs, ours in D4RL_KEYS.items() if theirs in arrays}
+        arrays = {**renamed, **arrays}
         missing = [key for key in ARRAY_KEYS if key not in arrays]
         if missing:
             raise DatasetError(f"{name}: missing {missing}, got {sorted(arrays)}; needed are {list(ARRAY_KEYS)}.")
