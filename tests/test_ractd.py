@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
-from sb3_consistency import RACTD
+from sb3_consistency import CPQL, RACTD
 from sb3_consistency.common.tracking import forces, planned_states
 from sb3_consistency.common.windows import Windows, discounted_returns
 from sb3_consistency.generative.consistency import boundary_scalings
@@ -650,6 +650,11 @@ def test_a_teacher_must_fit(tmp_path):
         make(teacher=path, horizon=8)
     with pytest.raises(ValueError, match=r"teacher: .*teacher_ema.model.network"):
         make(teacher=path, policy_kwargs={"net_arch": [16]})
+    CPQL("MlpPolicy", box_env(), **SMALL).save(tmp_path / "cpql")
+    with pytest.raises(ValueError, match=r"teacher: .*cpql.zip holds a model of CPQL, which has no teacher"):
+        make(teacher=str(tmp_path / "cpql.zip"))
+    with pytest.raises(FileNotFoundError, match=r"^teacher: .*nope.zip: there is no such file"):
+        make(teacher=str(tmp_path / "nope.zip"))
 
 
 OPTIONS = [

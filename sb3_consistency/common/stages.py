@@ -9,6 +9,7 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.loading import read_model_file
 from sb3_consistency.common.planner import PlannerPolicy
 
 STAGES = ("teacher", "reward", "student")
@@ -113,14 +114,17 @@ class StagedAlgorithm(GenerativeAlgorithm):
         return [max(1e-4, (1 + self._n_updates) ** -0.75) if in_stage else 0.0]
 
     def _take_teacher(self, path: str) -> None:
-        saved: Any = load_from_zip_file(path, device=self.device)
+        wanted = f"a file of {type(self).__name__}.save()"
+        saved = read_model_file(lambda: load_from_zip_file(path, device=self.device), f"teacher: {path}", wanted)
         data, params = saved[:2]
+        prefixes = ("teacher_model.", "teacher_ema.")
+        if not any(key.startswith(prefixes) for key in params.get("policy", {})):
+            theirs = data.get("_saved_as", "another algorithm")
+            raise ValueError(f"teacher: {path} holds a model of {theirs}, which has no teacher; pass {wanted}.")
         for name, default in self.teacher_arguments.items():
             theirs, ours = data.get(name, default), getattr(self, name)
             if theirs != ours:
                 raise ValueError(f"teacher: {path} was trained with {name}={theirs!r}, this model has {ours!r}.")
-
-        prefixes = ("teacher_model.", "teacher_ema.")
         dicts = (params["policy"], self.policy.state_dict())
         weights, own = ({key: w for key, w in d.items() if key.startswith(prefixes)} for d in dicts)
         differing = {(key, w.shape) for key, w in weights.items()} ^ {(key, w.shape) for key, w in own.items()}
