@@ -6,7 +6,6 @@ in the header of the safetensors file; classes are looked up by name in a list o
 """
 
 import hashlib
-import inspect
 import json
 import os
 from pathlib import Path
@@ -22,6 +21,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 
 from sb3_consistency.allocation import AllocationLimit
 from sb3_consistency.common.arguments import check_action_space, check_flags, check_observation_space, check_pair, check_range
+from sb3_consistency.common.unknown import argument_names
 from sb3_consistency.offline.rewards import AffineReward
 from sb3_consistency.plain_data import MAX_SPACE_SIZE, check_sizes, decode, decode_space, encode, encode_space, space_size
 
@@ -142,10 +142,7 @@ def _config(model: Any) -> dict[str, Any]:
 
 
 def _argument_names(cls: type[Any]) -> list[str]:
-    ours = [base for base in cls.__mro__ if base.__module__.startswith("sb3_consistency.") and "__init__" in vars(base)]
-    parameters = [p for base in ours for p in list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]]
-    named = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    return sorted(named - NOT_STORED)
+    return sorted(argument_names(cls) - NOT_STORED)
 
 
 def _arguments(model: Any) -> dict[str, Any]:

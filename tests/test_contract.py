@@ -18,11 +18,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.sac.policies import SACPolicy
 
 import sb3_consistency
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.loading import ModelFileError
+from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.offline.episodes import DatasetError
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
 
@@ -125,6 +127,73 @@ def test_unknown_arguments_are_type_errors(cls, tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(TypeError, match="lerning_rate"):
         cls.load(tmp_path / "model", lerning_rate=1)
+
+
+MISPLACED = [
+    (
+        CPQL,
+        {"policy_kwargs": {"net_archh": [4]}},
+        r"policy_kwargs: unknown 'net_archh'; did you mean 'net_arch'\? known: activ",
+    ),
+    (RACTD, {"policy_kwargs": {"log_std_init": -3}}, r"policy_kwargs: unknown 'log_std_init'; known: "),
+    (
+        CPQL,
+        {"policy_kwargs": {"model_kwargs": {"foo": 1}}},
+        r"policy_kwargs\['model_kwargs'\]: unknown 'foo'; known: network, .*sampling_share",
+    ),
+    (RACTD, {"policy_kwargs": {"student_kwargs": {"ctm_gama": 1}}}, r"student_kwargs.*did you mean 'ctm_gamma'\?"),
+    (CPQL, {"policy_kwargs": {"n_candidates": 3}}, "policy_kwargs: pass n_candidates to CPQL itself"),
+    (CPQL, {"policy_kwargs": {"model_kwargs": {"sampling_steps": 3}}}, "pass sampling_steps to CPQL itself"),
+    (RACTD, {"policy_kwargs": {"horizon": 3}}, "policy_kwargs: pass horizon to RACTD itself"),
+    (CPQL, {"policy_kwargs": {"use_critic": False}}, "policy_kwargs: CPQL sets use_critic"),
+    (CPQL, {"policy_kwargs": {"activation_fn": "relu"}}, "policy_kwargs: activation_fn must be a subclass of torch.nn"),
+    (CPQL, {"policy_kwargs": {"activation_fn": th.nn.ReLU()}}, "policy_kwargs: activation_fn must be a subclass of torch.nn"),
+    (CPQL, {"policy_kwargs": {"optimizer_class": "adam"}}, "policy_kwargs: optimizer_class must be a subclass"),
+    (CPQL, {"policy_kwargs": {"model_kwargs": 3}}, "policy_kwargs: model_kwargs must be a dict"),
+    (CPQL, {"policy_kwargs": [1]}, r"policy_kwargs must be a dict or None, got \[1\]"),
+    (CPQL, {"action_noise": 0.1}, "action_noise must be an ActionNoise .* or None, got 0.1"),
+    (CPQL, {"replay_buffer_class": "her"}, "replay_buffer_class must be a subclass of .*ReplayBuffer"),
+    (CPQL, {"dataset_kwargs": {"top_frac": 0.1}}, r"dataset_kwargs: unknown 'top_frac'; did you mean 'top_fraction'\?"),
+    (CPQL, {"train_freq": "episode"}, r"train_freq must be a number of steps, or \(n, 'step'\)"),
+    (CPQL, {"train_freq": (1, "day")}, r"train_freq must be a number of steps, or \(n, 'step'\)"),
+    (ConsistencyBC, {"n_candidates": 5}, "unexpected argument 'n_candidates'; it belongs to CPQL, ConsistencyAC, DiffusionQL"),
+    (ConsistencyBC, {"plan_of": "states"}, "unexpected argument 'plan_of'; it belongs to RACTD"),
+    (CPQL, {"noise_scale": 1.0}, r"it goes into policy_kwargs=dict\(noise_scale=...\)"),
+    (CPQL, {"lerning_rate": 1.0}, r"unexpected argument 'lerning_rate'; did you mean 'learning_rate'\?"),
+    (CPQL, {"policy": "MLPPolicy"}, r"policy: unknown 'MLPPolicy'; did you mean 'MlpPolicy'\? known: MlpPolicy, CnnPolicy"),
+    (CPQL, {"policy": "MultiInputPolicy"}, r"policy: MultiInputPolicy needs Dict observations, got Box.*use MlpPolicy"),
+    (CPQL, {"policy": SACPolicy}, "policy: .*SACPolicy.* is none of MlpPolicy, CnnPolicy, MultiInputPolicy"),
+]
+
+
+@pytest.mark.parametrize(("cls", "kwargs", "message"), MISPLACED)
+def test_what_is_misspelt_or_misplaced_is_told_where_it_belongs(cls, kwargs, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        cls(**{"policy": "MlpPolicy", "env": box_env(), **SMALL, **kwargs})
+
+
+def test_policy_kwargs_that_an_own_policy_takes_are_left_to_it():
+    class OwnPolicy(GenerativePolicy):
+        def __init__(self, *args, **kwargs):
+            self.own = kwargs.pop("own")
+            super().__init__(*args, **kwargs)
+
+    assert CPQL(OwnPolicy, box_env(), **{**SMALL, "policy_kwargs": {"own": 3}}).policy.own == 3
+
+
+@every
+@pytest.mark.parametrize(("n", "error"), [(10.5, TypeError), ("10", TypeError), (True, TypeError), (-1, ValueError)])
+def test_numbers_of_steps_are_whole(cls, n, error):
+    model = cls("MlpPolicy", box_env(), dataset="no/such-v0", **SMALL)
+    with pytest.raises(error, match="total_timesteps must be"):
+        model.learn(n)
+    with pytest.raises(error, match="gradient_steps must be"):
+        model.pretrain(n)
+    model.dataset = None
+    model.load_dataset(make_arrays())
+    assert model.pretrain(np.float64(1e0))._n_updates == 1 and type(model._call[1]["gradient_steps"]) is int
+    model.learn(2e0)
+    assert model.num_timesteps == 2
 
 
 @every

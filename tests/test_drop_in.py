@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from torch import nn
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC
-from sb3_consistency.common.arguments import NOT_OURS
+from sb3_consistency.common.unknown import NOT_OURS
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import actor_critics, assert_same, box_env, every, make, trained
 from tests.test_loading import GoalEnv
@@ -312,7 +312,7 @@ def test_architectures_optimizers_and_schedules(cls, net_arch):
 def test_unknown_policy_arguments_are_told():
     with pytest.raises(TypeError, match="nonsense"):
         online(CPQL, policy_kwargs={"nonsense": 1})
-    with pytest.raises(ValueError, match="Policy Unknown unknown"):
+    with pytest.raises(ValueError, match="policy: unknown 'Unknown'; known: MlpPolicy, CnnPolicy, MultiInputPolicy"):
         online(CPQL, policy="Unknown")
 
 

@@ -258,7 +258,7 @@ BAD_CONFIGS = {
     "class os.system": (policy_kwargs(activation_fn=SYSTEM), r"'os.system' is none of the classes"),
     "class by a path": (policy_kwargs(optimizer_class={"class": "../evil.Adam"}), "none of the classes"),
     "unpickling class": (policy_kwargs(features_extractor_class={"class": "torch.load"}), "none of the classes"),
-    "class of the wrong kind": (policy_kwargs(activation_fn={"class": "torch.optim.Adam"}), "don't fit"),
+    "class of the wrong kind": (policy_kwargs(activation_fn={"class": "torch.optim.Adam"}), "activation_fn must be"),
     "buffer that is no buffer": (put("arguments", "replay_buffer_class", {"class": "torch.nn.ReLU"}), "replay_buffer_class"),
     "action noise": (put("arguments", "action_noise", 3), "action_noise"),
     "unknown tag": (put("arguments", "gamma", {"py/reduce": []}), "unknown entry"),

@@ -21,12 +21,13 @@ from sb3_consistency.common.arguments import (
     check_action_space,
     check_observation_space,
     check_shared,
-    reject_unknown,
 )
 from sb3_consistency.common.loading import ModelFileError, load_model
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.common.resume import ResumableTraining
 from sb3_consistency.common.score_logger import ScoreLogger
+from sb3_consistency.common.unknown import argument_names, check_keys, check_policy_kwargs, did_you_mean, reject_unknown
+from sb3_consistency.offline.checks import as_count
 
 
 class GenerativeAlgorithm(ResumableTraining):
@@ -95,7 +96,7 @@ class GenerativeAlgorithm(ResumableTraining):
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
-        reject_unknown(type(self).__name__, unknown)
+        reject_unknown(type(self), unknown)
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
@@ -144,6 +145,11 @@ class GenerativeAlgorithm(ResumableTraining):
         self._saved_as = type(self).__name__
         self._init_offline()
         self._check_arguments()
+        # not in load(): what was saved was accepted once
+        check_policy_kwargs(type(self), self.policy_class, self.policy_kwargs, self.policy_options(), self._model_classes())
+        if _init_setup_model and not self._has_our_policy():
+            ours = self.policy_aliases["MlpPolicy"].__name__
+            raise TypeError(f"policy: {policy!r} is none of {', '.join(self.policy_aliases)}, and no subclass of {ours}.")
         if env is None and _init_setup_model:
             self._take_spaces_from_dataset()
             check_action_space(self.action_space)
@@ -157,12 +163,34 @@ class GenerativeAlgorithm(ResumableTraining):
         """
         return {"target_networks": (), "model_kwargs": {}}
 
+    def _model_classes(self) -> dict[str, type[Any]]:
+        """Entry of ``policy_kwargs`` -> class of the model whose arguments it holds."""
+        options = self.policy_options()
+        return {"model_kwargs": options["model_class"]} if "model_class" in options else {}
+
+    def _has_our_policy(self) -> bool:
+        return isinstance(self.policy_class, type) and issubclass(self.policy_class, self.policy_aliases["MlpPolicy"])
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            meant = did_you_mean(policy_name, self.policy_aliases)
+            raise ValueError(f"policy: unknown {policy_name!r}{meant} known: {', '.join(self.policy_aliases)}.")
+        return self.policy_aliases[policy_name]
+
+    def _convert_train_freq(self) -> None:
+        if isinstance(self.train_freq, list):  # as JSON and YAML have it
+            self.train_freq = tuple(self.train_freq)
+        super()._convert_train_freq()
+
     def _check_arguments(self) -> None:
         """Check the arguments that were stored; subclasses add theirs."""
         check_shared({**vars(self), "stats_window_size": self._stats_window_size})
+        check_keys(
+            "dataset_kwargs", self.dataset_kwargs or {}, inspect.signature(self.load_dataset).parameters.keys() - {"dataset"}
+        )
 
     def _setup_model(self) -> None:
-        if not issubclass(self.policy_class, self.policy_aliases["MlpPolicy"]):
+        if not self._has_our_policy():
             theirs = f"{self.policy_class.__module__}.{self.policy_class.__qualname__}"
             raise ModelFileError(
                 f"This is a model of another algorithm, with {theirs}: load it with that algorithm, not {type(self).__name__}."
@@ -222,8 +250,10 @@ class GenerativeAlgorithm(ResumableTraining):
         :param progress_bar: show progress bars
         :return: the model
         :raises DatasetError: if the dataset can't be used, or an offline algorithm has none
-        :raises ValueError: if there is no environment to collect experience in
+        :raises ValueError: if there is no environment to collect experience in, or the number of steps is negative
+        :raises TypeError: if the number of steps is not whole
         """
+        total_timesteps = as_count("total_timesteps", total_timesteps)
         name = tb_log_name or type(self).__name__
         arguments = {"total_timesteps": total_timesteps, "log_interval": log_interval, "tb_log_name": tb_log_name}
         self._call = ("learn", {**arguments, "reset_num_timesteps": reset_num_timesteps})
@@ -331,10 +361,7 @@ class GenerativeAlgorithm(ResumableTraining):
         :raises ValueError: if an argument is out of its range, or would make other networks
         :raises ModelFileError: if the file is damaged, or holds another algorithm's model
         """
-        known = set(inspect.signature(super().load).parameters)
-        for base in cls.__mro__:
-            known |= set(inspect.signature(vars(base).get("__init__", lambda: None)).parameters)
-        unknown = kwargs.keys() - known
+        unknown = kwargs.keys() - inspect.signature(super().load).parameters.keys() - argument_names(cls)
         if unknown:
             raise TypeError(f"{cls.__name__}.load() got unexpected arguments {sorted(unknown)}.")
         if env is not None:

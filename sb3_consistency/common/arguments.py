@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import Schedule, TrainFrequencyUnit
 
 # a constant, or a function of the number of gradient steps taken so far
 StepSchedule = float | Callable[[int], float]
@@ -187,6 +187,42 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")
 
 
+def check_type(name: str, value: Any, kind: type[Any], wanted: str) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: its value; None is allowed
+    :param kind: what it must be
+    :param wanted: the same in words
+    :raises TypeError: if it is something else
+    """
+    if not (value is None or isinstance(value, kind)):
+        raise TypeError(f"{name} must be {wanted} or None, got {value!r}.")
+
+
+def check_class(name: str, value: Any, base: type[Any]) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: its value; a function that makes an instance will do
+    :param base: what it must be a subclass of
+    :raises TypeError: if it is something else, an instance for example
+    """
+    makes = issubclass(value, base) if isinstance(value, type) else callable(value) and not isinstance(value, base)
+    if not makes:
+        wanted = f"{base.__module__}.{base.__qualname__}"
+        raise TypeError(f"{name} must be a subclass of {wanted} (the class, not its name or an instance), got {value!r}.")
+
+
+def check_train_freq(value: Any) -> None:
+    """
+    :param value: ``train_freq``
+    :raises ValueError: if it is neither a positive number of steps nor such a number and a unit
+    """
+    number, unit = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, "step")
+    if not isinstance(number, Integral) or isinstance(number, bool) or unit not in ("step", "episode", *TrainFrequencyUnit):
+        raise ValueError(f"train_freq must be a number of steps, or (n, 'step') or (n, 'episode'), got {value!r}.")
+    check_range("train_freq", number, 1)
+
+
 def check_pair(name: str, value: Any, low: float, *, integer: bool = False) -> None:
     """
     :param name: name of the argument, for the message
@@ -223,10 +259,12 @@ def check_shared(arguments: Mapping[str, Any]) -> None:
     check_range("max_grad_norm", arguments["max_grad_norm"], 0, open_low=True, optional=True)
     check_range("curriculum_steps", arguments["curriculum_steps"], 1, integer=True, optional=True)
     check_range("offline_fraction", arguments["offline_fraction"], 0, 1, optional=True, schedule=True)
-    train_freq = arguments["train_freq"]
-    if isinstance(train_freq, (tuple, list)) and len(train_freq) != 2:
-        raise ValueError(f"train_freq must be a number of steps, or (n, 'step') or (n, 'episode'), got {train_freq!r}.")
-    check_range("train_freq", train_freq[0] if isinstance(train_freq, (tuple, list)) else train_freq, 1, integer=True)
+    check_train_freq(arguments["train_freq"])
+    for name in ("policy_kwargs", "replay_buffer_kwargs", "dataset_kwargs"):
+        check_type(name, arguments[name], dict, "a dict")
+    check_type("action_noise", arguments["action_noise"], ActionNoise, "an ActionNoise (like NormalActionNoise(mean, sigma))")
+    if arguments["replay_buffer_class"] is not None:
+        check_class("replay_buffer_class", arguments["replay_buffer_class"], ReplayBuffer)
     if arguments["n_steps"] > 1 and arguments["optimize_memory_usage"]:
         raise ValueError("optimize_memory_usage can't be combined with n_steps > 1: SB3's NStepReplayBuffer has no such mode.")
 
@@ -242,17 +280,6 @@ _LOWEST = {
 }
 
 ON_DIVERGENCE = ("stop", "continue")
-
-NOT_OURS = {
-    "ent_coef": "there is no entropy term; use eta, alpha or action_noise",
-    "target_entropy": "there is no entropy term",
-    "use_sde": "exploration comes from sampling the generative policy",
-    "sde_sample_freq": "exploration comes from sampling the generative policy",
-    "use_sde_at_warmup": "exploration comes from sampling the generative policy",
-    "policy_delay": "actor and critic are updated together",
-    "target_policy_noise": "the next action is sampled from the policy",
-    "target_noise_clip": "the next action is sampled from the policy",
-}
 
 
 class UnsupportedSpaceError(ValueError, AssertionError):
@@ -302,14 +329,3 @@ def check_observation_space(space: spaces.Space, optimize_memory_usage: bool = F
                 f"env: discrete observations must start at 0, got {entry}; subtract the start with "
                 "gymnasium.wrappers.TransformObservation."
             )
-
-
-def reject_unknown(class_name: str, unknown: Mapping[str, Any]) -> None:
-    """
-    :param class_name: name of the algorithm, for the message
-    :param unknown: arguments that its constructor does not have
-    :raises TypeError: if there are any; it says what to use in place of SAC's and TD3's own
-    """
-    for name in unknown:
-        hint = f": {NOT_OURS[name]}" if name in NOT_OURS else ""
-        raise TypeError(f"{class_name}() got an unexpected argument {name!r}{hint}.")

@@ -49,7 +49,7 @@ class PlannerPolicy(NetworksPolicy):
     """
     Policy of a planner: plans a window in one network pass, and acts on it.
 
-    What the algorithm needs (``plan_of`` to ``noise_seed``) it passes itself; ``policy_kwargs`` holds the rest.
+    What the algorithm needs (``plan_of`` to ``reward_horizon``) it passes itself; ``policy_kwargs`` holds the rest.
 
     :param observation_space: observation space
     :param action_space: action space

@@ -18,6 +18,8 @@ from sb3_consistency.common.planner import PLANS, PlannerCnnPolicy, PlannerMulti
 from sb3_consistency.common.sampling import split, tree_map
 from sb3_consistency.common.stages import StagedAlgorithm
 from sb3_consistency.common.windows import WindowRows, Windows
+from sb3_consistency.generative.edm import EDMModel
+from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
 from sb3_consistency.offline.loading import (
     BlockWriter,
     EpisodeConverter,
@@ -111,6 +113,9 @@ class PlanningAlgorithm(StagedAlgorithm):
     def policy_options(self) -> dict[str, Any]:
         names = ("plan_of", "horizon", "stride", "history", "executed_steps", "tracking_gains")
         return {"model_kwargs": {}, **{name: getattr(self, name) for name in names}}
+
+    def _model_classes(self) -> dict[str, type[Any]]:
+        return {"model_kwargs": EDMModel, "student_kwargs": TrajectoryConsistencyModel}
 
     # batches
 

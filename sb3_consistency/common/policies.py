@@ -26,14 +26,18 @@ from sb3_consistency.value_losses import choose_candidate, gumbel_noise, pessimi
 CANDIDATE_SELECTIONS = ("softmax", "argmax")
 
 
-def _check_keys(space: spaces.Space, extractor_class: type[BaseFeaturesExtractor]) -> None:
+def _check_extractor(space: spaces.Space, extractor_class: type[BaseFeaturesExtractor]) -> None:
     """
     :param space: observation space
     :param extractor_class: features extractor for it
-    :raises ValueError: if SB3's ``CombinedExtractor`` can't take a key, because PyTorch names no module so
+    :raises ValueError: if SB3's ``CombinedExtractor`` can't take it, or a key, because PyTorch names no module so
     """
-    dotted = [key for key in space.spaces if "." in key] if isinstance(space, spaces.Dict) else []
-    if dotted and issubclass(extractor_class, CombinedExtractor):
+    if not issubclass(extractor_class, CombinedExtractor):
+        return
+    if not isinstance(space, spaces.Dict):
+        raise ValueError(f"policy: MultiInputPolicy needs Dict observations, got {space}; use MlpPolicy (images: CnnPolicy).")
+    dotted = [key for key in space.spaces if "." in key]
+    if dotted:
         raise ValueError(f"env: SB3's CombinedExtractor takes no keys with dots, got {dotted}: rename them in a wrapper.")
 
 
@@ -51,7 +55,7 @@ class NetworksPolicy(BasePolicy):
         features_extractor_kwargs: dict[str, Any] | None,
         **kwargs: Any,
     ) -> None:
-        _check_keys(observation_space, features_extractor_class)
+        _check_extractor(observation_space, features_extractor_class)
         super().__init__(
             observation_space,
             action_space,
@@ -154,7 +158,8 @@ class GenerativePolicy(NetworksPolicy):
     """
     Policy of the generative algorithms: actor, its moving averages, critics and value network, as far as asked for.
 
-    What the algorithm needs (``model_class`` to ``noise_seed``) it passes itself; ``policy_kwargs`` holds the rest.
+    What the algorithm needs (``model_class``, ``target_networks`` to ``candidate_temperature``) it passes itself, and its
+    part of ``model_kwargs``; ``policy_kwargs`` holds the rest.
 
     :param observation_space: observation space
     :param action_space: action space

@@ -1,8 +1,9 @@
-"""What the arrays of a dataset must be, whatever it is read from."""
+"""What the arrays of a dataset must be, whatever it is read from, and a number of steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,22 @@ def map_observations(function: Any, *observations: Observations) -> Observations
     if isinstance(observations[0], Mapping):
         return {key: map_observations(function, *(o[key] for o in observations)) for key in observations[0]}
     return function(*observations)
+
+
+def as_count(name: str, value: Any) -> int:
+    """
+    :param name: name of the argument, for messages
+    :param value: should be a number of steps; 1e6 is one, too
+    :return: the number
+    :raises TypeError: if it is no whole number
+    :raises ValueError: if it is negative
+    """
+    is_whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
+    if not is_whole:
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}.")
+    return int(value)
 
 
 def as_numbers(where: str, value: Any) -> np.ndarray:

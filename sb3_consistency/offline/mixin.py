@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm.auto import tqdm
 
+from sb3_consistency.offline.checks import as_count
 from sb3_consistency.offline.datasets import DatasetMixin
 from sb3_consistency.offline.episodes import DatasetError, map_observations
 from sb3_consistency.offline.means import RunningMeans
@@ -63,7 +64,10 @@ class OfflinePretrainingMixin(DatasetMixin):
         :param progress_bar: show a progress bar
         :return: the model
         :raises DatasetError: if no dataset was loaded
+        :raises TypeError: if the number of steps is not whole
+        :raises ValueError: if it is negative
         """
+        gradient_steps = as_count("gradient_steps", gradient_steps)
         arguments = {"gradient_steps": gradient_steps, "log_interval": log_interval, "tb_log_name": tb_log_name}
         self._call = ("pretrain", arguments)
         self._pretrain(gradient_steps, callback, log_interval, tb_log_name, progress_bar)
