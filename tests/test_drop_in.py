@@ -60,6 +60,7 @@ def test_action_noise(cls, noise, n_envs):
     [
         ({"train_freq": 4, "gradient_steps": 2}, 6),
         ({"train_freq": (1, "episode"), "gradient_steps": -1}, 15),
+        ({"train_freq": [1, "episode"], "gradient_steps": -1}, 15),
         ({"train_freq": 2, "gradient_steps": -1}, 14),
         ({"gradient_steps": 0}, 0),
     ],
