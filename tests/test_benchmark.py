@@ -222,6 +222,14 @@ def test_speed_measures_training_and_acting(few_systems, monkeypatch, tmp_path):
     assert "loaded machine" not in text and "speed_cpu_1.png" in text
 
 
+@pytest.mark.parametrize(("once", "samples"), [(2.0, 3), (0.5, 10)])
+def test_calls_of_seconds_are_measured_a_few_times(few_systems, monkeypatch, once, samples):
+    monkeypatch.setattr(speed, "timed_calls", lambda model, call, n: [once] * n)
+    models = {system.label: speed.build(system, "cpu") for system in speed.systems()}
+    rows = list(speed._acting_figures(models, rounds=10, turn=0.01))
+    assert {row["samples"] for row in rows} == {samples}
+
+
 def test_planners_share_a_teacher_and_resume(tmp_path, dataset):
     folder = tmp_path / "out"
     options = repr({"horizon": 4, "policy_kwargs": {"net_arch": [8], "model_kwargs": {"n_levels": 5}}})

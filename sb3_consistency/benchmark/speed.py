@@ -32,6 +32,8 @@ ACTING_BATCHES = (1, 256)
 LOAD_LIMIT = 20.0
 # seconds of one turn of one system; long enough to make the clock and the caches not matter
 TURN = 0.3
+# calls that take seconds (hundreds of environments, 50 candidates, 100 steps) are done after so many, and so many seconds
+FEWEST_SAMPLES, LONGEST = 3, 5.0
 
 
 class System(NamedTuple):
@@ -285,6 +287,8 @@ def _acting_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterato
         for key, (model, n_candidates, call) in calls.items():
             if n_candidates is not None:
                 model.policy.n_candidates = n_candidates
+            if len(seconds[key]) >= FEWEST_SAMPLES and sum(seconds[key]) > LONGEST:
+                continue
             (once,) = timed_calls(model, call, 1)
             if round_number > 0:  # the first round warms up
                 seconds[key] += timed_calls(model, call, max(1, min(100, round(turn / 4 / once))))
