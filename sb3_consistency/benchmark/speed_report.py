@@ -29,7 +29,7 @@ def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
         f"candidates. Observations of {OBSERVATION_SIZE} and actions of {ACTION_SIZE} numbers, "
         f"networks of {len(WIDTHS)} x {WIDTHS[0]}, gradient steps of batch {BATCH_SIZE}."
     )
-    for (device, threads), setting in frame.groupby(["device", "threads"], sort=False):
+    for (device, threads), setting in frame.groupby(["device", "threads"]):
         place = f"{device}, {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
         training = setting[setting["what"] == "gradient step"]
         parts += [f"### Gradient steps, {place}", ratio_table(training, steps_per_second=True)]
