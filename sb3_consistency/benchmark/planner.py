@@ -1,6 +1,5 @@
 """The planner suite: a teacher, and students distilled from it with and without rewards, at several numbers of passes."""
 
-import ast
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -13,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_consistency import RACTD
 from sb3_consistency.benchmark.drawing import format_number, markdown, spread
 from sb3_consistency.benchmark.records import had_the_machine, provenance
-from sb3_consistency.benchmark.runs import Job, acting_microseconds, constructor_arguments, mean_return
+from sb3_consistency.benchmark.runs import Job, acting_microseconds, constructor_arguments, mean_return, plain_options
 from sb3_consistency.benchmark.speed import OtherLoad
 from sb3_consistency.common.score_logger import normalized_score
 from sb3_consistency.offline.opening import open_dataset
@@ -95,12 +94,8 @@ def planner_jobs(
 
 def _checked(name: str, text: str) -> str:
     """The text of the same dict, always written in the same way: equal options share a teacher."""
-    constructor_arguments(text, name)
-    options = ast.literal_eval(text)
     taken = {"seed": "--seeds", "teacher": "the suite", "teacher_steps": "--steps", "reward_steps": "--steps"}
-    for option in taken.keys() & options.keys():
-        raise ValueError(f"{name}: {option} is given by {taken[option]}, got {text!r}.")
-    return repr(options)
+    return repr(plain_options(text, taken, name))
 
 
 def execute_planner(job: PlannerJob, report: Callable[[int], None], threads: int | None, folder: Path) -> dict[str, Any]:
@@ -156,13 +151,12 @@ def execute_planner(job: PlannerJob, report: Callable[[int], None], threads: int
 
 def planner_section(records: list[dict[str, Any]]) -> str:
     """
-    :param records: records of the suite
+    :param records: records of the suite, one per job
     :return: Markdown: what each planner reaches with how many passes, mean and standard deviation over seeds
     """
     rows: list[dict[str, Any]] = []
     for group in dict.fromkeys(tuple(record[name] for name in SAME_RUN) for record in records):
-        same = [record for record in records if tuple(record[name] for name in SAME_RUN) == group]
-        runs = list({record["seed"]: record for record in same}.values())
+        runs = [record for record in records if tuple(record[name] for name in SAME_RUN) == group]
         for i, planner in enumerate(runs[0]["planners"]):
             alone = [run["planners"][i]["acting_us"] for run in runs if had_the_machine(run)]
             rows.append(

@@ -3,7 +3,7 @@
 import ast
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,12 +139,13 @@ def mean_return(model: Any, env: VecEnv, job: Job, deterministic: bool) -> float
     return float(np.mean(returns))
 
 
-def constructor_arguments(text: str, name: str = "--options") -> dict[str, Any]:
+def plain_options(text: str, taken: Mapping[str, str], name: str = "--options") -> dict[str, Any]:
     """
-    :param text: a dict of plain values; an activation, which is a class, is given by its name in ``torch.nn``
+    :param text: a dict of plain values, as a user writes it
+    :param taken: options that are given elsewhere -> where
     :param name: what the text is called in messages
-    :return: the dict, as a constructor takes it
-    :raises ValueError: if the text is anything else, or there is no such activation
+    :return: the dict, of plain values still
+    :raises ValueError: if the text is anything else, holds what is given elsewhere, or names no activation
     """
     try:
         options = ast.literal_eval(text)
@@ -152,14 +153,29 @@ def constructor_arguments(text: str, name: str = "--options") -> dict[str, Any]:
         raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.") from error
     if not isinstance(options, dict):
         raise ValueError(f"{name} must be the text of a dict of plain values, got {text!r}.")
-    policy_kwargs = options.get("policy_kwargs")
-    if isinstance(policy_kwargs, dict) and "activation_fn" in policy_kwargs:
-        activation = getattr(nn, str(policy_kwargs["activation_fn"]), None)
-        if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
-            got = policy_kwargs["activation_fn"]
-            raise ValueError(f"{name}: activation_fn must be the name of a class in torch.nn, 'SiLU' say, got {got!r}.")
-        policy_kwargs["activation_fn"] = activation
+    for option in taken.keys() & options.keys():
+        raise ValueError(f"{name}: {option} is given by {taken[option]}, got {text!r}.")
+    for activation in _activations(options):
+        made = getattr(nn, str(activation), None)
+        if not (isinstance(made, type) and issubclass(made, nn.Module)):
+            raise ValueError(f"{name}: activation_fn must be the name of a class in torch.nn, 'SiLU' say, got {activation!r}.")
     return options
+
+
+def constructor_arguments(text: str) -> dict[str, Any]:
+    """
+    :param text: a job's options: a dict of plain values, with an activation, which is a class, by its name in ``torch.nn``
+    :return: the dict, as a constructor takes it
+    """
+    options: dict[str, Any] = ast.literal_eval(text)
+    for activation in _activations(options):
+        options["policy_kwargs"]["activation_fn"] = getattr(nn, activation)
+    return options
+
+
+def _activations(options: dict[str, Any]) -> list[Any]:
+    policy_kwargs = options.get("policy_kwargs")
+    return [policy_kwargs["activation_fn"]] if isinstance(policy_kwargs, dict) and "activation_fn" in policy_kwargs else []
 
 
 def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: int | None = None) -> dict[str, Any]:

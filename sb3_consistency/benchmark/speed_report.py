@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_consistency.benchmark.drawing import markdown, new_figure, save
-from sb3_consistency.benchmark.speed import ACTION_SIZE, BATCH_SIZE, OBSERVATION_SIZE, WIDTHS
+from sb3_consistency.benchmark.speed import ACTION_SIZE, BATCH_SIZE, LOAD_LIMIT, OBSERVATION_SIZE, WIDTHS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
     # ratios hold within a run only: of several, the last one of a setting counts
     frame = frame[frame["run"] == frame.groupby(["device", "threads"])["run"].transform("last")]
     parts = ["## Speed"]
-    if (frame["load_percent"] > 20).any():
+    if (frame["load_percent"] > LOAD_LIMIT).any():
         parts.append("**Measured on a loaded machine: these figures mean little.**")
     parts.append(
         "Ratios say how many times as fast as the reference a system is, in the same run; the references act without "
@@ -91,7 +91,7 @@ def scaling_sections(records: list[dict[str, Any]], folder: Path) -> list[str]:
     last = [record for record in records if record["run"] == records[-1]["run"]]
     steps = [record for record in last if record["axis"] != "memory"]
     parts = ["## Scaling"]
-    if any(record["load_percent"] > 20 for record in last):
+    if any(record["load_percent"] > LOAD_LIMIT for record in last):
         parts.append("**Measured on a loaded machine: these figures mean little.**")
     for axis in dict.fromkeys(record["axis"] for record in steps):
         chosen = [record for record in steps if record["axis"] == axis]

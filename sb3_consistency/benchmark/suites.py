@@ -1,6 +1,5 @@
 """The suites that train: which jobs they consist of, and running them in parallel, resumable processes."""
 
-import ast
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any, cast
 from tqdm.auto import tqdm
 
 from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.runs import Job, constructor_arguments
+from sb3_consistency.benchmark.runs import Job, plain_options
 from sb3_consistency.offline.record import find_algorithm
 
 OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL", "RACTD")
@@ -72,11 +71,8 @@ def jobs_of(
     :return: the jobs, all algorithms of one seed next to each other, so that an early stop leaves a comparison
     :raises ValueError: if ``options`` is no dict, or an algorithm is unknown or can't do what the suite asks for
     """
-    constructor_arguments(options)
-    given = ast.literal_eval(options)
     taken = {"seed": "--seeds"} | (dict.fromkeys(STEPS_OPTION.values(), "the suite") if suite == "denoising" else {})
-    for option in taken.keys() & given.keys():
-        raise ValueError(f"--options: {option} is given by {taken[option]}, got {options!r}.")
+    given = plain_options(options, taken)
     algos = [_check_algorithm(algo, suite) for algo in algos]
     variants: dict[str, list[dict[str, Any]]] = {algo: [given] for algo in algos}
     if suite == "denoising":
