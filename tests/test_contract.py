@@ -423,8 +423,11 @@ def test_actor_loss_leaves_the_critic_alone(cls):
     model = trained(cls)
     batch = next(model._batches(1, 16))
     model.critic.optimizer.zero_grad(set_to_none=True)
+    model.actor.optimizer.zero_grad(set_to_none=True)
     model._update_step_numbers()
-    model._descend("actor", model.actor_loss(batch)[0])
+    loss_gradient = model._loss_gradient("actor", model.actor_loss)
+    loss, _, gradients = loss_gradient(batch)
+    model._descend("actor", loss, loss_gradient.parameters, gradients)
     assert all(p.grad is None for p in model.critic.parameters())
     assert any(p.grad is not None for p in model.actor.parameters())
 

@@ -93,7 +93,7 @@ def assert_compiled_equals_plain(cls, **kwargs):
     for model in (plain, compiled):
         model.set_random_seed(1)
         model.pretrain(6)
-    assert compiled._compiled_losses and all(loss.compiles for loss in compiled._compiled_losses.values())
+    assert compiled._loss_gradients and all(loss.compiles for loss in compiled._loss_gradients.values())
     start = weights(loaded(cls, **WIDE, **kwargs))
     moved, difference = (weights(plain) - start).norm(), (weights(plain) - weights(compiled)).norm()
     assert difference < 0.01 * moved, (difference, moved)
@@ -119,7 +119,7 @@ def test_compilation_works_in_many_models_of_one_process(precision):
         warnings.filterwarnings("error", message=".*(could not be compiled|recompile).*")
         for seed in range(10):
             model = loaded(ConsistencyBC, compile=True, precision=precision, seed=seed).pretrain(2)
-            assert all(loss.compiles for loss in model._compiled_losses.values())
+            assert all(loss.compiles for loss in model._loss_gradients.values())
 
 
 def test_without_a_compiler_training_goes_on_with_a_warning(monkeypatch):
@@ -138,24 +138,20 @@ def test_without_a_compiler_training_goes_on_with_a_warning(monkeypatch):
     assert_equal_states(state_of(model), state_of(plain))
 
 
-def test_a_backward_pass_that_can_not_be_compiled(monkeypatch):
+def test_code_that_can_not_be_generated(monkeypatch):
     from torch._inductor import compile_fx
     from torch._inductor.exc import InductorError
 
-    inner = compile_fx._compile_fx_inner
+    def fails(*args, **kwargs):
+        raise InductorError(RuntimeError("no code"), th.nn.Module)
 
-    def fails_backwards(*args, **kwargs):
-        if kwargs.get("is_backward"):
-            raise InductorError(RuntimeError("no backward"), th.nn.Module)
-        return inner(*args, **kwargs)
-
-    monkeypatch.setattr(compile_fx, "_compile_fx_inner", fails_backwards)
+    monkeypatch.setattr(compile_fx, "_compile_fx_inner", fails)
     model = loaded(ConsistencyBC, compile=True)
     start = weights(model)
     uncached = th._inductor.config.patch(force_disable_caches=True)
-    with uncached, pytest.warns(UserWarning, match="could not be compiled and runs uncompiled"):
+    with uncached, pytest.warns(UserWarning, match="actor_loss could not be compiled and runs uncompiled"):
         model.pretrain(3)
-    assert not model._compiled_losses["actor"].compiles and not th.equal(weights(model), start)
+    assert not model._loss_gradients["actor"].compiles and not th.equal(weights(model), start)
 
 
 @pytest.mark.slow
@@ -195,9 +191,7 @@ def test_bf16_gives_nearly_the_same_gradient(cls):
         model = loaded(cls, **WIDE, precision=precision)
         model.set_random_seed(1)
         model.pretrain(1)
-        gradients[precision] = th.cat(
-            [p.grad.flatten() for ps in model._parameters.values() for p in ps if p.grad is not None]
-        )
+        gradients[precision] = th.cat([p.grad.flatten() for p in model.policy.parameters() if p.grad is not None])
     exact, rounded = gradients["float32"], gradients["bf16"]
     assert not th.equal(exact, rounded), "nothing was computed in bfloat16"
     assert th.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99
@@ -330,6 +324,16 @@ def test_rl_zoo3_prunes_trials_that_diverge():
     assert issubclass(DivergenceError, ValueError)
 
 
+@pytest.mark.parametrize("cls", ACTOR_CRITICS)
+def test_layers_replaced_with_their_optimizer_are_trained(cls):
+    model = loaded(cls).pretrain(1)
+    model.actor.model.network.layers[-1] = th.nn.Linear(32, 1)
+    model.actor.optimizer = th.optim.Adam(model.actor.parameters(), 1e-3)
+    before = model.actor.model.network.layers[-1].weight.clone()
+    model.pretrain(1)
+    assert not th.equal(before, model.actor.model.network.layers[-1].weight)
+
+
 def test_mish_keeps_its_tail_in_bf16():
     x = th.linspace(-8, 8, 8192)
     exact = th.nn.functional.mish(x)
@@ -339,8 +343,45 @@ def test_mish_keeps_its_tail_in_bf16():
     assert (rounded.float() - exact).abs().max() < 0.05
 
 
-def test_any_callable_can_be_compiled():
-    assert acceleration.CompiledLoss(lambda batch: batch + 1).run is not None
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_gradient_is_laid_out_as_its_parameter(compile):
+    """A fused optimizer reads both as flat memory."""
+    a, b, w = (th.randn(size, requires_grad=True) for size in (3, 3, (4, 3)))
+    frozen, unused = th.randn(3), th.randn(2, requires_grad=True)
+    parameters = [a, b, w, frozen, unused]
+    loss = acceleration.LossGradient(lambda x: ((a + b + frozen).sum() + (w.T * x).sum(), {}), parameters, compile=compile)
+    x = th.randn(3, 4)
+    value, _, gradients = loss(x)
+    th.testing.assert_close(value, (a + b + frozen).sum().detach() + (w.detach().T * x).sum())
+    for gradient, expected, parameter in zip(gradients, (th.ones(3), th.ones(3), x.T), (a, b, w), strict=False):
+        assert th.equal(gradient, expected) and gradient.stride() == parameter.stride()
+    assert gradients[3:] == [None, None]
+
+
+class FrozenExtractor(BaseFeaturesExtractor):
+    """A pretrained encoder, say, and what is learned on top of it."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4)
+        self.encoder, self.head = th.nn.Linear(3, 8), th.nn.Linear(8, 4)
+        self.encoder.requires_grad_(False)
+
+    def forward(self, observations):
+        return self.head(self.encoder(observations).relu())
+
+
+@every
+def test_frozen_parameters_stay_as_they_are(cls):
+    one_stage = {"teacher_steps": 100, "reward_steps": 1} if cls is RACTD else {}
+    model = loaded(cls, policy_kwargs={"net_arch": [32, 32], "features_extractor_class": FrozenExtractor}, **one_stage)
+    model.pretrain(2)
+    network = getattr(model.policy, next(iter(model.losses())))
+    extractor = next(module for module in network.modules() if isinstance(module, FrozenExtractor))
+    extractor.head.bias.requires_grad_(False)
+    before = [x.clone() for x in (extractor.encoder.weight, extractor.head.bias, extractor.head.weight)]
+    model.pretrain(3)
+    after = extractor.encoder.weight, extractor.head.bias, extractor.head.weight
+    assert [th.equal(x, y) for x, y in zip(before, after, strict=True)] == [True, True, False]
 
 
 def test_a_conditional_moving_average():

@@ -317,7 +317,7 @@ class GenerativeAlgorithm(ResumableTraining):
     def _excluded_save_params(self) -> list[str]:
         networks = self.policy.network_names()
         derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_in_offline_phase"]
-        derived += ["_parameters", "_batch_norm_pairs", "_batch_norm_statistics", "_compiled_losses", "_unchecked_steps"]
+        derived += ["_batch_norm_pairs", "_batch_norm_statistics", "_loss_gradients", "_unchecked_steps"]
         derived += ["progress", "step_alpha", "step_eta", "_constructor_dataset_loaded"]
         by_name = isinstance(self.dataset, str) or (
             isinstance(self.dataset, list) and all(isinstance(d, str) for d in self.dataset)

@@ -2,14 +2,14 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule, TensorDict
 from stable_baselines3.common.utils import get_parameters_by_name, update_learning_rate
 
-from sb3_consistency.common.acceleration import CompiledLoss, autocast
+from sb3_consistency.common.acceleration import LossGradient
 from sb3_consistency.common.policies import GenerativePolicy
 from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
 from sb3_consistency.offline.means import RunningMeans
@@ -48,12 +48,8 @@ class TrainingLoop(OfflinePretrainingMixin):
 
     def _collect_parameters(self) -> None:
         """Look up once what every gradient step goes through."""
-        self._compiled_losses: dict[str, CompiledLoss] = {}
+        self._loss_gradients: dict[str, LossGradient] = {}
         self._unchecked_steps: list[TensorDict] = []
-        self._parameters = {
-            name: [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
-            for name in self.policy.trained_networks()
-        }
         networks = [getattr(self.policy, name) for name in self.policy.trained_networks()]
         self._batch_norm_statistics = [x for network in networks for x in get_parameters_by_name(network, ["running_"])]
         self._batch_norm_pairs = [
@@ -99,40 +95,42 @@ class TrainingLoop(OfflinePretrainingMixin):
         self._update_step_numbers()
         metrics: TensorDict = {}
         finite: TensorDict = {}
-        for name, loss_fn in self._loss_functions().items():
+        for name, loss_fn in self.losses().items():
             statistics = [x.clone() for x in self._batch_norm_statistics]
-            with autocast(self.precision, self.device):
-                loss, info = loss_fn(batch)
-            finite[name] = self._descend(name, loss)
+            loss_gradient = self._loss_gradient(name, loss_fn)
+            loss, info, gradients = loss_gradient(batch)
+            finite[name] = self._descend(name, loss, loss_gradient.parameters, gradients)
             for new, old in zip(self._batch_norm_statistics, statistics, strict=True):
                 new.copy_(th.where(finite[name], new, old))
-            metrics |= {f"{name}_loss": loss.detach(), **info}
+            metrics |= {f"{name}_loss": loss, **info}
         self._n_updates += 1
         with th.no_grad():
             self._update_targets(finite)
         self._unchecked_steps.append(finite)
         return metrics
 
-    def _loss_functions(self) -> dict[str, LossFn]:
-        losses = self.losses()
-        if not self.compile:
-            return losses
-        for name, loss_fn in losses.items():
-            if name not in self._compiled_losses:
-                self._compiled_losses[name] = CompiledLoss(loss_fn)
-        return {name: self._compiled_losses[name] for name in losses}
+    def _loss_gradient(self, name: str, loss_fn: LossFn) -> LossGradient:
+        """What the optimizer holds now: as with SB3, layers may be replaced together with their optimizer."""
+        parameters = [p for group in getattr(self.policy, name).optimizer.param_groups for p in group["params"]]
+        known = self._loss_gradients.get(name)
+        if known is None or list(map(id, known.parameters)) != list(map(id, parameters)):
+            self._loss_gradients[name] = LossGradient(loss_fn, parameters, self.precision, self.compile)
+        return self._loss_gradients[name]
 
-    def _descend(self, name: str, loss: th.Tensor) -> th.Tensor:
+    def _descend(
+        self, name: str, loss: th.Tensor, parameters: Sequence[th.Tensor], gradients: Sequence[th.Tensor | None]
+    ) -> th.Tensor:
         """Take a step of the optimizer, unless loss or gradient is not finite; whether they are, scalar."""
-        optimizer, parameters = getattr(self.policy, name).optimizer, self._parameters[name]
-        optimizer.zero_grad(set_to_none=True)
-        # only this network's gradients are computed: the critic gets none from the actor's loss
-        loss.backward(inputs=parameters)
-        norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        optimizer = getattr(self.policy, name).optimizer
+        norm = th.nn.utils.get_total_norm([g for g in gradients if g is not None])
         if self.max_grad_norm is not None:
-            th.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            # not in place: two parameters may share one gradient
+            scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            gradients = [None if g is None else scale * g for g in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         # a gradient that is not finite makes the norm so
-        finite = (norm + loss.detach()).isfinite()
+        finite = (norm + loss).isfinite()
         if self._may_read_tensors(optimizer):
             if finite:
                 optimizer.step()
