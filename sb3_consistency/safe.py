@@ -42,7 +42,7 @@ COUNTERS = (
     "_num_timesteps_at_start",
     "_episode_num",
     "_curriculum_end",
-    "_pretrain_end",
+    "_pretrain_start",
     "_online_timesteps",
 )
 STATE = (*COUNTERS, "_current_progress_remaining", "_was_pretrained", "_reference_returns", "_reward_function")
@@ -283,7 +283,7 @@ def _checked_arguments(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
 def _checked_state(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     _check_names("state", set(given), set(_state_names(cls)))
     state = {name: decode(value) for name, value in given.items()}
-    may_be_none = {"_curriculum_end", "_pretrain_end", "_online_timesteps"}
+    may_be_none = {"_curriculum_end", "_pretrain_start", "_online_timesteps"}
     for name in COUNTERS:
         if not (type(state[name]) is int and state[name] >= 0) and not (state[name] is None and name in may_be_none):
             raise ValueError(f"{name} must be an integer of at least 0, got {state[name]!r}")

@@ -235,7 +235,11 @@ def test_clamped_action_learns_only_the_way_back():
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"network": "x"}, {"bc_loss": "x"}, {"metric": "x"}, {"sampling_steps": 0}, {"curriculum": (1, 5)}, {"sigma_min": 0}],
+    [
+        *({"network": "x"}, {"bc_loss": "x"}, {"metric": "x"}, {"sampling_steps": 0}, {"curriculum": (1, 5)}),
+        *({"sigma_min": 0}, {"sigma_max": float("inf")}, {"sigma_data": 0}, {"rho": -1}, {"p_std": 0}),
+        {"reconstruction_levels": 1},
+    ],
 )
 def test_bad_options_name_the_argument(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):

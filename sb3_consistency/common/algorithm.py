@@ -142,7 +142,7 @@ class GenerativeAlgorithm(ResumableTraining):
         self.precision = precision
         self.on_divergence = on_divergence
         # saved with the model: SB3's load() would put one algorithm's attributes into another
-        self._saved_as = type(self).__name__
+        self._saved_as = next(c.__name__ for c in type(self).__mro__ if c.__module__.startswith(__package__.partition(".")[0]))
         self._init_offline()
         self._check_arguments()
         # not in load(): what was saved was accepted once
@@ -222,8 +222,8 @@ class GenerativeAlgorithm(ResumableTraining):
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
-        rate = self.learning_rate if self.actor_learning_rate is None else self.actor_learning_rate
-        self.actor_lr_schedule = FloatSchedule(rate)
+        rate = self.actor_learning_rate
+        self.actor_lr_schedule = None if rate is None else FloatSchedule(rate)
 
     def learn(
         self,
@@ -267,10 +267,10 @@ class GenerativeAlgorithm(ResumableTraining):
             return self
         if self.env is None and total_timesteps > 0:
             raise ValueError("env: learn() collects experience; call set_env(...) first, or pretrain(...) instead.")
-        if self.pretrain_steps and self._pretrain_end is None:
-            self._pretrain_end = self._n_updates + self.pretrain_steps
+        if self.pretrain_steps and self._pretrain_start is None:
+            self._pretrain_start = self._n_updates
         # a model loaded from a checkpoint of its pretraining takes the steps that are left
-        remaining = (self._pretrain_end or 0) - self._n_updates
+        remaining = (self._pretrain_start or 0) + self.pretrain_steps - self._n_updates if self.pretrain_steps else 0
         pretraining = remaining > 0 or continued == "offline"
         if pretraining and not self._pretrain(remaining, callback, 1000, f"{name}_pretrain", progress_bar):
             return self
@@ -323,6 +323,10 @@ class GenerativeAlgorithm(ResumableTraining):
             isinstance(self.dataset, list) and all(isinstance(d, str) for d in self.dataset)
         )
         return [*super()._excluded_save_params(), *networks, *derived, *([] if by_name else ["dataset"])]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # for copies and pickles: compiled functions belong to these very weights, callbacks hold on to whole modules
+        return {**vars(self), "_loss_gradients": {}, "_root_callback": None}
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self.policy.trained_networks())], []

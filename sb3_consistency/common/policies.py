@@ -32,7 +32,7 @@ def _check_extractor(space: spaces.Space, extractor_class: type[BaseFeaturesExtr
     :param extractor_class: features extractor for it
     :raises ValueError: if SB3's ``CombinedExtractor`` can't take it, or a key, because PyTorch names no module so
     """
-    if not issubclass(extractor_class, CombinedExtractor):
+    if not (isinstance(extractor_class, type) and issubclass(extractor_class, CombinedExtractor)):
         return
     if not isinstance(space, spaces.Dict):
         raise ValueError(f"policy: MultiInputPolicy needs Dict observations, got {space}; use MlpPolicy (images: CnnPolicy).")
@@ -355,7 +355,9 @@ class GenerativePolicy(NetworksPolicy):
         values = pessimistic_value(self.critic_target.q_networks(critic_features, actions)).view(batch_size, n_candidates)
         greedy = deterministic or self.candidate_selection == "argmax"
         gumbel = None if greedy else gumbel_noise(th.rand_like(values))
-        return choose_candidate(values, actions.view(batch_size, n_candidates, -1), gumbel, self.candidate_temperature)
+        return choose_candidate(
+            values, actions.view(batch_size, n_candidates, actions.shape[1]), gumbel, self.candidate_temperature
+        )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         names = """

@@ -7,13 +7,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_consistency.common.arguments import check_range
 from sb3_consistency.common.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, list_checkpoints, verify
 from sb3_consistency.common.run_state import (
+    callback_tree,
     environment_facts,
     restore_callbacks,
     restore_run,
@@ -132,6 +133,10 @@ class ResumableTraining(TrainingLoop):
             # a new run: the interrupted one is given up
             self._resume_point = None
         self._root_callback = super()._init_callback(callback, progress_bar)
+        for each in callback_tree(self._root_callback):
+            if isinstance(each, EveryNTimesteps):
+                # SB3 leaves it waiting for a number of timesteps that was reached before counting began anew
+                each.last_time_trigger = min(each.last_time_trigger, self.num_timesteps)
         return self._root_callback
 
     def _excluded_save_params(self) -> list[str]:

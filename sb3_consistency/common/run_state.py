@@ -120,14 +120,17 @@ def truncate_last_episodes(buffer: ReplayBuffer) -> None:
             buffer.timeouts[last, cut] = 1
 
 
-def _callbacks(callback: Any) -> Iterator[BaseCallback]:
-    """All callbacks in a tree of callbacks."""
+def callback_tree(callback: Any) -> Iterator[BaseCallback]:
+    """
+    :param callback: a callback, or None
+    :return: it and all callbacks inside it
+    """
     if callback is not None:
         yield callback
         children = [*getattr(callback, "callbacks", ()), getattr(callback, "callback", None)]
         for child in (*children, getattr(callback, "callback_on_new_best", None)):
             if isinstance(child, BaseCallback):
-                yield from _callbacks(child)
+                yield from callback_tree(child)
 
 
 def callback_states(root: BaseCallback | None) -> list[tuple[str, dict[str, Any]]]:
@@ -135,7 +138,7 @@ def callback_states(root: BaseCallback | None) -> list[tuple[str, dict[str, Any]
     :param root: a run's tree of callbacks
     :return: class and counters of each
     """
-    return [(type(c).__name__, {k: vars(c)[k] for k in CALLBACK_STATE if k in vars(c)}) for c in _callbacks(root)]
+    return [(type(c).__name__, {k: vars(c)[k] for k in CALLBACK_STATE if k in vars(c)}) for c in callback_tree(root)]
 
 
 def restore_callbacks(root: BaseCallback | None, states: list[tuple[str, dict[str, Any]]]) -> None:
@@ -146,7 +149,7 @@ def restore_callbacks(root: BaseCallback | None, states: list[tuple[str, dict[st
     :param states: what :func:`callback_states` returned
     """
     left = list(states)
-    for callback in _callbacks(root):
+    for callback in callback_tree(root):
         for entry in left:
             if entry[0] == type(callback).__name__:
                 vars(callback).update(entry[1])

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
@@ -50,6 +51,23 @@ def can_sample(buffer: ReplayBuffer | None) -> bool:
     if buffer is None or buffer.size() == 0:
         return False
     return bool((buffer.ep_length > 0).any()) if isinstance(buffer, HerReplayBuffer) else True
+
+
+def samples_as_sb3(buffer: ReplayBuffer) -> bool:
+    """
+    :param buffer: a replay buffer
+    :return: whether its ``sample`` is one of SB3's, in which rows are independent of each other
+    """
+    return type(buffer).sample.__module__.startswith("stable_baselines3.")
+
+
+def bytes_per_transition(space: spaces.Space) -> int:
+    """
+    :param space: observation space
+    :return: bytes of the two observations of a transition, the bulk of it where they are images
+    """
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return 2 * sum(math.prod(part.shape or (1,)) * (part.dtype.itemsize if part.dtype else 4) for part in parts)
 
 
 def sample(

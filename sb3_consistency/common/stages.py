@@ -88,7 +88,7 @@ class StagedAlgorithm(GenerativeAlgorithm):
         progress, length = self._stage_progress()
         warmup = min(self.warmup_steps, length // 10)
         factor = min(1.0, (progress * length + 1) / (warmup + 1)) * self._cosine_decay(progress)
-        schedule = self.actor_lr_schedule if self.stage == "student" else self.lr_schedule
+        schedule = self.actor_lr_schedule if self.stage == "student" and self.actor_lr_schedule else self.lr_schedule
         rate = factor * schedule(1 - progress)
         update_learning_rate(getattr(self.policy, NETWORK_OF_STAGE[self.stage]).optimizer, rate)
         self.logger.record("train/learning_rate", rate)

@@ -11,9 +11,20 @@ from stable_baselines3.common.utils import get_parameters_by_name, update_learni
 
 from sb3_consistency.common.acceleration import LossGradient
 from sb3_consistency.common.policies import GenerativePolicy
-from sb3_consistency.common.sampling import Batch, can_sample, concatenate, sample, split
+from sb3_consistency.common.sampling import (
+    Batch,
+    bytes_per_transition,
+    can_sample,
+    concatenate,
+    sample,
+    samples_as_sb3,
+    split,
+)
 from sb3_consistency.offline.means import RunningMeans
 from sb3_consistency.offline.mixin import CHUNK, OfflinePretrainingMixin
+
+# at most this much memory goes into batches that are sampled together
+CHUNK_BYTES = 2**26
 
 LossFn = Callable[[Batch], tuple[th.Tensor, TensorDict]]
 
@@ -26,7 +37,7 @@ class TrainingLoop(OfflinePretrainingMixin):
     """Descends the losses that an algorithm names in :meth:`losses`, on batches of offline and online data."""
 
     policy: GenerativePolicy
-    actor_lr_schedule: Schedule
+    actor_lr_schedule: Schedule | None
     actor_learning_rate: float | Schedule | None
     cosine_lr_decay: bool | None
     max_grad_norm: float | None
@@ -67,13 +78,13 @@ class TrainingLoop(OfflinePretrainingMixin):
         self.logger.record("train/actor_learning_rate", actor_rate)
 
     def _actor_rate(self, progress: float) -> float:
-        return self.actor_lr_schedule(progress)
+        return (self.actor_lr_schedule or self.lr_schedule)(progress)
 
     def _cosine_decay(self, progress: float) -> float:
         decays = self._in_offline_phase if self.cosine_lr_decay is None else self.cosine_lr_decay
         return 0.5 * (1 + math.cos(math.pi * progress)) if decays else 1.0
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         if not self._ready_to_train():
             return
         self._update_learning_rates()
@@ -90,8 +101,8 @@ class TrainingLoop(OfflinePretrainingMixin):
         return can_sample(self.replay_buffer) and self.replay_buffer.size() >= wanted
 
     def _gradient_step(self, batch: Batch) -> TensorDict:
-        if not self.policy.training:
-            self.policy.set_training_mode(True)
+        # predict() of the policy, or of a network alone, switches it off
+        self.policy.set_training_mode(True)
         self._update_step_numbers()
         metrics: TensorDict = {}
         finite: TensorDict = {}
@@ -168,9 +179,15 @@ class TrainingLoop(OfflinePretrainingMixin):
                 old.data.copy_(new if flag is None else th.where(flag, new, old))
 
     def _batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
-        """Sample up to CHUNK batches at once: the buffer's fixed cost per call is larger than its cost per row."""
-        for start in range(0, n_batches, CHUNK):
-            yield from self._sample_batches(min(CHUNK, n_batches - start), batch_size)
+        """Sample several batches at once: the buffer's fixed cost per call is larger than its cost per row."""
+        at_once = min(n_batches, CHUNK)
+        if at_once > 1:
+            buffers = [buffer for buffer in (self.replay_buffer, self.offline_buffer) if buffer is not None]
+            at_once = min(at_once, max(1, CHUNK_BYTES // (batch_size * bytes_per_transition(self.observation_space))))
+            # a user's own may give meaning to the size of what is drawn together
+            at_once = at_once if all(map(samples_as_sb3, buffers)) else 1
+        for start in range(0, n_batches, at_once):
+            yield from self._sample_batches(min(at_once, n_batches - start), batch_size)
 
     def _sample_batches(self, n_batches: int, batch_size: int) -> list[Batch]:
         n_offline = self._offline_share(batch_size)

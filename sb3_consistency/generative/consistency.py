@@ -9,6 +9,7 @@ import torch as th
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
 from sb3_consistency.generative.networks import ConditionalNetwork, make_network
 from sb3_consistency.generative.schedules import (
+    check_noise_levels,
     consistency_curriculum,
     doubling_curriculum,
     karras_level,
@@ -123,14 +124,15 @@ class ConsistencyModel(GenerativeModel):
             raise ValueError(f"bc_loss must be one of {list(BC_LOSSES)}, got {bc_loss!r}.")
         if metric is not None and metric not in METRICS:
             raise ValueError(f"metric must be None or one of {list(METRICS)}, got {metric!r}.")
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}.")
+        check_noise_levels(sigma_min, sigma_max, sigma_data=sigma_data, rho=rho, p_std=p_std)
         self.n_first, self.n_last = curriculum or ((10, 160) if bc_loss == "ict" else (2, 150))
         if not 2 <= self.n_first <= self.n_last:
             raise ValueError(f"curriculum must be (first, last) with 2 <= first <= last, got {curriculum}.")
         self.bc_loss = bc_loss
         self.metric = metric or ("pseudo_huber" if bc_loss == "ict" else "l2")
         self.loss_scaling = loss_scaling
+        if reconstruction_levels < 2:
+            raise ValueError(f"reconstruction_levels must be at least 2, got {reconstruction_levels}.")
         if not 0 <= sampling_share <= 1:
             raise ValueError(f"sampling_share must be in [0, 1], got {sampling_share}.")
         self.reconstruction_levels = reconstruction_levels

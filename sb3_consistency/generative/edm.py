@@ -10,7 +10,7 @@ import torch as th
 
 from sb3_consistency.generative.consistency import Sigma, boundary_scalings, pseudo_huber, squared_error
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
-from sb3_consistency.generative.schedules import karras_sigma, sampling_sigmas
+from sb3_consistency.generative.schedules import check_noise_levels, karras_sigma, sampling_sigmas
 from sb3_consistency.generative.temporal import make_temporal_network
 
 WINDOW_METRICS = ("l2", "pseudo_huber", "pseudo_huber_squared", "pseudo_huber_norm")
@@ -102,8 +102,7 @@ class KarrasModel(GenerativeModel):
             raise ValueError(f"metric must be one of {list(WINDOW_METRICS)}, got {metric!r}.")
         if n_levels < 2:
             raise ValueError(f"n_levels must be at least 2, got {n_levels}.")
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}.")
+        check_noise_levels(sigma_min, sigma_max, sigma_data=sigma_data, rho=rho, p_std=p_std)
         if initial_noise_scale is not None and initial_noise_scale <= 0:
             raise ValueError(f"initial_noise_scale must be positive, got {initial_noise_scale}.")
         self.metric = metric

@@ -13,6 +13,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def check_noise_levels(sigma_min: float, sigma_max: float, **positive: float) -> None:
+    """
+    :param sigma_min: lowest noise level
+    :param sigma_max: highest noise level
+    :param positive: what else must be positive: ``sigma_data``, ``rho``, ``p_std``
+    :raises ValueError: if one is out of its range
+    """
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}.")
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
 def cached(function: Callable[P, R]) -> Callable[P, R]:
     """
     :param function: function of hashable arguments

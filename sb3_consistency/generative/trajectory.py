@@ -55,6 +55,8 @@ class TrajectoryConsistencyModel(KarrasModel):
             raise ValueError(f"ctm_gamma must be in [0, 1], got {ctm_gamma}.")
         if dsm_target not in DSM_TARGETS:
             raise ValueError(f"dsm_target must be one of {list(DSM_TARGETS)}, got {dsm_target!r}.")
+        if not 0 <= dsm_rho_share <= 1:
+            raise ValueError(f"dsm_rho_share must be in [0, 1], got {dsm_rho_share}.")
         self.sampling_steps = sampling_steps
         self.ctm_gamma = ctm_gamma
         if distillation_metric not in WINDOW_METRICS:

@@ -74,7 +74,7 @@ class DatasetMixin(OffPolicyAlgorithm):
         self._heldout: dict[str, Any] | None = None
         self._reference_returns: tuple[float, float] | None = None
         self._was_pretrained = False
-        self._pretrain_end: int | None = None
+        self._pretrain_start: int | None = None
         self._online_timesteps: int | None = None
         self._in_offline_phase = False
         self._constructor_dataset_loaded = False

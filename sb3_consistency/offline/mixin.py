@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ class OfflinePretrainingMixin(DatasetMixin):
     @property
     def is_pretrained(self) -> bool:
         """Whether ``learn()`` has none of the constructor's ``pretrain_steps`` left to take."""
-        return self._n_updates >= (self.pretrain_steps if self._pretrain_end is None else self._pretrain_end)
+        return self._n_updates >= (self._pretrain_start or 0) + self.pretrain_steps
 
     def _restore_online_timesteps(self) -> None:
         if self._online_timesteps is not None:
@@ -138,6 +139,8 @@ class OfflinePretrainingMixin(DatasetMixin):
             new_tb_run = new_tb_run and self._continued_phase is None
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, new_tb_run)
         self._was_pretrained = self._in_offline_phase = True
+        if self.ep_info_buffer is None:  # SB3's logs read it
+            self.ep_info_buffer, self.ep_success_buffer = (deque(maxlen=self._stats_window_size) for _ in range(2))
         try:
             callback = self._init_callback(callback)
             callback.on_training_start({"self": self, "total_timesteps": self._total_timesteps}, globals())
@@ -153,6 +156,8 @@ class OfflinePretrainingMixin(DatasetMixin):
         first, end = self._num_timesteps_at_start, self._total_timesteps
         # SB3 counts the progress of a continued learn() from the first of its timesteps; pretrain() counts its own steps
         origin = first if self._online_timesteps is not None else 0
+        # callbacks that watch environments see that nothing happens there
+        still = {"rewards": np.zeros(self.n_envs), "dones": np.zeros(self.n_envs, bool), "infos": [{}] * self.n_envs}
         while self.num_timesteps < end:
             self._check_divergence()
             callback.on_rollout_start()
@@ -165,7 +170,7 @@ class OfflinePretrainingMixin(DatasetMixin):
                 if (self.num_timesteps - first) % log_interval == 0 or self.num_timesteps == end:
                     self._dump_offline_logs(means)
                     means = RunningMeans()
-                callback.update_locals({"self": self, "batch": batch})
+                callback.update_locals({"self": self, "batch": batch, **still})
                 if not callback.on_step():
                     return False
             callback.on_rollout_end()
