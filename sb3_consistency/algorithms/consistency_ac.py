@@ -19,8 +19,8 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
 
     Differences from the released code: the loss is improved consistency training (iCT) by default; two steps are
     {80, 2.52}, not {80, 2}; the curriculum runs over the whole training, not over every chunk of 50k steps; the loss is
-    not clamped, and the Q term's gradient is projected at the bounds; the EMA actor follows from the first step (there
-    it is the random initial network until step 1000); loading restores targets and optimizers; time-outs bootstrap;
+    not clamped, and the Q term's gradient is projected at the bounds; the EMA actor follows at every step from the first
+    (there at every fifth; it is the random initial network until step 1000); loading restores targets and optimizers; time-outs bootstrap;
     the curriculum ends at 160 levels; the actor's learning rate is 3e-3 offline (3e-4), and learning rates fall to 0
     offline; no loss scaling or clipping unless asked for.
 

@@ -85,8 +85,8 @@ class ConsistencyModel(GenerativeModel):
     :param bc_loss: "ict" (improved consistency training), "consistency" (Ding & Jin) or "reconstruction" (CPQL)
     :param metric: distance of the two consistency losses, "l2" or "pseudo_huber"; None for the source's own
     :param loss_scaling: weight "consistency" by 100 / (sigma_{n+1} - sigma_n), Ding & Jin's ablation
-    :param curriculum: first and last number of noise levels; None for (10, 160) with "ict" (iCT ends at 1280, for far more
-        samples than a policy sees), (2, 150) with "consistency"
+    :param curriculum: first and last number of noise levels (of "ict": of steps between them); None for (10, 160) with
+        "ict" (iCT ends at 1280, for far more samples than a policy sees), (2, 150) with "consistency"
     :param reconstruction_levels: size of the Karras grid that "reconstruction" draws its noise level from
     :param sampling_share: share of the draws of "reconstruction" that fall on the levels at which :meth:`sample` evaluates
         the model in its ``sampling_steps``; 0 is the source's own
