@@ -20,9 +20,9 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
     Differences from the released code: the loss is improved consistency training (iCT) by default; two steps are
     {80, 2.52}, not {80, 2}; the curriculum runs over the whole training, not over every chunk of 50k steps; the loss is
     not clamped, and the Q term's gradient is projected at the bounds; the EMA actor follows at every step from the first
-    (there at every fifth; it is the random initial network until step 1000); loading restores targets and optimizers; time-outs bootstrap;
-    the curriculum ends at 160 levels; the actor's learning rate is 3e-3 offline (3e-4), and learning rates fall to 0
-    offline; no loss scaling or clipping unless asked for.
+    (there at every fifth; it is the random initial network until step 1000); observations are standardised; loading
+    restores targets and optimizers; time-outs bootstrap; the curriculum ends at 160 levels; the actor's learning rate is
+    3e-3 offline (3e-4), and learning rates fall to 0 offline; no loss scaling or clipping unless asked for.
 
     :param eta: weight of the Q term, a number or a function of the gradient step
     :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch

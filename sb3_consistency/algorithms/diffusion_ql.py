@@ -18,10 +18,10 @@ class DiffusionQL(DiffusionPolicyMixin, GenerativeActorCritic):
     ConsistencyAC. Source: Wang et al. 2022 (Diffusion-QL), algorithm 1.
 
     Differences from the released code: predicted clean actions are clamped with the gradient projected at the bounds,
-    not cut; the EMA actor follows at every step from the first (there at every fifth, from step 1000); critics have LayerNorm
-    (``policy_kwargs=dict(layer_norm=False)`` switches it off); observations are standardised; the actor's learning rate
-    is 3e-3 offline (3e-4), and learning rates fall to 0 offline; no clipping unless asked for; DDIM sampling with fewer
-    steps is an option; time-outs bootstrap.
+    not cut; the EMA actor follows at every step from the first (there at every fifth, from step 1000); critics have
+    LayerNorm (``policy_kwargs=dict(layer_norm=False)`` switches it off); observations are standardised; the actor's
+    learning rate is 3e-3 offline (3e-4), and learning rates fall to 0 offline; no clipping unless asked for; DDIM
+    sampling with fewer steps is an option; time-outs bootstrap.
 
     :param eta: weight of the Q term, a number or a function of the gradient step
     :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch
