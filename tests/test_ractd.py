@@ -881,6 +881,15 @@ def test_windows_of_states_end_in_their_condition(pointer):
     assert batch.reward_conditions.shape == (500, 2, 4) and (batch.reward_conditions[:, 1, 2:] == 0).all()
 
 
+def test_rewards_of_states_know_goals_at_rest_only(pointer):
+    batch = next(pointer._batches(1, 500))
+    moving, at_rest = batch.conditions.clone(), batch.conditions.clone()
+    moving[:, 1, 2:], at_rest[:, 1, 2:] = 0.5, 0
+    student, reward_model = pointer.policy.student, pointer.policy.reward_model
+    assert not th.equal(student.condition(moving), student.condition(at_rest))
+    assert th.equal(reward_model(moving, batch.plans), reward_model(at_rest, batch.plans))
+
+
 @pytest.mark.parametrize(("executed_steps", "age"), [(None, 5), (5, 0), (100, 20)])
 def test_a_plan_of_states_is_renewed_when_it_is_over(executed_steps, age, tmp_path):
     options = {"plan_of": "states", "horizon": 16, "executed_steps": executed_steps, "teacher_steps": 0, "reward_steps": 0}

@@ -93,7 +93,8 @@ class RewardModel(StackedNetwork):
     """
     R: the return that follows a state and an action (in a plan of states: a state and the goal), scaled to [-1, 1].
 
-    LayerNorm keeps it from rising off the data; the linear shortcuts of the paper's would carry it on.
+    LayerNorm keeps it from rising off the data; the linear shortcuts of the paper's would carry it on. A goal is a position:
+    the velocity of a state in its place does not count.
 
     :param net_arch: hidden layer sizes
     :param activation_fn: activation class
@@ -114,6 +115,14 @@ class RewardModel(StackedNetwork):
         self.register_buffer("cosines", cosine_transform(self.n_seen), persistent=False)
         self.register_buffer("low", th.zeros(()))
         self.register_buffer("high", th.ones(()))
+
+    def condition(self, stacked: PyTorchObs) -> th.Tensor:
+        if self.n_actions == 0:
+            # it was trained on goals at rest; a student plans to states that may move
+            assert isinstance(stacked, th.Tensor)
+            stacked = stacked.clone()
+            stacked[:, 1, stacked.shape[-1] // 2 :] = 0
+        return super().condition(stacked)
 
     def fit_returns(self, low: float, high: float) -> None:
         """
