@@ -650,11 +650,36 @@ def test_a_teacher_must_fit(tmp_path):
         make(teacher=path, horizon=8)
     with pytest.raises(ValueError, match=r"teacher: .*teacher_ema.model.network"):
         make(teacher=path, policy_kwargs={"net_arch": [16]})
+    # weights of the same shapes, but another function
+    for kwargs, told in [
+        ({"activation_fn": nn.ReLU}, r"Mish\(\), this model has .*ReLU\(\)"),
+        ({"model_kwargs": {"sigma_data": 0.1}}, r"sigma_data=0.5, this model has .*sigma_data=0.1"),
+        ({"model_kwargs": {"sigma_max": 20.0}}, r"sigma_max=80.0, .*sigma_max=20.0"),
+        ({"model_kwargs": {"network_kwargs": {"embedding_scale": 5.0}}}, r"scale=1.0, this model has scale=5.0"),
+    ]:
+        with pytest.raises(ValueError, match=f"teacher: .*teacher was trained with .*{told}"):
+            make(teacher=path, policy_kwargs={**SMALL["policy_kwargs"], **kwargs})
     CPQL("MlpPolicy", box_env(), **SMALL).save(tmp_path / "cpql")
-    with pytest.raises(ValueError, match=r"teacher: .*cpql.zip holds a model of CPQL, which has no teacher"):
+    with pytest.raises(ValueError, match=r"teacher: .*cpql.zip: This is a model of another algorithm.*Pass a file of RACTD"):
         make(teacher=str(tmp_path / "cpql.zip"))
     with pytest.raises(FileNotFoundError, match=r"^teacher: .*nope.zip: there is no such file"):
         make(teacher=str(tmp_path / "nope.zip"))
+
+
+def test_a_loaded_model_keeps_its_teacher(tmp_path):
+    make(teacher_steps=6).pretrain(2).save(tmp_path / "teacher")
+    path, own = str(tmp_path / "teacher"), str(tmp_path / "model")
+    make(teacher=path).save(own)
+    for name, other in ((path, own), (path, "nope.zip"), (own, None)):
+        with pytest.raises(ValueError, match=r"teacher: load\(\) takes no other teacher"):
+            RACTD.load(name, teacher=other)
+    assert RACTD.load(own, teacher=path).stage == "reward" and RACTD.load(path, teacher=None).stage == "teacher"
+
+
+def test_taking_a_teacher_draws_the_models_own_random_numbers(tmp_path):
+    make(teacher_steps=6, seed=5).pretrain(2).save(tmp_path / "teacher")
+    drawn = [(make(teacher=str(tmp_path / "teacher"), seed=seed), th.rand(1))[1] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 OPTIONS = [

@@ -68,7 +68,7 @@ class PlanningAlgorithm(StagedAlgorithm):
         "MultiInputPolicy": PlannerMultiInputPolicy,
     }
     offline_only: ClassVar[bool] = True
-    teacher_arguments: ClassVar[dict[str, Any]] = {"plan_of": None, "horizon": None, "stride": 1, "history": None}
+    teacher_arguments: ClassVar[tuple[str, ...]] = ("plan_of", "horizon", "stride", "history")
     _windows: Windows | None = None
 
     def __init__(

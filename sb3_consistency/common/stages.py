@@ -1,15 +1,15 @@
 """Training in stages: which network a gradient step trains, with which learning rate, and a teacher taken from a file."""
 
-from collections.abc import Mapping
+import io
+import pathlib
+from itertools import zip_longest
 from typing import Any, ClassVar
 
-from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_consistency.common.algorithm import GenerativeAlgorithm
 from sb3_consistency.common.arguments import check_range
-from sb3_consistency.common.loading import read_model_file
 from sb3_consistency.common.planner import PlannerPolicy
 
 STAGES = ("teacher", "reward", "student")
@@ -27,8 +27,8 @@ class StagedAlgorithm(GenerativeAlgorithm):
     """
 
     policy: PlannerPolicy  # type: ignore[assignment]
-    #: arguments that a teacher must have been trained with, with what they were before they existed
-    teacher_arguments: ClassVar[Mapping[str, Any]] = {}
+    #: arguments that a teacher must have been trained with
+    teacher_arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -114,18 +114,17 @@ class StagedAlgorithm(GenerativeAlgorithm):
         return [max(1e-4, (1 + self._n_updates) ** -0.75) if in_stage else 0.0]
 
     def _take_teacher(self, path: str) -> None:
-        wanted = f"a file of {type(self).__name__}.save()"
-        saved = read_model_file(lambda: load_from_zip_file(path, device=self.device), f"teacher: {path}", wanted)
-        data, params = saved[:2]
-        prefixes = ("teacher_model.", "teacher_ema.")
-        if not any(key.startswith(prefixes) for key in params.get("policy", {})):
-            theirs = data.get("_saved_as", "another algorithm")
-            raise ValueError(f"teacher: {path} holds a model of {theirs}, which has no teacher; pass {wanted}.")
-        for name, default in self.teacher_arguments.items():
-            theirs, ours = data.get(name, default), getattr(self, name)
+        try:
+            # the seed, because loading draws random numbers
+            source = type(self).load(path, device=self.device, seed=self.seed, buffer_size=1)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"teacher: {error} Pass a file of {type(self).__name__}.save().") from error
+        for name in self.teacher_arguments:
+            theirs, ours = getattr(source, name), getattr(self, name)
             if theirs != ours:
                 raise ValueError(f"teacher: {path} was trained with {name}={theirs!r}, this model has {ours!r}.")
-        dicts = (params["policy"], self.policy.state_dict())
+        prefixes = ("teacher_model.", "teacher_ema.")
+        dicts = (source.policy.state_dict(), self.policy.state_dict())
         weights, own = ({key: w for key, w in d.items() if key.startswith(prefixes)} for d in dicts)
         differing = {(key, w.shape) for key, w in weights.items()} ^ {(key, w.shape) for key, w in own.items()}
         if differing:
@@ -133,5 +132,35 @@ class StagedAlgorithm(GenerativeAlgorithm):
                 f"teacher: the networks in {path} have other weights ({min(differing)[0]}, for one); use the same spaces, "
                 "policy_kwargs and version of this package, or train a new teacher."
             )
+        # weights of one shape may still be another function: noise levels, activations
+        printed = (str(model.policy.teacher_model).splitlines() for model in (source, self))
+        for theirs, ours in zip_longest(*printed, fillvalue=""):
+            if theirs != ours:
+                raise ValueError(
+                    f"teacher: {path} was trained with {theirs.strip()}, this model has {ours.strip()}; use the same "
+                    "policy_kwargs, or train a new teacher."
+                )
         self.policy.load_state_dict(weights, strict=False)
         self.policy.share_normalizer()
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any
+    ) -> Any:
+        """
+        Load a model; see :meth:`GenerativeAlgorithm.load`.
+
+        :param path: file that :meth:`save` wrote
+        :param env: environment to train in, or its id
+        :param kwargs: SB3's further arguments, and constructor arguments to change, except ``teacher``
+        :return: the model
+        :raises ValueError: if ``teacher`` is not the model's own
+        """
+        given = {name: kwargs.pop(name) for name in ("teacher",) if name in kwargs}
+        model = super().load(path, env, **kwargs)
+        if given.get("teacher", model.teacher) != model.teacher:
+            raise ValueError(
+                f"teacher: load() takes no other teacher than the model's own, {model.teacher!r}, got {given['teacher']!r}; "
+                f"pass it to {cls.__name__}(...), which begins with it."
+            )
+        return model

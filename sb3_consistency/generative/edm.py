@@ -44,7 +44,7 @@ def heun_step(denoiser: Callable[[th.Tensor, Sigma], th.Tensor], x: th.Tensor, t
     """
     One step of Heun's method on the probability-flow ODE dx/dt = (x - D(x, t)) / t, from noise level t to u < t.
 
-    Source: Karras et al. 2022 (EDM), algorithm 1 without churn.
+    Source: Karras et al. 2022 (EDM), algorithm 1 with sigma(t) = t and s(t) = 1.
 
     :param denoiser: D
     :param x: noisy windows at t, (B, H, D)
@@ -111,6 +111,9 @@ class KarrasModel(GenerativeModel):
         self.sigma_min, self.sigma_max, self.sigma_data, self.rho = sigma_min, sigma_max, sigma_data, rho
         self.initial_noise_scale = sigma_max if initial_noise_scale is None else initial_noise_scale
         self.network = make_temporal_network(network, event_shape, cond_dim, n_levels=n_inputs, **(network_kwargs or {}))
+
+    def extra_repr(self) -> str:
+        return f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, sigma_data={self.sigma_data}"
 
     def scaled_network(self, x: th.Tensor, cond: th.Tensor, sigma: th.Tensor, *more_sigmas: th.Tensor) -> th.Tensor:
         """

@@ -86,6 +86,9 @@ class NoiseLevelEmbedding(nn.Module):
         self.register_buffer("frequencies", sinusoid_frequencies(dim // 2, scale), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), Mish(), nn.Linear(2 * dim, dim))
 
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
     def forward(self, level: th.Tensor) -> th.Tensor:
         """
         :param level: noise levels as the network is to see them, (B,)
