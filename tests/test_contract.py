@@ -139,8 +139,15 @@ MISPLACED = [
     (
         CPQL,
         {"policy_kwargs": {"model_kwargs": {"foo": 1}}},
-        r"policy_kwargs\['model_kwargs'\]: unknown 'foo'; known: network, .*sampling_share",
+        r"policy_kwargs\['model_kwargs'\]: unknown 'foo'; known: network_kwargs, .*sampling_share",
     ),
+    (
+        CPQL,
+        {"policy_kwargs": {"model_kwargs": {"network": "ln_resnet"}}},
+        r"policy_kwargs\['model_kwargs'\]: network is the policy's: pass policy_kwargs=dict\(network=...\)",
+    ),
+    (RACTD, {"policy_kwargs": {"model_kwargs": {"network": "unet"}}}, r"\['model_kwargs'\]: network is the policy's"),
+    (RACTD, {"policy_kwargs": {"student_kwargs": {"network": "unet"}}}, r"\['student_kwargs'\]: network is the policy's"),
     (RACTD, {"policy_kwargs": {"student_kwargs": {"ctm_gama": 1}}}, r"student_kwargs.*did you mean 'ctm_gamma'\?"),
     (CPQL, {"policy_kwargs": {"n_candidates": 3}}, "policy_kwargs: pass n_candidates to CPQL itself"),
     (CPQL, {"policy_kwargs": {"model_kwargs": {"sampling_steps": 3}}}, "pass sampling_steps to CPQL itself"),

@@ -737,6 +737,27 @@ def test_bad_hyperparameters_name_themselves(kwargs):
         RACTD("MlpPolicy", box_env(), **SMALL, **kwargs)
 
 
+def test_a_student_has_its_teachers_network():
+    policy_kwargs = {"net_arch": [8, 8], "activation_fn": nn.SiLU, "student_kwargs": {"network_kwargs": {"dropout": 0.1}}}
+    model = make(policy_kwargs=policy_kwargs, teacher_steps=1, reward_steps=1).pretrain(4)
+    teacher, student = (n.model.network.layers for n in (model.policy.teacher_model, model.policy.student))
+    assert [type(layer) for layer in teacher] == [type(layer) for layer in student]
+    assert [layer.p for layer in student if isinstance(layer, nn.Dropout)] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "told"),
+    [
+        ({"sigma_min": 0.002}, r"student_kwargs'\]: sigma_min must be the teacher's.*0.002; pass it .*model_kwargs"),
+        ({"network_kwargs": {"net_arch": [4]}}, r"net_arch must be the teacher's.*\[4\]; pass it in .*model_kwargs"),
+    ],
+)
+def test_a_student_is_not_of_other_maths_than_its_teacher(kwargs, told):
+    with pytest.raises(ValueError, match=told):
+        make(policy_kwargs={**SMALL["policy_kwargs"], "student_kwargs": kwargs})
+    make(policy_kwargs={**SMALL["policy_kwargs"], "student_kwargs": kwargs, "model_kwargs": kwargs})
+
+
 @pytest.mark.parametrize("low_high", [(-1, 1), (5, 7)])
 def test_plans_lie_in_the_action_space(low_high):
     space = spaces.Box(*low_high, (2, 2), np.float32)

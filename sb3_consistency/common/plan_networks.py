@@ -17,6 +17,26 @@ from sb3_consistency.generative.temporal import cosine_transform
 #: what is planned, and the noise levels it is learned at: the longer and smoother a window, the more noise hides what it does
 TRAINING_LEVELS: dict[str, dict[str, float]] = {"actions": {}, "states": {"p_mean": 0.0, "p_std": 1.6}}
 
+#: entries of ``model_kwargs`` that a student starts with from its teacher
+SHARED_WITH_TEACHER = ("sigma_min", "sigma_max", "sigma_data")
+
+
+def check_student_kwargs(student_kwargs: dict[str, Any], model_kwargs: dict[str, Any]) -> None:
+    """
+    :param student_kwargs: arguments of the student alone
+    :param model_kwargs: arguments of teacher and student
+    :raises ValueError: if with them the teacher's weights would be another function in the student
+    """
+    own = {name: student_kwargs[name] for name in SHARED_WITH_TEACHER if name in student_kwargs}
+    own |= {name: value for name, value in (student_kwargs.get("network_kwargs") or {}).items() if name != "dropout"}
+    teachers = {**model_kwargs, **(model_kwargs.get("network_kwargs") or {})}
+    for name, value in own.items():
+        if value != teachers.get(name):
+            raise ValueError(
+                f"policy_kwargs['student_kwargs']: {name} must be the teacher's, with whose weights the student starts: got "
+                f"{value!r}; pass it in the same place of model_kwargs, for both."
+            )
+
 
 class StackedNetwork(FeatureNetwork):
     """

@@ -195,7 +195,8 @@ class PlannerPolicy(NetworksPolicy):
             "network_kwargs": network_kwargs,
         }
         student_kwargs = {**model_kwargs, "sampling_steps": self.sampling_steps, **self.student_kwargs}
-        student_kwargs["network_kwargs"] = {"dropout": self.dropout, **student_kwargs["network_kwargs"]}
+        own_network_kwargs = self.student_kwargs.get("network_kwargs", {})
+        student_kwargs["network_kwargs"] = {"dropout": self.dropout, **network_kwargs, **own_network_kwargs}
         common = {"observation_space": self.network_space, "n_stacked": n_stacked}
         planner = {
             **common,

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.common.arguments import check_choice, check_flags, check_pair, check_range
+from sb3_consistency.common.plan_networks import check_student_kwargs
 from sb3_consistency.common.planner import PLANS, PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy
 from sb3_consistency.common.sampling import split, tree_map
 from sb3_consistency.common.stages import StagedAlgorithm
@@ -93,6 +94,8 @@ class PlanningAlgorithm(StagedAlgorithm):
         self.pad = pad
         self.cut_at_goals = cut_at_goals
         super().__init__(*args, **kwargs)
+        # not in load(): what was saved was accepted once
+        check_student_kwargs(*(self.policy_kwargs.get(name) or {} for name in ("student_kwargs", "model_kwargs")))
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -99,9 +99,10 @@ def check_policy_kwargs(
     :param given: ``policy_kwargs``
     :param options: what the algorithm passes to the policy itself; of these only the ``model_kwargs`` are merged
     :param models: entry of ``policy_kwargs`` -> class of the model whose arguments it holds
-    :raises TypeError: if one is unknown, the algorithm's own, or no class where one is wanted
+    :raises TypeError: if one is unknown, the algorithm's own or in the wrong dict, or no class where one is wanted
     """
     own = {*options, *options["model_kwargs"]} - {"model_kwargs"}
+    of_policy = argument_names(cls.policy_aliases["MlpPolicy"]) - own
     places = {"policy_kwargs": (given, policy_class)}
     for name, model in models.items():
         check_type(f"policy_kwargs: {name}", given.get(name), dict, "a dict")
@@ -110,7 +111,12 @@ def check_policy_kwargs(
         for name in own & entries.keys():
             belongs = f"pass {name} to {cls.__name__} itself" if name in argument_names(cls) else f"{cls.__name__} sets {name}"
             raise TypeError(f"{where}: {belongs}.")
+        known = argument_names(taker) - NOT_FROM_OUTSIDE - own
+        if taker is not policy_class:
+            for name in of_policy & entries.keys():
+                raise TypeError(f"{where}: {name} is the policy's: pass policy_kwargs=dict({name}=...).")
+            known -= of_policy
         if taker is not policy_class or policy_class in cls.policy_aliases.values():
-            check_keys(where, entries, argument_names(taker) - NOT_FROM_OUTSIDE - own)
+            check_keys(where, entries, known)
     for name in POLICY_CLASSES.keys() & given.keys():
         check_class(f"policy_kwargs: {name}", given[name], POLICY_CLASSES[name])
