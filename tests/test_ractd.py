@@ -616,6 +616,26 @@ def test_learning_rate_rises_and_falls_in_every_stage():
         assert stage[0] == pytest.approx(1 / 11) and max(stage) > 0.95 and stage[-1] < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("lengths", "n_planned", "calls"),
+    [((100, 50), 150, (150, 100)), ((0.4, 0.1), 50, (50, 100)), ((20, 10), 80, (80, 100)), ((20, 10), 80, (60, 120))],
+)
+def test_learning_rate_rises_and_falls_in_calls_beyond_the_plan(lengths, n_planned, calls):
+    options = {"batch_size": 2, "learning_rate": 1.0, "warmup_steps": 10, "curriculum_steps": n_planned}
+    model = make(teacher_steps=lengths[0], reward_steps=lengths[1], **options)
+    rates = []
+
+    def record(*_):
+        rates.append(getattr(model.policy, next(iter(model.losses()))).optimizer.param_groups[0]["lr"])
+        return True
+
+    for n_steps in calls:
+        model.pretrain(n_steps, callback=record)
+    beyond = rates[n_planned:]
+    assert beyond[0] == pytest.approx(1 / 11) and np.argmax(beyond) == 10 and beyond[-1] < 1e-3
+    assert (np.diff(beyond[10:]) < 0).all()
+
+
 def test_one_teacher_for_many_students(tmp_path):
     make(teacher_steps=6, reward_steps=1).pretrain(6).save(tmp_path / "teacher")
     path = str(tmp_path / "teacher.zip")

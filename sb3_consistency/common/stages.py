@@ -78,11 +78,13 @@ class StagedAlgorithm(GenerativeAlgorithm):
         """Share of the present stage that is done, and its length."""
         ends = [0, *self.stage_ends(), self.curriculum_steps or self._curriculum_end or 0]
         i = STAGES.index(self.stage)
-        start, end = ends[i], max(ends[i + 1], ends[i] + 1)
-        if self._n_updates < end:
-            return (self._n_updates - start) / (end - start), end - start
-        # beyond the planned run, every call is a stage of its own
-        return 1 - self._current_progress_remaining, end - start
+        start, end = ends[i], ends[i + 1]
+        if self._n_updates >= end:
+            # beyond the planned run, every call is a stage of its own
+            call_start = self._n_updates - (self.num_timesteps - self._num_timesteps_at_start)
+            start, end = max(start, end, call_start), self._n_updates + self._total_timesteps - self.num_timesteps
+        length = max(1, end - start)
+        return (self._n_updates - start) / length, length
 
     def _update_learning_rates(self) -> None:
         progress, length = self._stage_progress()
