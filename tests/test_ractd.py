@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
@@ -1059,3 +1059,18 @@ def test_evaluations_wait_for_the_student(tmp_path):
     evaluation = EvalCallback(box_env(), n_eval_episodes=1, eval_freq=5, log_path=str(tmp_path), verbose=0)
     model.pretrain(20, callback=[evaluation])  # teacher 8, reward model 2
     assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [10, 15, 20]
+
+
+def test_an_evaluation_asks_the_model_that_it_is_given_to():
+    class Note(BaseCallback):
+        def _on_step(self):
+            evaluated.append(self.model)
+            return True
+
+    evaluated = []
+    evaluation = EvalCallback(box_env(), callback_after_eval=Note(), n_eval_episodes=1, eval_freq=1, verbose=0)
+    waiting, acting = make(teacher_steps=50), make(teacher_steps=0, reward_steps=0)
+    for model in (waiting, acting, waiting, acting):
+        model.pretrain(2, callback=evaluation)
+    assert evaluated == 4 * [acting]
+    assert evaluation._on_step.args[1].__func__ is EvalCallback._on_step  # not wrapped anew by every call

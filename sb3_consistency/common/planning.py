@@ -216,12 +216,10 @@ class PlanningAlgorithm(StagedAlgorithm):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback, progress_bar)
         for evaluation in _evaluations(callback):
-            evaluation._on_step = partial(self._evaluate_if_acting, evaluation._on_step)  # type: ignore[method-assign]
+            # not again in a later call
+            if getattr(evaluation._on_step, "func", None) is not _evaluate_if_acting:
+                evaluation._on_step = partial(_evaluate_if_acting, evaluation, evaluation._on_step)  # type: ignore[method-assign]
         return callback
-
-    def _evaluate_if_acting(self, evaluate: Callable[[], bool]) -> bool:
-        """Evaluations start with the student stage: a run's callbacks are given once, for all its stages."""
-        return evaluate() if self.can_act else True
 
     @property
     def can_act(self) -> bool:  # type: ignore[override]
@@ -307,3 +305,9 @@ def _evaluations(callback: Any) -> Iterator[EvalCallback]:
     for child in (*getattr(callback, "callbacks", ()), getattr(callback, "callback", None)):
         if child is not None:
             yield from _evaluations(child)
+
+
+def _evaluate_if_acting(evaluation: EvalCallback, evaluate: Callable[[], bool]) -> bool:
+    """Evaluations start with the student stage: a run's callbacks are given once, for all its stages."""
+    # of the model that the callback is given to now, which may be another than at first
+    return evaluate() if getattr(evaluation.model, "can_act", True) else True
