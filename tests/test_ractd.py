@@ -849,6 +849,22 @@ def test_observations_and_returns_are_scaled_to_the_unit_box():
     assert batch.plans.abs().max() <= 1 and batch.plans.shape == (2000, 16, 1)
 
 
+def test_returns_are_scaled_anew_until_the_reward_stage_has_begun(tmp_path):
+    def scaled_returns(model, arrays):
+        model.load_dataset(arrays)
+        returns = next(model._batches(1, 2000)).returns
+        return returns.min().item(), returns.max().item()
+
+    arrays, larger = make_arrays(), make_arrays()
+    larger["rewards"] *= 10
+    model = make(arrays=arrays, teacher_steps=2, reward_steps=2).pretrain(1)
+    model.save(tmp_path / "model")
+    assert scaled_returns(model, larger) == pytest.approx((-1, 1), abs=0.01)
+    assert scaled_returns(RACTD.load(tmp_path / "model", gamma=0.5), arrays) == pytest.approx((-1, 1), abs=0.01)
+    assert scaled_returns(model.pretrain(1), arrays) == pytest.approx((-1, 1), abs=0.01)
+    assert scaled_returns(model.pretrain(1), larger)[1] > 10  # what R has begun to learn keeps its scale
+
+
 # --- plans of states
 
 

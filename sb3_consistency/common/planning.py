@@ -194,8 +194,14 @@ class PlanningAlgorithm(StagedAlgorithm):
         if self.plan_of == "states" and vec_normalize is not None and vec_normalize.norm_obs:
             raise ValueError("env: plan_of='states' plans in the environment's units: use VecNormalize(norm_obs=False).")
         super()._fit_statistics(statistics, buffer, n_rows)
-        returns = self.windows().returns[:n_rows]
-        self.policy.reward_model.fit_returns(float(returns.min()), float(returns.max()))
+
+    def _install(self, buffer: ReplayBuffer) -> None:
+        self._windows = self._windows_of(buffer)
+        super()._install(buffer)
+        # other data, or another gamma, may come while R has not learned yet
+        if self._n_updates <= self.stage_ends()[0]:
+            returns = self._windows.returns[: buffer.size()]
+            self.policy.reward_model.fit_returns(float(returns.min()), float(returns.max()))
 
     def _fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
         """Centre and half range in the place of mean and deviation: min-max scaling to [-1, 1]."""
