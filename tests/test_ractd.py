@@ -838,6 +838,14 @@ def test_heldout_loss_is_of_windows_that_training_does_not_see():
     assert model.heldout_loss(model._heldout) == model.heldout_loss(model._heldout) > 0
 
 
+def test_held_out_episodes_have_windows_for_every_environment():
+    model = RACTD("MlpPolicy", make_vec_env(box_env, n_envs=8), **SMALL)
+    arrays = make_arrays(n_episodes=4, length=3)
+    with pytest.raises(DatasetError, match=r"heldout_fraction: .* 3 transition\(s\).*environments \(8\)"):
+        model.load_dataset(arrays, heldout_fraction=0.25)
+    assert model.replay_buffer.size() == 0  # nothing has changed
+
+
 def test_observations_and_returns_are_scaled_to_the_unit_box():
     model = make()
     batch = next(model._batches(1, 2000))

@@ -21,6 +21,7 @@ from sb3_consistency.common.stages import StagedAlgorithm
 from sb3_consistency.common.windows import WindowRows, Windows
 from sb3_consistency.generative.edm import EDMModel
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
+from sb3_consistency.offline.episodes import DatasetError
 from sb3_consistency.offline.loading import (
     BlockWriter,
     EpisodeConverter,
@@ -143,6 +144,11 @@ class PlanningAlgorithm(StagedAlgorithm):
         if not episodes:
             return None
         size = sum(len(e) for e in episodes)
+        if size < self.n_envs:
+            raise DatasetError(
+                f"heldout_fraction: the held-out episodes have {size} transition(s), fewer than there are environments "
+                f"({self.n_envs}), each of which gets windows: hold out more, or use fewer environments."
+            )
         rows = block_rows(size, self.n_envs)
         buffer = self._new_buffer((rows + int(self.optimize_memory_usage)) * self.n_envs)
         writer = BlockWriter(buffer, 0, size)
