@@ -200,6 +200,18 @@ def test_gradient_of_the_distillation_reaches_only_the_jump():
     assert all(th.allclose(a, b) for a, b in zip(*grads, strict=True))
 
 
+def test_trained_weights_are_not_used_without_a_gradient():
+    """Older PyTorch's autocast hands what it casts without gradient on to the pass that trains."""
+    model = TrajectoryConsistencyModel((4, 2), 1, network="mlp", network_kwargs={"net_arch": [16]})
+    uses = []
+    model.network.register_forward_pre_hook(
+        lambda network, _: uses.append((th.is_grad_enabled(), next(network.parameters()).requires_grad))
+    )
+    x0, noise, u, cond = (x.float() for x in draws(8))
+    model.distillation_loss(x0, cond, noise=noise, u=u[:, :2], teacher=exact_denoiser)
+    assert uses == [(False, False), (False, False), (True, True), (True, False)]
+
+
 @pytest.mark.parametrize("dsm_target", ["jump", "denoiser"])
 def test_denoising_loss_draws_low_and_high_levels(dsm_target):
     model = exact_student(dsm_target=dsm_target)

@@ -141,14 +141,15 @@ class TrajectoryConsistencyModel(KarrasModel):
         t, below, s = (self.sigma_at(n) for n in (level, level - 1, end_level))
         frozen = {name: p.detach() for name, p in self.named_parameters()}
 
-        def to_end(x: th.Tensor) -> th.Tensor:
+        def jump(x: th.Tensor, start: th.Tensor, end: th.Tensor) -> th.Tensor:
             """Without a gradient for the weights, with one for ``x``."""
-            return functional_call(self, frozen, (x, s, th.full_like(s, self.sigma_min), cond))  # type: ignore[no-any-return]
+            return functional_call(self, frozen, (x, start, end, cond))  # type: ignore[no-any-return]
 
-        x_t = x0 + t.view(-1, 1, 1) * noise
+        x_t, lowest = x0 + t.view(-1, 1, 1) * noise, th.full_like(s, self.sigma_min)
         with th.no_grad():
-            target = to_end(self(heun_step(teacher, x_t, t, below), below, s, cond))
-        return window_distance(to_end(self(x_t, t, s, cond)), target, self.distillation_metric)
+            # by the frozen weights: older PyTorch's autocast keeps what it casts here, for the prediction, without gradient
+            target = jump(jump(heun_step(teacher, x_t, t, below), below, s), s, lowest)
+        return window_distance(jump(self(x_t, t, s, cond), s, lowest), target, self.distillation_metric)
 
     def denoising_loss(self, x0: th.Tensor, cond: th.Tensor, *, noise: th.Tensor, u: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
