@@ -790,6 +790,16 @@ def test_a_student_is_not_of_other_maths_than_its_teacher(kwargs, told):
     make(policy_kwargs={**SMALL["policy_kwargs"], "student_kwargs": kwargs, "model_kwargs": kwargs})
 
 
+def test_network_options_of_before_still_load(tmp_path):
+    model = make()
+    model.policy_kwargs |= {"model_kwargs": {"network": "unet"}, "student_kwargs": {"sigma_min": 0.002}}
+    model.save(tmp_path / "model")
+    model.save_safe(tmp_path / "model.safe")
+    for loaded in (RACTD.load(tmp_path / "model"), RACTD.load_safe(tmp_path / "model.safe")):
+        assert loaded.policy.student.model.sigma_min == 0.002
+        assert isinstance(loaded.policy.student.model.network, TemporalMlp)
+
+
 @pytest.mark.parametrize("low_high", [(-1, 1), (5, 7)])
 def test_plans_lie_in_the_action_space(low_high):
     space = spaces.Box(*low_high, (2, 2), np.float32)

@@ -146,7 +146,8 @@ class GenerativeAlgorithm(ResumableTraining):
         self._init_offline()
         self._check_arguments()
         # not in load(): what was saved was accepted once
-        check_policy_kwargs(type(self), self.policy_class, self.policy_kwargs, self.policy_options(), self._model_classes())
+        options, models = self.policy_options(), self._model_classes()
+        check_policy_kwargs(type(self), self.policy_class, self.policy_kwargs, options, models, _init_setup_model)
         if _init_setup_model and not self._has_our_policy():
             ours = self.policy_aliases["MlpPolicy"].__name__
             raise TypeError(f"policy: {policy!r} is none of {', '.join(self.policy_aliases)}, and no subclass of {ours}.")

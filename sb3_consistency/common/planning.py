@@ -95,8 +95,8 @@ class PlanningAlgorithm(StagedAlgorithm):
         self.pad = pad
         self.cut_at_goals = cut_at_goals
         super().__init__(*args, **kwargs)
-        # not in load(): what was saved was accepted once
-        check_student_kwargs(*(self.policy_kwargs.get(name) or {} for name in ("student_kwargs", "model_kwargs")))
+        if kwargs.get("_init_setup_model", True):  # what was saved was accepted once
+            check_student_kwargs(*(self.policy_kwargs.get(name) or {} for name in ("student_kwargs", "model_kwargs")))
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -92,6 +92,7 @@ def check_policy_kwargs(
     given: Mapping[str, Any],
     options: Mapping[str, Any],
     models: Mapping[str, type[Any]],
+    new: bool,
 ) -> None:
     """
     :param cls: the algorithm
@@ -99,6 +100,7 @@ def check_policy_kwargs(
     :param given: ``policy_kwargs``
     :param options: what the algorithm passes to the policy itself; of these only the ``model_kwargs`` are merged
     :param models: entry of ``policy_kwargs`` -> class of the model whose arguments it holds
+    :param new: whether they are a new model's; in files of before, the policy's may lie among a model's
     :raises TypeError: if one is unknown, the algorithm's own or in the wrong dict, or no class where one is wanted
     """
     own = {*options, *options["model_kwargs"]} - {"model_kwargs"}
@@ -112,7 +114,7 @@ def check_policy_kwargs(
             belongs = f"pass {name} to {cls.__name__} itself" if name in argument_names(cls) else f"{cls.__name__} sets {name}"
             raise TypeError(f"{where}: {belongs}.")
         known = argument_names(taker) - NOT_FROM_OUTSIDE - own
-        if taker is not policy_class:
+        if taker is not policy_class and new:
             for name in of_policy & entries.keys():
                 raise TypeError(f"{where}: {name} is the policy's: pass policy_kwargs=dict({name}=...).")
             known -= of_policy
