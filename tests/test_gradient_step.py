@@ -430,3 +430,21 @@ def test_metrics_are_not_kept_for_every_step_until_the_next_log_line(cls):
     model.pretrain(60, callback=count)
     # the divergence guard keeps a flag per network
     assert counts[55] - counts[40] <= 15 * len(model.policy.trained_networks()), counts
+
+
+class CountingExtractor(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+        self.head, self.calls = th.nn.Linear(3, 3), 0
+
+    def forward(self, observations):
+        self.calls += 1
+        return self.head(observations)
+
+
+@pytest.mark.parametrize("cls", ACTOR_CRITICS)
+def test_the_actors_loss_extracts_features_once(cls):
+    model = loaded(cls, policy_kwargs={"net_arch": [32, 32], "features_extractor_class": CountingExtractor})
+    model.pretrain(1)
+    assert model.alpha_now() == 1, "both terms take part"
+    assert model.actor.features_extractor.calls == 1

@@ -110,10 +110,12 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
-        q_loss = self.q_term(batch)
+        # once for both terms: of images they cost most of the step
+        features = self.policy.actor.features(batch.observations)
+        q_loss = self.q_term(batch, features)
         if self.step_alpha is None:
             return self.step_eta * q_loss, {"q_loss": q_loss.detach()}
-        bc_loss = self.bc_term(batch)
+        bc_loss = self.bc_term(batch, features)
         loss = self.step_alpha * bc_loss + self.step_eta * q_loss
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
@@ -123,9 +125,10 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         self.step_alpha = th.full((), alpha, device=self.device) if alpha != 0 else None
         self.step_eta = th.full((), eta, device=self.device)
 
-    def bc_term(self, batch: Batch) -> th.Tensor:
+    def bc_term(self, batch: Batch, features: th.Tensor) -> th.Tensor:
         """
         :param batch: transitions
+        :param features: the actor's features of their observations, (B, F)
         :return: behaviour-cloning term of the actor, scalar
         """
         raise NotImplementedError
@@ -197,24 +200,26 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         n_critics = self.policy.n_critics
         return th.rand(n_critics, device=self.device).argsort()[:2] if n_critics > 2 else None
 
-    def q_term(self, batch: Batch) -> th.Tensor:
+    def q_term(self, batch: Batch, features: th.Tensor) -> th.Tensor:
         """
         Policy-improvement term: raises the value of actions sampled from the actor.
 
         :param batch: transitions
+        :param features: the actor's features of their observations, (B, F)
         :return: L_q = -E[Q_i(s, a)] / E|Q_j(s, a)|, or as ``actor_q`` and ``normalize_actor_q`` say, scalar
         """
-        policy, obs = self.policy, batch.observations
-        actions = policy.actor.sample(policy.actor.features(obs), self.train_sampling_steps)
-        features = policy.critic.features(obs)
+        policy = self.policy
+        actions = policy.actor.sample(features, self.train_sampling_steps)
+        with th.no_grad():
+            critic_features = policy.critic.features(batch.observations)
         if self.actor_q == "random" and policy.n_critics > 1:
             # only the critic that is raised needs a backward pass
             raised_one, scale_one = th.rand(policy.n_critics, device=self.device).argsort()[:2].split(1)
-            raised = policy.critic.q_networks(features, actions, raised_one)
+            raised = policy.critic.q_networks(critic_features, actions, raised_one)
             with th.no_grad():
-                scale = policy.critic.q_networks(features, actions, scale_one) if self.normalize_actor_q else raised
+                scale = policy.critic.q_networks(critic_features, actions, scale_one) if self.normalize_actor_q else raised
         else:
-            q_values = policy.critic.q_networks(features, actions)
+            q_values = policy.critic.q_networks(critic_features, actions)
             raised = scale = q_values.mean(dim=1) if self.actor_q == "mean" else q_values.amin(dim=1)
         return normalised_q_loss(raised, scale) if self.normalize_actor_q else -raised.mean()
 

@@ -23,11 +23,12 @@ class BehaviourCloning(GenerativeAlgorithm):
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
-        return self.bc_term(batch), {}
+        return self.bc_term(batch, self.policy.actor.features(batch.observations)), {}
 
-    def bc_term(self, batch: Batch) -> th.Tensor:
+    def bc_term(self, batch: Batch, features: th.Tensor) -> th.Tensor:
         """
         :param batch: transitions
+        :param features: the actor's features of their observations, (B, F)
         :return: behaviour-cloning loss of the actor, scalar
         """
         raise NotImplementedError

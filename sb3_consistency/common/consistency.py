@@ -73,13 +73,14 @@ class ConsistencyPolicyMixin(GenerativeAlgorithm):
         ours = [1 - self.consistency_ema_decay] if self._has_consistency_target else []
         return [*super().target_weights(), *ours]
 
-    def bc_term(self, batch: Batch) -> th.Tensor:
+    def bc_term(self, batch: Batch, features: th.Tensor) -> th.Tensor:
         """
         :param batch: transitions
+        :param features: the actor's features of their observations, (B, F)
         :return: mean behaviour-cloning loss of the actor, scalar
         """
         target = None
         if self._has_consistency_target:
             with th.no_grad():
                 target = getattr(self.policy, "consistency_target").denoiser(batch.observations)  # noqa: B009
-        return self.policy.actor.bc_loss(batch.observations, batch.actions, target, self.progress).mean()
+        return self.policy.actor.bc_loss(features, batch.actions, target, self.progress).mean()

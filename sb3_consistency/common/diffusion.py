@@ -54,9 +54,10 @@ class DiffusionPolicyMixin(GenerativeAlgorithm):
         }
         return {**super().policy_options(), "model_class": DiffusionModel, "model_kwargs": model_kwargs}
 
-    def bc_term(self, batch: Batch) -> th.Tensor:
+    def bc_term(self, batch: Batch, features: th.Tensor) -> th.Tensor:
         """
         :param batch: transitions
+        :param features: the actor's features of their observations, (B, F)
         :return: mean squared error of the predicted noise, scalar
         """
-        return self.policy.actor.bc_loss(batch.observations, batch.actions).mean()
+        return self.policy.actor.bc_loss(features, batch.actions).mean()

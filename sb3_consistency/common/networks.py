@@ -105,12 +105,12 @@ class GenerativeActor(FeatureNetwork, BasePolicy):
         return lambda x, sigma: self.model(x, sigma, cond)
 
     def bc_loss(
-        self, obs: PyTorchObs, actions: th.Tensor, target: Denoiser | None = None, progress: th.Tensor | None = None
+        self, features: th.Tensor, actions: th.Tensor, target: Denoiser | None = None, progress: th.Tensor | None = None
     ) -> th.Tensor:
         """
         Behaviour-cloning loss with fresh noise.
 
-        :param obs: observations, (B, ...)
+        :param features: observation features, (B, F)
         :param actions: scaled actions, (B, A)
         :param target: denoiser that supplies the regression targets; the actor itself when None
         :param progress: share of the training run that is done, scalar
@@ -118,7 +118,7 @@ class GenerativeActor(FeatureNetwork, BasePolicy):
         """
         noise = th.randn_like(actions)
         u = th.rand(actions.shape[0], self.model.n_uniforms, device=actions.device)
-        return self.model.loss(actions, self.features(obs), noise=noise, u=u, target=target, progress=progress)
+        return self.model.loss(actions, features, noise=noise, u=u, target=target, progress=progress)
 
     def sample(self, features: th.Tensor, n_steps: int | None = None) -> th.Tensor:
         """
