@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_consistency import CPQL, ConsistencyBC
+from sb3_consistency import CPQL, RACTD, ConsistencyBC
 from sb3_consistency.offline.episodes import DatasetError, MinariSource
 from sb3_consistency.offline.record import record_dataset
 from sb3_consistency.offline.wrappers import FlattenNestedDict, flatten_if_nested
@@ -247,6 +247,15 @@ def test_dict_observations_and_her(tmp_path):
         CPQL.load(tmp_path / "model")  # the file is not damaged
 
 
+def test_vec_normalize_with_statistics_of_some_keys():
+    env = VecNormalize(make_vec_env(GoalEnv), norm_obs_keys=["observation"])
+    model = CPQL("MultiInputPolicy", env, **SMALL)
+    data = dict_arrays()
+    model.load_dataset(data)
+    assert env.obs_rms.keys() == {"observation"}
+    np.testing.assert_allclose(env.obs_rms["observation"].mean, data["observations"]["observation"].mean(axis=0), rtol=1e-3)
+
+
 def test_nested_dicts_are_flattened_as_the_environment_is():
     box = spaces.Box(-10_000, 10_000, (2,), np.float64)
     env = VectorEnv(observation_space=spaces.Dict({"a": box, "goals": spaces.Dict({"left door": box, "kettle": box})}))
@@ -343,6 +352,16 @@ def test_bad_data_gets_a_clear_error_and_changes_nothing(case):
         model.load_dataset(apply(make_arrays()))
     assert model.replay_buffer is before[0] and model.replay_buffer.size() == 60
     assert (model.policy.actor.obs_normalizer.entries["entry0"].mean == before[1]).all()
+
+
+def test_data_without_a_window_change_nothing(arrays):
+    model = RACTD("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), horizon=10, pad=False, **SMALL)
+    model.load_dataset(arrays)
+    buffer, mean = model.replay_buffer, model.policy.teacher_model.obs_normalizer.entries["entry0"].mean.clone()
+    with pytest.raises(DatasetError, match="No episode has the 10 steps of a window"):
+        model.load_dataset(make_arrays(n_episodes=3, length=5, seed=1), reward_transform="minus_one")
+    assert model.replay_buffer is buffer and model._reward_function is None and model.windows().buffer is buffer
+    assert (model.policy.teacher_model.obs_normalizer.entries["entry0"].mean == mean).all()
 
 
 def test_actions_outside_the_bounds_are_clipped_with_one_warning(arrays):

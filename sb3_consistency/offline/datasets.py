@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +35,17 @@ from sb3_consistency.offline.wrappers import flatten_if_nested
 
 if TYPE_CHECKING:
     from typing import Self
+
+# what loading data changes in a model, but for the statistics of observations and rewards
+OFFLINE_STATE = (
+    "replay_buffer",
+    "offline_buffer",
+    "_replay_is_offline",
+    "_segments",
+    "_reward_function",
+    "_heldout",
+    "_reference_returns",
+)
 
 
 class Segment(NamedTuple):
@@ -196,14 +208,24 @@ class DatasetMixin(OffPolicyAlgorithm):
         for converter, size in zip(converters, sizes, strict=True):
             converter.warn_if_clipped(size)
 
-        self._install(buffer)
-        self._segments = segments if shares else []
-        self._reward_function = reward_function
-        self._heldout = heldout
-        self._reference_returns = sources[0].reference_returns
-        if self._n_updates == 0:
-            self._fit_statistics(statistics, buffer, first_row)
+        with self._offline_state_kept_on_error():
+            self._install(buffer)
+            self._segments = segments if shares else []
+            self._reward_function = reward_function
+            self._heldout = heldout
+            self._reference_returns = sources[0].reference_returns
+            if self._n_updates == 0:
+                self._fit_statistics(statistics, buffer, first_row)
         return sum(sizes)
+
+    @contextmanager
+    def _offline_state_kept_on_error(self) -> Iterator[None]:
+        kept = {name: getattr(self, name) for name in OFFLINE_STATE}
+        try:
+            yield
+        except BaseException:
+            vars(self).update(kept)
+            raise
 
     def _check_weights(self, weights: Sequence[float] | None, n_datasets: int) -> list[float]:
         if weights is None:
@@ -274,8 +296,9 @@ class DatasetMixin(OffPolicyAlgorithm):
         if vec_normalize.norm_obs:
             obs_rms = vec_normalize.obs_rms
             for key, running in statistics.running.items():
-                target = obs_rms[key] if isinstance(obs_rms, dict) else obs_rms
-                if not isinstance(obs_rms, dict) or key in obs_rms:
+                # of a Dict, VecNormalize may keep statistics for some keys only
+                target = obs_rms.get(key) if isinstance(obs_rms, dict) else obs_rms
+                if target is not None:
                     target.update_from_moments(running.mean, running.var, running.count)
         if vec_normalize.norm_reward:
             for column in range(buffer.n_envs):
@@ -317,12 +340,11 @@ class DatasetMixin(OffPolicyAlgorithm):
         :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
         :raises DatasetError: if the file is damaged; then nothing has changed
         """
-        kept = self.replay_buffer, self.offline_buffer, self._replay_is_offline, self._segments
         try:
-            self._begin_online()
-            super().load_replay_buffer(path, truncate_last_traj)
+            with self._offline_state_kept_on_error():
+                self._begin_online()
+                super().load_replay_buffer(path, truncate_last_traj)
         except Exception as error:  # unpickling damaged bytes may raise anything
-            self.replay_buffer, self.offline_buffer, self._replay_is_offline, self._segments = kept
             if isinstance(error, FileNotFoundError):
                 raise
             raise DatasetError(f"{path}: damaged, or not a file of save_replay_buffer(): {error!r}.") from error
