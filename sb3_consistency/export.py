@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from sb3_consistency.common.networks import GenerativeActor
 
 SUFFIXES = (".onnx", ".pt2", ".pt")
+OUTPUT_NAME = "action"
 
 
 class ExportedPolicy(nn.Module):
@@ -113,10 +115,11 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> P
     statistics go into the file.
 
     :param model: trained model
-    :param path: file to write
+    :param path: file to write; missing folders are made
     :param deterministic: start from the fixed noise of ``predict(deterministic=True)``; else noise is an input
     :return: the path
-    :raises ValueError: if the suffix is unknown, or the model has no generative actor
+    :raises ValueError: if the suffix is unknown, the model has no generative actor, or an observation's key is an ONNX
+        file's "action" or "noise"
     :raises ImportError: if a library that writes the format is missing
     """
     path = Path(path)
@@ -127,16 +130,29 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> P
         raise ValueError(
             f"model: {type(model).__name__} has no generative actor; planners and other libraries' can't be exported."
         )
+    policy = ExportedPolicy(actor, model.get_vec_normalize_env(), deterministic)
+    names = [*policy.input_names(), OUTPUT_NAME]
+    repeated = [name for name in names if names.count(name) > 1]
+    if path.suffix == ".onnx" and repeated:
+        raise ValueError(
+            f"model: its observations have the key {repeated[0]!r}, the name of another input or of the output of an ONNX "
+            "file: rename the key, or write .pt2 or .pt, whose inputs go by their order."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
     device, training = actor.device, actor.training
-    policy = ExportedPolicy(actor, model.get_vec_normalize_env(), deterministic).cpu().eval()
+    learned = [p for p in actor.parameters() if p.requires_grad]
     try:
         with th.no_grad():
+            # without gradients: the file keeps this, and its outputs are plain numbers where no_grad() is not around
+            policy.cpu().eval().requires_grad_(False)
             # two rows: a batch of one would be taken for a constant; one call first, to make what is made only once
             inputs = policy.example_inputs(2)
             policy(*inputs)
             _write(policy, inputs, path)
     finally:
         actor.to(device).train(training)
+        for parameter in learned:
+            parameter.requires_grad_()
     return path
 
 
@@ -159,11 +175,25 @@ def _write(policy: ExportedPolicy, inputs: tuple[th.Tensor, ...], path: Path) ->
         raise ImportError(f'{error.name} is needed to write ONNX: pip install "sb3-consistency[export]".') from error
     # it would list the operators of other libraries that are not installed
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    th.onnx.export(
-        program,
-        f=str(path),
-        input_names=policy.input_names(),
-        output_names=["action"],
-        external_data=False,
-        verbose=False,
-    )
+    exported = th.onnx.export(program, verbose=False)
+    assert exported is not None
+    _name_ends(exported.model.graph, [*policy.input_names(), OUTPUT_NAME])
+    exported.save(str(path), external_data=False)
+
+
+def _name_ends(graph: Any, names: list[str]) -> None:
+    """Name inputs and output; a value inside that has such a name (a key may be "linear" or "cat") gets another one."""
+    ends = [*graph.inputs, *graph.outputs]
+    inside = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    taken = {value.name for value in inside} | set(names)
+    for value in inside:
+        if value.name not in names or value in ends:
+            continue
+        new_name = next(name for i in count() if (name := f"{value.name}_{i}") not in taken)
+        taken.add(new_name)
+        is_initializer = graph.initializers.pop(value.name, None) is not None
+        value.name = new_name
+        if is_initializer:
+            graph.initializers[new_name] = value
+    for end, name in zip(ends, names, strict=True):
+        end.name = name

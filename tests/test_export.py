@@ -21,9 +21,9 @@ SPACE = spaces.Box(np.array([-1.0, -2.0], np.float32), np.array([3.0, 5.0], np.f
 
 def run(path, inputs, names=("observation",)):
     if path.suffix == ".pt":
-        return th.jit.load(path)(*inputs).detach().numpy()
+        return th.jit.load(path)(*inputs).numpy()
     if path.suffix == ".pt2":
-        return th.export.load(path).module()(*inputs).detach().numpy()
+        return th.export.load(path).module()(*inputs).numpy()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options)
@@ -92,10 +92,30 @@ def test_dict_observations_and_shaped_actions(suffix, tmp_path):
     np.testing.assert_allclose(actions, model.predict(batch, deterministic=True)[0], atol=3e-5)
 
 
-def test_exporting_leaves_the_model_as_it_was(tmp_path):
+def test_keys_that_are_names_inside_the_file(tmp_path):
+    def model(*keys):
+        space = spaces.Dict({key: spaces.Box(-1, 1, (2,), np.float32) for key in keys})
+        return CPQL("MultiInputPolicy", VectorEnv(space, SPACE), buffer_size=10, **SMALL)
+
+    names = ["cat", "half_range", "linear", "noise"]  # of an operation, a buffer, a weight; an input of the other kind of file
+    inside = model(*names)
+    path = inside.export(tmp_path / "policy.onnx")
+    batch = {key: x[None] for key, x in inside.observation_space.sample().items()}
+    actions = run(path, [th.as_tensor(batch[name]) for name in names], names)
+    np.testing.assert_allclose(actions, inside.predict(batch, deterministic=True)[0], atol=7e-5)
+    for key, deterministic in (("noise", False), ("action", True)):
+        with pytest.raises(ValueError, match=f"key '{key}'"):
+            model(key).export(tmp_path / "ambiguous.onnx", deterministic)
+    assert not (tmp_path / "ambiguous.onnx").exists()
+
+
+def test_exporting_makes_folders_and_leaves_the_model_as_it_was(tmp_path):
     model = trained(CPQL, VectorEnv(action_space=SPACE))
     model.policy.set_training_mode(True)
-    model.export(tmp_path / "policy.pt2")
+    model.actor.model.network.layers[0].bias.requires_grad_(False)
+    before = [p.requires_grad for p in model.actor.parameters()]
+    model.export(tmp_path / "new" / "folder" / "policy.pt2")
+    assert [p.requires_grad for p in model.actor.parameters()] == before and len(set(before)) == 2
     assert model.actor.training and model.actor.device == model.device
     model.pretrain(3)
 
