@@ -626,6 +626,22 @@ def test_logs_of_both_phases_and_normalized_score():
         assert row["eval/normalized_score"] == pytest.approx(100 * (row["eval/mean_reward"] + 10) / 10)
 
 
+def test_normalized_scores_are_each_models_own_and_those_of_its_latest_data():
+    logger = Logger(None, [])
+    models = [make(CPQL), make(CPQL)]
+    for model, expert_return in zip(models, (100.0, 200.0), strict=True):
+        model._reference_returns = (0.0, expert_return)
+        model.set_logger(logger)
+        model.pretrain(1)
+    for model, score in zip(models, (50.0, 25.0), strict=True):
+        model.logger.record("eval/mean_reward", 50.0)
+        assert logger.name_to_value["eval/normalized_score"] == score
+    logger.name_to_value.clear()
+    models[0].load_dataset(make_arrays())  # which names no references
+    models[0].pretrain(1).logger.record("eval/mean_reward", 50.0)
+    assert models[0].logger is logger and "eval/normalized_score" not in logger.name_to_value
+
+
 @every
 def test_tensorboard(cls, tmp_path):
     model = make(cls, tensorboard_log=str(tmp_path))

@@ -25,7 +25,7 @@ from sb3_consistency.common.arguments import (
 from sb3_consistency.common.loading import ModelFileError, load_model
 from sb3_consistency.common.policies import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.common.resume import ResumableTraining
-from sb3_consistency.common.score_logger import ScoreLogger
+from sb3_consistency.common.score_logger import with_scores
 from sb3_consistency.common.unknown import argument_names, check_keys, check_policy_kwargs, did_you_mean, reject_unknown
 from sb3_consistency.offline.checks import as_count
 
@@ -292,8 +292,7 @@ class GenerativeAlgorithm(ResumableTraining):
     _was_pretrained = False
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        if self._reference_returns is not None and not isinstance(self._logger, ScoreLogger):
-            self._logger: Logger = ScoreLogger(self._logger, *self._reference_returns)
+        self._logger: Logger = with_scores(self._logger, self._reference_returns)
         return super()._init_callback(callback, progress_bar)
 
     def export(self, path: str | pathlib.Path, deterministic: bool = True) -> pathlib.Path:
