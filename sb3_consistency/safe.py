@@ -23,6 +23,7 @@ from sb3_consistency.allocation import AllocationLimit
 from sb3_consistency.common.arguments import check_action_space, check_flags, check_observation_space, check_pair, check_range
 from sb3_consistency.common.unknown import argument_names
 from sb3_consistency.offline.rewards import AffineReward
+from sb3_consistency.offline.spaces import adopted_spaces
 from sb3_consistency.plain_data import MAX_SPACE_SIZE, check_sizes, decode, decode_space, encode, encode_space, space_size
 
 FORMAT = "sb3_consistency 1"
@@ -132,6 +133,7 @@ def _config(model: Any) -> dict[str, Any]:
         "policy": policies[model.policy_class],
         "observation_space": encode_space("observation_space", model.observation_space),
         "action_space": encode_space("action_space", model.action_space),
+        "inferred_spaces": list(model._inferred_spaces),
         "arguments": arguments,
         "state": {name: encode(name, vars(model)[name]) for name in _state_names(cls)},
         "learning_rates": {
@@ -203,13 +205,14 @@ def _load(path: str | Path, env: GymEnv | None, device: th.device | str, cls: ty
         space_pair = [decode_space(space) for space in described]
         check_observation_space(space_pair[0])
         check_action_space(space_pair[1])
+        inferred = [name for name in ("observation_space", "action_space") if name in config.get("inferred_spaces", [])]
         policy = config["policy"]
         if policy not in found.policy_aliases:
             raise ValueError(f"policy {str(policy)[:100]!r} is none of {sorted(found.policy_aliases)}")
         state = _checked_state(found, config["state"])
     except Exception as error:  # of any kind: the entries of a stranger's file may be anything
         raise SafeLoadError(f"{path}: the configuration can't be used: {_told(error)}") from error
-    model = _build(path, found, policy, arguments, space_pair, env, device)
+    model = _build(path, found, policy, arguments, space_pair, inferred, env, device)
     vars(model).update(state)
     _set_up(path, model, tensors)
     _fill(path, model, tensors, config.get("learning_rates"))
@@ -304,7 +307,14 @@ def _check_names(what: str, given: set[str], expected: set[str]) -> None:
 
 
 def _build(
-    path: Path, cls: type[Any], policy: str, arguments: dict[str, Any], space_pair: list[Any], env: Any, device: Any
+    path: Path,
+    cls: type[Any],
+    policy: str,
+    arguments: dict[str, Any],
+    space_pair: list[Any],
+    inferred: list[str],
+    env: Any,
+    device: Any,
 ) -> Any:
     # the constructor checks every argument; it builds no network and no buffer yet, and opens nothing
     try:
@@ -313,9 +323,11 @@ def _build(
         raise SafeLoadError(f"{path}: {cls.__name__} refuses the arguments: {_told(error)}") from error
     model.observation_space, model.action_space = space_pair
     model.n_envs = 1
+    model._inferred_spaces = inferred if env is None else []
     if env is not None:
         env = model._wrap_env(env if not isinstance(env, str) else _make(env), model.verbose)
-        check_for_correct_spaces(env, *space_pair)
+        vars(model).update(adopted_spaces({name: getattr(model, name) for name in inferred}, env))
+        check_for_correct_spaces(env, model.observation_space, model.action_space)
         model.env, model.n_envs = env, env.num_envs
         model._vec_normalize_env = _vec_normalize(env)
     return model

@@ -492,6 +492,64 @@ def test_image_and_dict_observations(cls):
         assert model.predict(obs, deterministic=True)[0].shape == (2,)
 
 
+def from_arrays_alone(observations=None, actions=1.0, cls=CPQL, policy="MlpPolicy"):
+    data = make_arrays()
+    data["actions"] = actions * data["actions"]
+    if observations is not None:
+        data.update({key: observations(data[key]) for key in ("observations", "next_observations")})
+    return cls(policy, None, dataset=data, **SMALL).pretrain(3)
+
+
+DOUBLES = spaces.Box(-1000, 1000, (3,), np.float64)  # arrays don't tell these bounds, nor this precision
+DICT_OF_DOUBLES = spaces.Dict({"a": DOUBLES, "b": DOUBLES})
+
+
+@pytest.mark.parametrize("way", ["set_env", "load", "load_safe"])
+@pytest.mark.parametrize("space", [DOUBLES, DICT_OF_DOUBLES])
+def test_a_model_made_from_arrays_takes_the_spaces_of_an_environment(way, space, tmp_path):
+    is_dict = isinstance(space, spaces.Dict)
+    model = from_arrays_alone(
+        (lambda x: {"a": x, "b": x}) if is_dict else None, policy="MultiInputPolicy" if is_dict else "MlpPolicy"
+    )
+    env = VectorEnv(space, spaces.Box(-1, 1, (1,), np.float64))
+    observation = space.sample()
+    expected = model.predict(observation, deterministic=True)[0]
+    if way == "set_env":
+        model.set_env(env)
+    else:
+        getattr(model, way.replace("load", "save"))(tmp_path / "model")
+        model = getattr(type(model), way)(tmp_path / "model", env=env)
+    assert model.observation_space == model.actor.observation_space == space and model.action_space == env.action_space
+    np.testing.assert_allclose(model.predict(observation, deterministic=True)[0], expected)
+    model.learn(12)
+    assert model.replay_buffer.observation_space == space
+    model.save(tmp_path / "again")
+    CPQL.load(tmp_path / "again", env=env)
+    with pytest.raises(ValueError, match="spaces do not match"):  # they are stated now
+        model.set_env(box_env())
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (VectorEnv(spaces.Box(-1, 1, (4,)), spaces.Box(-1, 1, (1,))), r"'observation_space' \(an \.npz file"),
+        (VectorEnv(spaces.MultiBinary(3), spaces.Box(-1, 1, (1,))), "inferred from arrays"),
+        (VectorEnv(DOUBLES, spaces.Box(-2, 2, (1,))), "another scale: make the model with env=.*'action_space'"),
+        (VectorEnv(DOUBLES, spaces.Discrete(2)), "another scale"),
+    ],
+)
+def test_spaces_that_would_change_what_was_learned_are_refused(env, message, tmp_path):
+    model = from_arrays_alone(actions=0.5)
+    before = model.observation_space, model.action_space
+    model.save(tmp_path / "model")
+    for attempt in (model.set_env, lambda env: CPQL.load(tmp_path / "model", env=env)):
+        with pytest.raises(ValueError, match=message):
+            attempt(env)
+    with pytest.raises(AssertionError, match="number of environments"):
+        model.set_env(make_vec_env(lambda: VectorEnv(DOUBLES, spaces.Box(-1, 1, (1,))), n_envs=2))
+    assert (model.observation_space, model.action_space) == before and model.actor.observation_space is before[0]
+
+
 class Counter(BaseCallback):
     def __init__(self, stop_at=None):
         super().__init__()

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from stable_baselines3.common.save_util import load_from_zip_file
+
+from sb3_consistency.offline.spaces import adopted_spaces
+
 # what SB3 says of a sound file that needs another environment, or other arguments
 NOT_DAMAGE = ("spaces do not match", "policy kwargs do not equal", "must pass an environment")
 # arguments of load() that change nothing in the model
@@ -48,15 +52,31 @@ def load_model(load: Callable[..., Any], path: Any, env: Any, cls_name: str, giv
     """
     what = f"a file of {cls_name}.save()"
     try:
-        return read_model_file(lambda: load(path, env, **given), path, what)
+        return read_model_file(lambda: _load_with_spaces_of(env, load, path, given), path, what)
     except ModelFileError as error:
         changed = [f"{name.lstrip('_')}={value!r}" for name, value in given.items() if name not in NO_CHANGES]
         if not changed:
             raise
         # the file's fault, or theirs? Without them, and with a buffer that needs no memory, it loads or says what it has
-        kept = {name: given[name] for name in given.keys() & {"custom_objects"}}
-        read_model_file(lambda: load(path, env, **kept, device="cpu", buffer_size=1), path, what)
+        small = {"custom_objects": given.get("custom_objects"), "device": "cpu", "buffer_size": 1}
+        read_model_file(lambda: _load_with_spaces_of(env, load, path, small), path, what)
         cause = str(error.__cause__)
         told = "the networks would not be those of the file" if "state_dict" in cause else cause.rstrip(".")
         fit = f"argument {changed[0]} does" if len(changed) == 1 else f"arguments {', '.join(changed)} do"
         raise ValueError(f"{cls_name}.load(): the {fit} not fit {path}: {told}.") from error.__cause__
+
+
+def _load_with_spaces_of(env: Any, load: Callable[..., Any], path: Any, given: dict[str, Any]) -> Any:
+    """SB3's ``load``; the environment's spaces take the place of those that were inferred from arrays."""
+    try:
+        return load(path, env, **given)
+    except ValueError as error:
+        if "spaces do not match" not in str(error):
+            raise
+        custom = given.get("custom_objects") or {}
+        data = load_from_zip_file(path, device="cpu", custom_objects=custom)[0] or {}
+        inferred = {name: data[name] for name in data.get("_inferred_spaces", ())}
+        if not inferred:
+            raise
+        adopted = {**adopted_spaces(inferred, env), "_inferred_spaces": []}
+        return load(path, env, **{**given, "custom_objects": {**custom, **adopted}})

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from tqdm.auto import tqdm
@@ -31,6 +32,7 @@ from sb3_consistency.offline.loading import (
 )
 from sb3_consistency.offline.opening import dataset_spaces, open_datasets
 from sb3_consistency.offline.rewards import RewardFunction, fit_reward_transform
+from sb3_consistency.offline.spaces import adopted_spaces
 from sb3_consistency.offline.wrappers import flatten_if_nested
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ class DatasetMixin(OffPolicyAlgorithm):
         self._in_offline_phase = False
         self._constructor_dataset_loaded = False
         self._curriculum_end: int | None = None
+        #: spaces that an environment's take the place of; saved with the model
+        self._inferred_spaces: list[str] = []
 
     @classmethod
     def from_dataset(
@@ -125,13 +129,40 @@ class DatasetMixin(OffPolicyAlgorithm):
                 f"env is None: pass an environment, or dataset=... to train offline "
                 f"({type(self).__name__}.from_dataset('<Minari id>') does both)."
             )
-        self.observation_space, self.action_space = dataset_spaces(open_datasets(self.dataset)[0])
+        source = open_datasets(self.dataset)[0]
+        self.observation_space, self.action_space = dataset_spaces(source)
+        self._inferred_spaces = list(source.inferred)
         if (
             isinstance(self.observation_space, spaces.Dict)
             and self.policy_class is not self.policy_aliases["MultiInputPolicy"]
         ):
             raise ValueError("policy: use 'MultiInputPolicy' for a dataset with Dict observations.")
         self.n_envs = 1
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment, as SB3 does. Its spaces take the place of those that were inferred from arrays.
+
+        :param env: the environment
+        :param force_reset: whether to reset it before training
+        :raises ValueError: if its spaces are not the model's
+        """
+        env = self._wrap_env(env, self.verbose)
+        before = {name: getattr(self, name) for name in self._inferred_spaces}
+        self._replace_spaces(adopted_spaces(before, env))
+        try:
+            super().set_env(env, force_reset)
+        except BaseException:
+            self._replace_spaces(before)
+            raise
+        self._inferred_spaces = []
+
+    def _replace_spaces(self, new: dict[str, spaces.Space]) -> None:
+        for name, space in new.items():
+            old = getattr(self, name)
+            for holder in (self, *self.policy.modules()):
+                if getattr(holder, name, None) is old:
+                    setattr(holder, name, space)
 
     def load_dataset(
         self,

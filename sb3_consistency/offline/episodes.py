@@ -56,8 +56,8 @@ class EpisodeSource(ABC):
     action_space: spaces.Space | None = None
     #: returns of a random and of an expert policy, for normalized scores
     reference_returns: tuple[float, float] | None = None
-    #: whether ``action_space`` is stated, not inferred: then its bounds must be those of the environment
-    bounds_are_stated: bool = True
+    #: which of "observation_space" and "action_space" are not stated but inferred from the arrays
+    inferred: tuple[str, ...] = ()
     #: whether actions are already scaled to [-1, 1], as in SB3's buffers
     scaled_actions: bool = False
 
@@ -251,11 +251,11 @@ class ArraySource(EpisodeSource):
         return map_observations(lambda x: convert(f"{self.name}: {key}", x), value)
 
     def _infer_spaces(self) -> None:
+        self.inferred = tuple(name for name in ("observation_space", "action_space") if getattr(self, name) is None)
         if self.observation_space is None:
             self.observation_space = _infer_space(self.arrays["observations"])
         actions = self.arrays["actions"]
-        self.bounds_are_stated = self.action_space is not None
-        if not self.bounds_are_stated and actions.ndim > 1 and np.abs(actions).max(initial=0.0) <= 1:
+        if self.action_space is None and actions.ndim > 1 and np.abs(actions).max(initial=0.0) <= 1:
             self.action_space = spaces.Box(-1, 1, actions.shape[1:], np.float32)
 
     @property

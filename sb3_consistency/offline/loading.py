@@ -67,7 +67,7 @@ class EpisodeConverter:
         if theirs.shape != ours.shape:
             raise DatasetError(f"Action spaces don't match: {self.source.name} has {theirs}, the environment has {ours}.")
         same = np.allclose(theirs.low, ours.low) and np.allclose(theirs.high, ours.high)
-        if not same and self.source.bounds_are_stated and np.isfinite([theirs.low, theirs.high]).all():
+        if not same and "action_space" not in self.source.inferred and np.isfinite([theirs.low, theirs.high]).all():
             raise DatasetError(
                 f"Action bounds don't match: {self.source.name} has {theirs}, the environment has {ours}. "
                 "Wrap the environment (gymnasium.wrappers.RescaleAction) so that actions mean the same in both."
