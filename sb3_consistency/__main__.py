@@ -3,6 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from gymnasium.error import Error as GymnasiumError
 
 from sb3_consistency.benchmark import command as benchmark
 from sb3_consistency.offline.episodes import DatasetError
@@ -13,6 +16,33 @@ def _add_model_arguments(parser: argparse.ArgumentParser, examples: str) -> None
     parser.add_argument("--algo", required=True, help=f"algorithm of the model: {examples}")
     parser.add_argument("--model", required=True, help="the .zip file that model.save() or rl-zoo3 wrote")
     parser.add_argument("--vec-normalize", help="the vecnormalize.pkl that belongs to the model, if it was trained with one")
+
+
+def _load_model(args: argparse.Namespace, env: Any = None) -> Any:
+    from sb3_consistency.common.algorithm import GenerativeAlgorithm
+    from sb3_consistency.common.loading import read_model_file
+    from sb3_consistency.offline.record import find_algorithm
+
+    cls = find_algorithm(args.algo)
+
+    def load() -> Any:
+        return cls.load(args.model, env=env, device="cpu", custom_objects={"buffer_size": 1})
+
+    if issubclass(cls, GenerativeAlgorithm):
+        return load()
+    # SB3's raise anything for another algorithm's file
+    return read_model_file(load, args.model, f"a file of {cls.__name__}.save()")
+
+
+def _load_vec_normalize(path: str, env: Any) -> Any:
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    try:
+        return VecNormalize.load(path, DummyVecEnv([lambda: env]))
+    except (OSError, AssertionError):  # not there, or of other spaces
+        raise
+    except Exception as error:  # unpickling another file may raise anything
+        raise ValueError(f"--vec-normalize: {path} is no file that VecNormalize.save() wrote: {error!r}.") from error
 
 
 def add_record_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,14 +68,13 @@ def record(args: argparse.Namespace) -> None:
     :param args: its arguments
     """
     import gymnasium as gym
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-    from sb3_consistency.offline.record import find_algorithm, model_controller, record_dataset
+    from sb3_consistency.offline.record import model_controller, record_dataset
     from sb3_consistency.offline.wrappers import flatten_if_nested
 
     env = flatten_if_nested(gym.make(args.env))
-    model = find_algorithm(args.algo).load(args.model, env=env, device="cpu", custom_objects={"buffer_size": 1})
-    vec_normalize = VecNormalize.load(args.vec_normalize, DummyVecEnv([lambda: env])) if args.vec_normalize else None
+    model = _load_model(args, env)
+    vec_normalize = _load_vec_normalize(args.vec_normalize, env) if args.vec_normalize else None
     dataset = record_dataset(
         args.dataset_id,
         gym.make(args.env),
@@ -77,16 +106,13 @@ def export(args: argparse.Namespace) -> None:
 
     :param args: its arguments
     """
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-
     from sb3_consistency.export import export_policy
-    from sb3_consistency.offline.record import find_algorithm
     from sb3_consistency.offline.wrappers import SpacesOnlyEnv
 
-    model = find_algorithm(args.algo).load(args.model, device="cpu", custom_objects={"buffer_size": 1})
+    model = _load_model(args)
     if args.vec_normalize:
-        env = DummyVecEnv([lambda: SpacesOnlyEnv(model.observation_space, model.action_space)])
-        model._vec_normalize_env = VecNormalize.load(args.vec_normalize, env)
+        env = SpacesOnlyEnv(model.observation_space, model.action_space)
+        model._vec_normalize_env = _load_vec_normalize(args.vec_normalize, env)
     print(f"Exported {export_policy(model, args.output, deterministic=not args.noise_input).resolve()}")
 
 
@@ -112,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             zoo.run(arguments[0], arguments[1:])
         else:
             args.run(args)
-    except (ValueError, runtime_error, OSError, ImportError, AssertionError) as error:
+    except (ValueError, runtime_error, OSError, ImportError, AssertionError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -84,6 +84,28 @@ def test_record_command(algo, cls, minari_folder, tmp_path, capsys):
     assert "nothing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--dataset-id", "test/no-version"], "no Minari id"),
+        (["--dataset-id", "bad id"], "no Minari id"),
+        (["-n", "0"], "n_steps must be at least 1"),
+        (["-n", "-5"], "n_steps must be at least 1"),
+        (["--env", "Nope-v1"], "Nope"),
+        (["--algo", "sac"], "damaged, or not a file of SAC.save()"),
+        (["--vec-normalize", "model.zip"], "--vec-normalize: model.zip"),
+        (["--vec-normalize", "missing.pkl"], "No such file"),
+    ],
+)
+def test_record_command_refuses_before_it_records(changed, message, minari_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    CPQL("MlpPolicy", "Pendulum-v1", **SMALL).save("model")
+    command = ["record", "--algo", "cpql", "--model", "model", "--env", "Pendulum-v1", "--dataset-id", "test/x-v0", "-n", "10"]
+    assert main([*command, *changed]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and message in told and not list(tmp_path.glob("minari/**/data"))
+
+
 def test_from_dataset_recovers_a_recorded_environment(minari_folder):
     record_dataset("test/p-v0", "Pendulum-v1", lambda obs: np.zeros(1, np.float32), 220)
     model = CPQL.from_dataset("test/p-v0", **SMALL)

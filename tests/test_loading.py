@@ -389,6 +389,10 @@ def test_unknown_id_malformed_id_and_no_network(minari_folder, monkeypatch):
     monkeypatch.setattr("minari.storage.hosting.download_dataset", no_network)
     with pytest.raises(DatasetError, match=r"could not be downloaded.*Name or service"):
         ConsistencyBC.from_dataset("no/such-v0")
+    (minari_folder / "cut" / "off" / "data").mkdir(parents=True)  # Minari's list of datasets fails here
+    (minari_folder / "cut-v0" / "data").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"which has \['cut-v0'\].*Name or service"):
+        ConsistencyBC.from_dataset("no/such-v0")
     with pytest.raises(DatasetError, match="neither a Minari id"):
         ConsistencyBC.from_dataset("hopper medium")
 

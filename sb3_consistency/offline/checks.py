@@ -29,19 +29,20 @@ def map_observations(function: Any, *observations: Observations) -> Observations
     return function(*observations)
 
 
-def as_count(name: str, value: Any) -> int:
+def as_count(name: str, value: Any, at_least: int = 0) -> int:
     """
     :param name: name of the argument, for messages
     :param value: should be a number of steps; 1e6 is one, too
+    :param at_least: the smallest that is allowed
     :return: the number
     :raises TypeError: if it is no whole number
-    :raises ValueError: if it is negative
+    :raises ValueError: if it is too small
     """
     is_whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
     if not is_whole:
         raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}.")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}.")
     return int(value)
 
 

@@ -67,6 +67,17 @@ def _open_path(path: str) -> EpisodeSource:
     return MinariSource(open_minari(path))
 
 
+def is_minari_id(dataset_id: str) -> bool:
+    """
+    :param dataset_id: a text
+    :return: whether it is a Minari id, with its version
+    """
+    from minari.dataset.minari_dataset import DATASET_ID_RE
+
+    match = DATASET_ID_RE.fullmatch(dataset_id)
+    return match is not None and match.group("version") is not None
+
+
 def open_minari(dataset_id: str) -> minari.MinariDataset:
     """
     Open a local Minari dataset, or download it first.
@@ -83,11 +94,9 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
             'Minari is needed to load a dataset by its id: pip install "sb3-consistency[offline]". '
             "Arrays, .npz files and replay buffers load without it."
         ) from error
-    from minari.dataset.minari_dataset import DATASET_ID_RE
     from minari.storage.datasets_root_dir import get_dataset_path
 
-    match = DATASET_ID_RE.fullmatch(dataset_id)
-    if match is None or match.group("version") is None:
+    if not is_minari_id(dataset_id):
         raise DatasetError(
             f"dataset: {dataset_id!r} is neither a Minari id (like 'mujoco/hopper/medium-v0', with the version) nor the path "
             "of an .npz or .pkl file."
@@ -99,9 +108,12 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
     except Exception as error:  # network errors come from whatever HTTP library the hub client uses
         if local:
             raise DatasetError(f"dataset: {path} is damaged: {error!r}. Delete and fetch or record it again.") from error
-        known = sorted(minari.list_local_datasets())
+        root = get_dataset_path()
+        # by their folders: Minari's own list fails if anything else lies among them
+        ids = [folder.parent.relative_to(root).as_posix() for folder in root.glob("**/data")]
+        known = sorted(filter(is_minari_id, ids))
         raise DatasetError(
-            f"dataset: {dataset_id!r} is not in {get_dataset_path()} (MINARI_DATASETS_PATH), which has {known}, and could "
+            f"dataset: {dataset_id!r} is not in {root} (MINARI_DATASETS_PATH), which has {known}, and could "
             f"not be downloaded: {error!r}. Check the spelling and the network."
         ) from error
 

@@ -13,7 +13,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
+from sb3_consistency.offline.checks import as_count
 from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.offline.opening import is_minari_id
 from sb3_consistency.offline.wrappers import flatten_nested
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def record_dataset(
     :param dataset_id: id of the new dataset, like "mine/pendulum/mixed-v0"
     :param env: environment (or its id) with a time limit
     :param controllers: one controller, or several that take turns by episode
-    :param n_steps: steps to record; the last episode is cut there and marked truncated
+    :param n_steps: steps to record, at least 1; the last episode is cut there and marked truncated
     :param seed: seed of the first episode
     :param description: description stored with the data
     :param algorithm_name: name of the behaviour stored with the data
@@ -49,7 +51,9 @@ def record_dataset(
     :param progress_bar: show a progress bar
     :return: the dataset
     :raises ImportError: if Minari is not installed
-    :raises DatasetError: if the id exists and ``overwrite`` is not set
+    :raises DatasetError: if the id is no Minari id, or exists and ``overwrite`` is not set
+    :raises TypeError: if ``n_steps`` is not whole
+    :raises ValueError: if it is not positive
     """
     try:
         import minari
@@ -57,6 +61,11 @@ def record_dataset(
         from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError as error:
         raise ImportError('Recording needs Minari: pip install "sb3-consistency[offline]".') from error
+    if not is_minari_id(dataset_id):
+        raise DatasetError(
+            f"dataset_id: {dataset_id!r} is no Minari id: pass one like 'mine/hopper/medium-v0', with the version."
+        )
+    n_steps = as_count("n_steps", n_steps, at_least=1)
     exists = (get_dataset_path(dataset_id) / "data").exists()
     if exists and not overwrite:
         raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
