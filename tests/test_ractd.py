@@ -831,6 +831,18 @@ def test_executing_several_steps_of_a_plan():
     np.testing.assert_allclose(action, np.stack([fresh[0, 1], fresh[1, 0]]), atol=1e-6)
 
 
+def test_what_predict_is_given_must_be_of_the_same_environments():
+    model = make(history=2).pretrain(5)
+    with model.planning_with("teacher"):
+        with pytest.raises(ValueError, match=r"first entry, as in obs, info = env\.reset"):
+            model.predict(box_env().reset())
+        state = model.predict(np.zeros((3, 3)))[1]
+        with pytest.raises(ValueError, match="state is of 3 environment"):
+            model.predict(np.zeros((2, 3)), state)
+        with pytest.raises(ValueError, match="episode_start is of 1 environment"):
+            model.predict(np.zeros((3, 3)), state, np.array([False]))
+
+
 def test_history_shifts_and_starts_anew():
     model = make(history=2).pretrain(5)
     one, two = OBS[:2], OBS[2:4]

@@ -329,3 +329,29 @@ def check_observation_space(space: spaces.Space, optimize_memory_usage: bool = F
                 f"env: discrete observations must start at 0, got {entry}; subtract the start with "
                 "gymnasium.wrappers.TransformObservation."
             )
+
+
+def check_observation(observation: Any) -> None:
+    """
+    :param observation: argument of ``predict``
+    :raises ValueError: if it is all that Gymnasium's ``reset()`` returns, as in SB3's own ``predict``
+    """
+    if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+        raise ValueError(
+            "observation must be an array or a dict, got the tuple that Gymnasium's reset() returns: pass its first entry, "
+            "as in obs, info = env.reset()."
+        )
+
+
+def check_n_envs(n_envs: int, **given: int) -> None:
+    """
+    :param n_envs: number of environments that an observation is of
+    :param given: argument of ``predict`` -> number that it is of
+    :raises ValueError: if they differ
+    """
+    for name, n in given.items():
+        if n != n_envs:
+            raise ValueError(
+                f"{name} is of {n} environment(s), the observation of {n_envs}: with other environments start anew, with "
+                "state=None."
+            )

@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_consistency.common.arguments import check_range
+from sb3_consistency.common.arguments import check_n_envs, check_observation, check_range
 from sb3_consistency.common.networks import FeatureNetwork
 from sb3_consistency.common.plan_networks import TRAINING_LEVELS, PlanNetwork, RewardModel
 from sb3_consistency.common.policies import NetworksPolicy
@@ -333,6 +333,7 @@ class PlannerPolicy(NetworksPolicy):
         if self.plan_of == "actions" and self.history == 1 and self.steps_per_plan == 1:
             return super().predict(observation, None, episode_start, deterministic)
         self.set_training_mode(False)
+        check_observation(observation)
         obs, vectorized = self.obs_to_tensor(observation)
         with th.no_grad():
             actions, memory = self._act(obs, state, episode_start, deterministic)
@@ -347,6 +348,7 @@ class PlannerPolicy(NetworksPolicy):
             stale, history = np.ones(n, bool), first
             plan, age = self.student.empty_plan(n), np.zeros(n, np.int64)
         else:
+            check_n_envs(n, state=len(memory.age), episode_start=n if episode_start is None else np.size(episode_start))
             fresh = np.zeros(n, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(n)
             rows = np.flatnonzero(fresh)
             history = tree_map(lambda past, now: th.cat([past[:, 1:], now[:, -1:]], dim=1), memory.history, first)
