@@ -188,12 +188,8 @@ class PlannerPolicy(NetworksPolicy):
         if self.plan_of == "states":
             width, n_stacked = get_action_dim(self.network_space), 2
         network_kwargs = {"net_arch": arch, "activation_fn": self.activation_fn, **self.model_kwargs.get("network_kwargs", {})}
-        model_kwargs = {
-            **TRAINING_LEVELS[self.plan_of],
-            **self.model_kwargs,
-            "network": self.network,
-            "network_kwargs": network_kwargs,
-        }
+        shared = {"network": self.network, "network_kwargs": network_kwargs}
+        model_kwargs = {**TRAINING_LEVELS[self.plan_of], **self.model_kwargs, **shared}
         student_kwargs = {**model_kwargs, "sampling_steps": self.sampling_steps, **self.student_kwargs}
         own_network_kwargs = self.student_kwargs.get("network_kwargs", {})
         student_kwargs["network_kwargs"] = {"dropout": self.dropout, **network_kwargs, **own_network_kwargs}
