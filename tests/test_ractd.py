@@ -792,7 +792,8 @@ def test_a_student_is_not_of_other_maths_than_its_teacher(kwargs, told):
 
 def test_network_options_of_before_still_load(tmp_path):
     model = make()
-    model.policy_kwargs |= {"model_kwargs": {"network": "unet"}, "student_kwargs": {"sigma_min": 0.002}}
+    odd = {"model_kwargs": {"network": "unet"}, "student_kwargs": {"sigma_min": 0.002}}
+    model.policy_kwargs = {**model.policy_kwargs, **odd}
     model.save(tmp_path / "model")
     model.save_safe(tmp_path / "model.safe")
     for loaded in (RACTD.load(tmp_path / "model"), RACTD.load_safe(tmp_path / "model.safe")):
