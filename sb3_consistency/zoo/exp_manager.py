@@ -176,7 +176,12 @@ class GenerativeExperimentManager(ExperimentManager):
                 options = {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose, "buffer_size": None}
                 algorithm: Any = ALGOS[self.algo]
                 return algorithm._load_checkpoint(verify(folder), env, self.device, **options)
-        return super()._load_pretrained_agent(hyperparams, env)
+        # the file's number of steps in the place of the hyperparameters': a pretrained model goes on online
+        steps = hyperparams.pop("pretrain_steps", 0) if self.pretrain_steps is None else 0
+        model = super()._load_pretrained_agent(hyperparams, env)
+        if steps and getattr(model, "_pretrain_start", 0) is None:
+            model.pretrain_steps = steps  # type: ignore[attr-defined]
+        return model
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
