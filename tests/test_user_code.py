@@ -23,12 +23,9 @@ from sb3_consistency.common import training
 from sb3_consistency.common.sampling import bytes_per_transition
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import actor_critics, assert_same, every, make
+from tests.test_gradient_step import weights
 
 ONLINE = {**SMALL, "learning_starts": 4, "buffer_size": 200}
-
-
-def weights(model):
-    return th.cat([p.detach().flatten() for p in model.policy.parameters()])
 
 
 # copies

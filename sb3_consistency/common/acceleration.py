@@ -51,9 +51,8 @@ class LossGradient:
     """
     A loss with its gradient, compiled as one function if wanted.
 
-    Compiling the backward pass with the forward pass saves a fifth of the step of two separate ones: no intermediate
-    result is handed over, and autograd has nothing to do. Where compiling fails (no C++ compiler, say), it runs
-    uncompiled, with one warning.
+    One function is faster than a forward and a backward pass (docs/performance.md): no intermediate result is handed over,
+    and autograd has nothing to do. Where compiling fails (no C++ compiler, say), it runs uncompiled, with one warning.
 
     :param loss_fn: batch -> loss (scalar), scalars to log
     :param parameters: what to take the gradient of

@@ -271,7 +271,7 @@ class GenerativeAlgorithm(ResumableTraining):
         if self.pretrain_steps and self._pretrain_start is None:
             self._pretrain_start = self._n_updates
         # a model loaded from a checkpoint of its pretraining takes the steps that are left
-        remaining = (self._pretrain_start or 0) + self.pretrain_steps - self._n_updates if self.pretrain_steps else 0
+        remaining = self._pretraining_left()
         pretraining = remaining > 0 or continued == "offline"
         if pretraining and not self._pretrain(remaining, callback, 1000, f"{name}_pretrain", progress_bar):
             return self

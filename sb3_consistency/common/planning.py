@@ -16,6 +16,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from sb3_consistency.common.arguments import check_choice, check_flags, check_pair, check_range
 from sb3_consistency.common.plan_networks import check_student_kwargs
 from sb3_consistency.common.planner import PLANS, PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy
+from sb3_consistency.common.run_state import callback_tree
 from sb3_consistency.common.sampling import split, tree_map
 from sb3_consistency.common.stages import StagedAlgorithm
 from sb3_consistency.common.windows import WindowRows, Windows
@@ -227,10 +228,10 @@ class PlanningAlgorithm(StagedAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback, progress_bar)
-        for evaluation in _evaluations(callback):
+        for each in callback_tree(callback):
             # not again in a later call
-            if getattr(evaluation._on_step, "func", None) is not _evaluate_if_acting:
-                evaluation._on_step = partial(_evaluate_if_acting, evaluation, evaluation._on_step)  # type: ignore[method-assign]
+            if isinstance(each, EvalCallback) and getattr(each._on_step, "func", None) is not _evaluate_if_acting:
+                each._on_step = partial(_evaluate_if_acting, each, each._on_step)  # type: ignore[method-assign]
         return callback
 
     @property
@@ -308,15 +309,6 @@ class PlanningAlgorithm(StagedAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_windows"]
-
-
-def _evaluations(callback: Any) -> Iterator[EvalCallback]:
-    """All EvalCallbacks in a tree of callbacks."""
-    if isinstance(callback, EvalCallback):
-        yield callback
-    for child in (*getattr(callback, "callbacks", ()), getattr(callback, "callback", None)):
-        if child is not None:
-            yield from _evaluations(child)
 
 
 def _evaluate_if_acting(evaluation: EvalCallback, evaluate: Callable[[], bool]) -> bool:

@@ -90,7 +90,7 @@ class StagedAlgorithm(GenerativeAlgorithm):
         progress, length = self._stage_progress()
         warmup = min(self.warmup_steps, length // 10)
         factor = min(1.0, (progress * length + 1) / (warmup + 1)) * self._cosine_decay(progress)
-        schedule = self.actor_lr_schedule if self.stage == "student" and self.actor_lr_schedule else self.lr_schedule
+        schedule = self._actor_rate if self.stage == "student" else self.lr_schedule
         rate = factor * schedule(1 - progress)
         update_learning_rate(getattr(self.policy, NETWORK_OF_STAGE[self.stage]).optimizer, rate)
         self.logger.record("train/learning_rate", rate)
@@ -158,11 +158,12 @@ class StagedAlgorithm(GenerativeAlgorithm):
         :return: the model
         :raises ValueError: if ``teacher`` is not the model's own
         """
-        given = {name: kwargs.pop(name) for name in ("teacher",) if name in kwargs}
-        model = super().load(path, env, **kwargs)
-        if given.get("teacher", model.teacher) != model.teacher:
+        others = {name: value for name, value in kwargs.items() if name != "teacher"}
+        model = super().load(path, env, **others)
+        teacher = kwargs.get("teacher", model.teacher)
+        if teacher != model.teacher:
             raise ValueError(
-                f"teacher: load() takes no other teacher than the model's own, {model.teacher!r}, got {given['teacher']!r}; "
+                f"teacher: load() takes no other teacher than the model's own, {model.teacher!r}, got {teacher!r}; "
                 f"pass it to {cls.__name__}(...), which begins with it."
             )
         return model

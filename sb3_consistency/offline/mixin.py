@@ -99,7 +99,10 @@ class OfflinePretrainingMixin(DatasetMixin):
     @property
     def is_pretrained(self) -> bool:
         """Whether ``learn()`` has none of the constructor's ``pretrain_steps`` left to take."""
-        return self._n_updates >= (self._pretrain_start or 0) + self.pretrain_steps
+        return self._pretraining_left() <= 0
+
+    def _pretraining_left(self) -> int:
+        return (self._pretrain_start or 0) + self.pretrain_steps - self._n_updates if self.pretrain_steps else 0
 
     def _restore_online_timesteps(self) -> None:
         if self._online_timesteps is not None:
