@@ -183,7 +183,11 @@ def candidate_counts(model: Any) -> tuple[int | None, ...]:
     :param model: model that acts
     :return: numbers of candidates to measure; None where there is no such option
     """
-    return (1, 50) if getattr(model.policy, "use_critic", False) and hasattr(model.policy, "n_candidates") else (None,)
+    if getattr(model, "precision", "float32") != "float32":
+        return ()  # precision is of training alone
+    if getattr(model.policy, "use_critic", False) and hasattr(model.policy, "n_candidates"):
+        return (50,) if model.compile else (1, 50)  # without candidates nothing is compiled
+    return (None,)
 
 
 def busy() -> float:
@@ -275,9 +279,7 @@ def _training_figures(models: dict[str, Any], rounds: int, turn: float) -> Itera
 
 def _acting_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterator[dict[str, Any]]:
     calls: dict[tuple[Any, ...], tuple[Any, int | None, Callable[[], Any]]] = {}
-    # compilation and precision are of training alone
-    acting = {label: model for label, model in models.items() if not getattr(model, "compile", False)}
-    for label, model in acting.items():
+    for label, model in models.items():
         for through in ("predict", "sampler"):
             for batch in ACTING_BATCHES:
                 for n_candidates in candidate_counts(model):

@@ -47,12 +47,48 @@ def autocast(precision: str, device: th.device) -> AbstractContextManager[Any]:
     return th.autocast(device.type, dtype=th.bfloat16) if precision == "bf16" else nullcontext()
 
 
+class Compiled:
+    """
+    A function that is compiled at its first call, and whenever a size is new (``torch.compile``).
+
+    Its random numbers are those of the uncompiled function. Where compiling fails (no C++ compiler, say), it runs uncompiled,
+    with one warning. Copies and pickles hold the function alone, and compile it anew.
+
+    :param function: function of tensors, or a bound method
+    :param name: what the warning calls it
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function, self.name, self.compiles = function, name, True
+        # random numbers as without compilation, so that both give the same results
+        self.compiled = th.compile(_with_own_code(function), dynamic=False, options={"fallback_random": True})
+        self.settings = _trace_gradients()
+
+    def __call__(self, *args: Any) -> Any:
+        if self.compiles:
+            try:
+                with self.settings:
+                    return self.compiled(*args)
+            except (th._dynamo.exc.TorchDynamoException, th._inductor.exc.InductorError) as error:
+                self.compiles = False
+                cause = f"{type(error).__name__}: {' '.join(str(error).strip().splitlines()[:2])}"
+                warnings.warn(
+                    f"compile=True: {self.name} could not be compiled and runs uncompiled "
+                    f"({cause}). On a CPU, PyTorch's compiler needs a C++ compiler such as g++.",
+                    stacklevel=2,
+                )
+        return self.function(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Compiled, (self.function, self.name)
+
+
 class LossGradient:
     """
     A loss with its gradient, compiled as one function if wanted.
 
     One function is faster than a forward and a backward pass (docs/performance.md): no intermediate result is handed over,
-    and autograd has nothing to do. Where compiling fails (no C++ compiler, say), it runs uncompiled, with one warning.
+    and autograd has nothing to do.
 
     :param loss_fn: batch -> loss (scalar), scalars to log
     :param parameters: what to take the gradient of
@@ -74,14 +110,9 @@ class LossGradient:
             gradients = iter(th.autograd.grad(loss, trained, allow_unused=True))
             return loss.detach(), info, [_in_layout_of(p, next(gradients)) if p.requires_grad else None for p in parameters]
 
-        self.name = getattr(loss_fn, "__name__", "the loss")
         self.parameters = parameters
-        self.plain = loss_and_gradient
-        self.compiles = compile
-        if compile:
-            # random numbers as without compilation, so that both give the same results
-            self.compiled = th.compile(_with_own_code(loss_and_gradient), dynamic=False, options={"fallback_random": True})
-            self.settings = _trace_gradients()
+        name = getattr(loss_fn, "__name__", "the loss")
+        self.function = Compiled(loss_and_gradient, name) if compile else loss_and_gradient
 
     def __call__(self, batch: Any) -> tuple[th.Tensor, TensorDict, list[th.Tensor | None]]:
         """
@@ -89,19 +120,7 @@ class LossGradient:
         :return: loss (detached), scalars to log, gradient of each parameter (None where it is
             frozen, or the loss does not depend on it)
         """
-        if self.compiles:
-            try:
-                with self.settings:
-                    return self.compiled(batch)
-            except (th._dynamo.exc.TorchDynamoException, th._inductor.exc.InductorError) as error:
-                self.compiles = False
-                cause = f"{type(error).__name__}: {' '.join(str(error).strip().splitlines()[:2])}"
-                warnings.warn(
-                    f"compile=True: {self.name} could not be compiled and runs uncompiled "
-                    f"({cause}). On a CPU, PyTorch's compiler needs a C++ compiler such as g++.",
-                    stacklevel=2,
-                )
-        return self.plain(batch)
+        return self.function(batch)
 
 
 def _in_layout_of(parameter: th.Tensor, gradient: th.Tensor | None) -> th.Tensor | None:
@@ -126,6 +145,8 @@ def _with_own_code(function: Any) -> Any:
     PyTorch keeps what it compiled by code object and gives up after a few versions; with a shared one, the models of one
     process (seeds, algorithms) would count as versions of each other.
     """
+    if isinstance(function, types.MethodType):
+        return types.MethodType(_with_own_code(function.__func__), function.__self__)
     return types.FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )

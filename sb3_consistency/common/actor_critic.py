@@ -100,6 +100,11 @@ class GenerativeActorCritic(GenerativeAlgorithm):
         check_range("n_eval_candidates", self.n_eval_candidates, 1, integer=True)
         check_range("candidate_temperature", self.candidate_temperature, 0, open_low=True)
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.compile:
+            self.policy.compile_choice()
+
     def losses(self) -> dict[str, LossFn]:
         return {"critic": self.critic_loss, "actor": self.actor_loss}
 

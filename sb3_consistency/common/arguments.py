@@ -34,7 +34,8 @@ class SharedArguments(TypedDict, total=False):
     :param keep_offline: keep the offline data in a buffer of its own; False for one buffer with SB3's overwriting
     :param normalize_observations: standardise observations inside the policy, with statistics of the offline data
         (without offline data there is none; use ``VecNormalize``)
-    :param compile: compile the losses with ``torch.compile``; the first gradient steps take tens of seconds longer
+    :param compile: compile the losses, and the choice among candidates, with ``torch.compile``; the first gradient steps take
+        tens of seconds longer, the first prediction that draws candidates some seconds
     :param precision: "float32", or "bf16" for large matrix products in bfloat16 while training (weights, optimizer, losses,
         targets and acting stay in float32)
     :param on_divergence: what to do when a loss or its gradient is not finite: "stop" (raise :class:`DivergenceError`) or

@@ -17,6 +17,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_consistency.common.acceleration import Compiled
 from sb3_consistency.common.networks import FeatureNetwork, GenerativeActor, GenerativeCritic, ValueNetwork, seeded_noise
 from sb3_consistency.generative.consistency import ConsistencyModel
 from sb3_consistency.generative.model import GenerativeModel
@@ -340,7 +341,14 @@ class GenerativePolicy(NetworksPolicy):
         n_candidates = self.n_eval_candidates if deterministic else self.n_candidates
         if n_candidates == 1:
             return self.actor(observation, deterministic)
-        return self._best_candidate(observation, n_candidates, deterministic)
+        choose = self._compiled_choice or self._best_candidate
+        return choose(observation, n_candidates, deterministic)
+
+    _compiled_choice: Compiled | None = None
+
+    def compile_choice(self) -> None:
+        """Compile the choice among candidates, at the first prediction that draws any."""
+        self._compiled_choice = Compiled(self._best_candidate, "the choice among candidates")
 
     def _best_candidate(self, observation: PyTorchObs, n_candidates: int, deterministic: bool) -> th.Tensor:
         """Draw candidates from the current actor, choose by the least of the target critics (Ding & Jin, code)."""
