@@ -203,6 +203,14 @@ def test_numbers_of_steps_are_whole(cls, n, error):
     assert model.num_timesteps == 2
 
 
+def test_data_that_could_not_be_loaded_is_missed_again():
+    model = CPQL("MlpPolicy", box_env(), dataset="no/such-v0", **SMALL)
+    for _ in range(2):
+        with pytest.raises(DatasetError, match="no/such-v0"):
+            model.learn(2)
+    assert model.num_timesteps == 0
+
+
 @every
 def test_flags_are_true_or_false(cls):
     with pytest.raises(TypeError, match="keep_offline must be True or False, got 'no'"):

@@ -91,6 +91,7 @@ def test_record_command(algo, cls, minari_folder, tmp_path, capsys):
         (["--dataset-id", "bad id"], "no Minari id"),
         (["-n", "0"], "n_steps must be at least 1"),
         (["-n", "-5"], "n_steps must be at least 1"),
+        (["--noise", "-1"], "noise must be at least 0, got -1.0"),
         (["--env", "Nope-v1"], "Nope"),
         (["--algo", "sac"], "damaged, or not a file of SAC.save()"),
         (["--vec-normalize", "model.zip"], "--vec-normalize: model.zip"),

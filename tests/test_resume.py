@@ -431,20 +431,20 @@ def test_unpicklable_attributes_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_environments_in_other_processes(wrapped, tmp_path):
+def test_environments_in_other_processes(wrapped, tmp_path, request):
     def env():
         kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
-        return make_vec_env("Pendulum-v1", 2, seed=3, wrapper_class=CapturableEnv if wrapped else None, **kwargs)
+        made = make_vec_env("Pendulum-v1", 2, seed=3, wrapper_class=CapturableEnv if wrapped else None, **kwargs)
+        request.addfinalizer(made.close)
+        return made
 
     if wrapped:
-        check(tmp_path, online_model(), learn, [100], env=env).env.close()
+        check(tmp_path, online_model(), learn, [100], env=env)
         return
-    model = online_model()(env())
     with pytest.raises(KilledError):
-        learn(model, [ResumableCheckpointCallback(tmp_path, 10), Kill(66)])
-    model.env.close()
+        learn(online_model()(env()), [ResumableCheckpointCallback(tmp_path, 10), Kill(66)])
     with pytest.warns(UserWarning, match=r"SubprocVecEnv.*CapturableEnv"):
-        load_latest(tmp_path, env=env()).env.close()
+        load_latest(tmp_path, env=env())
 
 
 def test_an_environment_may_capture_itself(tmp_path):

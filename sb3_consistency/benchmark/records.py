@@ -30,7 +30,7 @@ def package_version(name: str) -> str:
 @cache
 def provenance() -> dict[str, str]:
     """
-    :return: versions, commit (marked "+" if files were changed), processor and date
+    :return: versions, commit (marked "+" if the package was changed since), processor and date
     """
     here = Path(__file__).parent
 
@@ -43,7 +43,7 @@ def provenance() -> dict[str, str]:
     commit = git("rev-parse", "--short", "HEAD")
     # the folder is git's own only if it tracks this file: an installed package may lie in another project's checkout
     tracked = commit and git("ls-files", "records.py")
-    changed = "+" if tracked and git("status", "--porcelain", "--untracked-files=no") else ""
+    changed = "+" if tracked and git("status", "--porcelain", "--untracked-files=no", "--", "..") else ""
     return {
         **{name: package_version(name) for name in PACKAGES},
         "commit": commit + changed if tracked else "",

@@ -350,8 +350,8 @@ class DatasetMixin(OffPolicyAlgorithm):
 
     def _load_constructor_dataset(self) -> None:
         if self.dataset is not None and not self._constructor_dataset_loaded and self._offline_data() is None:
-            self._constructor_dataset_loaded = True
             self.load_dataset(self.dataset, **(self.dataset_kwargs or {}))
+            self._constructor_dataset_loaded = True
 
     def _begin_online(self) -> None:
         """Keep the offline data out of the way of SB3's circular overwriting, and start a fresh buffer."""

@@ -161,9 +161,11 @@ def model_controller(
     :param seed: seed of the noise
     :param vec_normalize: statistics that the model's observations were normalised with
     :return: the controller
+    :raises ValueError: if the deviation is negative
     """
+    if not noise >= 0:
+        raise ValueError(f"noise must be at least 0, got {noise}.")
     rng = np.random.default_rng(seed)
-
     nested = isinstance(model.observation_space, spaces.Dict)
 
     def act(observation: Any) -> np.ndarray:
