@@ -15,12 +15,16 @@ import numpy as np
 import torch as th
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
+import sb3_consistency
 from sb3_consistency.allocation import AllocationLimit
 from sb3_consistency.common.arguments import check_action_space, check_flags, check_observation_space, check_pair, check_range
+from sb3_consistency.common.stages import StagedAlgorithm
 from sb3_consistency.common.unknown import argument_names
 from sb3_consistency.offline.rewards import AffineReward
 from sb3_consistency.offline.spaces import adopted_spaces
@@ -28,7 +32,7 @@ from sb3_consistency.plain_data import MAX_SPACE_SIZE, check_sizes, decode, deco
 
 FORMAT = "sb3_consistency 1"
 SUFFIX = ".safetensors"
-ALGORITHMS = ("CPQL", "RACTD", "ConsistencyAC", "ConsistencyBC", "DiffusionBC", "DiffusionQL")
+ALGORITHMS = tuple(sb3_consistency._MODULES)
 MAX_HEADER = 2**24
 # HER keeps a dict per row
 MAX_BUFFER_SIZE = 10**7
@@ -83,7 +87,7 @@ def save_safe(model: Any, path: str | Path) -> Path:
     return path
 
 
-def load_safe(path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto") -> Any:
+def load_safe(path: str | Path, env: GymEnv | str | None = None, device: th.device | str = "auto") -> Any:
     """
     Load a model that ``save_safe`` wrote, executing nothing from the file.
 
@@ -91,7 +95,7 @@ def load_safe(path: str | Path, env: GymEnv | None = None, device: th.device | s
     on with its optimizer states.
 
     :param path: file of ``save_safe``
-    :param env: environment to train in; None to predict, or to train offline
+    :param env: environment to train in, or its id; None to predict, or to train offline
     :param device: device to load to
     :return: the model
     :raises SafeLoadError: if the file is damaged, is no such file, or asks for anything that is not allowed
@@ -100,13 +104,13 @@ def load_safe(path: str | Path, env: GymEnv | None = None, device: th.device | s
     return _load(path, env, device, None)
 
 
-def load_safe_as(cls: type[Any], path: str | Path, env: GymEnv | None, device: th.device | str) -> Any:
+def load_safe_as(cls: type[Any], path: str | Path, env: GymEnv | str | None, device: th.device | str) -> Any:
     """
     :func:`load_safe` for one algorithm.
 
     :param cls: the algorithm; another one's file is refused
     :param path: file of ``save_safe``
-    :param env: environment to train in, or None
+    :param env: environment to train in, its id, or None
     :param device: device to load to
     :return: the model
     :raises SafeLoadError: as :func:`load_safe`, and if the file holds another algorithm
@@ -162,7 +166,7 @@ def _arguments(model: Any) -> dict[str, Any]:
 
 
 def _state_names(cls: type[Any]) -> tuple[str, ...]:
-    return (*STATE, "_student_started") if cls.__name__ == "RACTD" else STATE
+    return (*STATE, "_student_started") if issubclass(cls, StagedAlgorithm) else STATE
 
 
 def _tensors(model: Any) -> dict[str, th.Tensor]:
@@ -188,7 +192,7 @@ def _digest(config: str, tensors: dict[str, th.Tensor]) -> str:
 # reading
 
 
-def _load(path: str | Path, env: GymEnv | None, device: th.device | str, cls: type[Any] | None) -> Any:
+def _load(path: str | Path, env: GymEnv | str | None, device: th.device | str, cls: type[Any] | None) -> Any:
     path = Path(path)
     config, tensors = _read(path)
     try:
@@ -224,8 +228,6 @@ def _told(error: Exception) -> str:
 
 
 def _algorithm(name: Any) -> Any:
-    import sb3_consistency
-
     return getattr(sb3_consistency, name) if name in ALGORITHMS else None
 
 
@@ -325,24 +327,12 @@ def _build(
     model.n_envs = 1
     model._inferred_spaces = inferred if env is None else []
     if env is not None:
-        env = model._wrap_env(env if not isinstance(env, str) else _make(env), model.verbose)
+        env = model._wrap_env(maybe_make_env(env, 0), model.verbose)
         vars(model).update(adopted_spaces({name: getattr(model, name) for name in inferred}, env))
         check_for_correct_spaces(env, model.observation_space, model.action_space)
         model.env, model.n_envs = env, env.num_envs
-        model._vec_normalize_env = _vec_normalize(env)
+        model._vec_normalize_env = unwrap_vec_normalize(env)
     return model
-
-
-def _make(env_id: str) -> Any:
-    import gymnasium as gym
-
-    return gym.make(env_id)
-
-
-def _vec_normalize(env: Any) -> Any:
-    from stable_baselines3.common.vec_env import unwrap_vec_normalize
-
-    return unwrap_vec_normalize(env)
 
 
 def _set_up(path: Path, model: Any, tensors: dict[str, th.Tensor]) -> None:

@@ -160,6 +160,9 @@ MISPLACED = [
     (CPQL, {"policy_kwargs": [1]}, r"policy_kwargs must be a dict or None, got \[1\]"),
     (CPQL, {"action_noise": 0.1}, "action_noise must be an ActionNoise .* or None, got 0.1"),
     (CPQL, {"replay_buffer_class": "her"}, "replay_buffer_class must be a subclass of .*ReplayBuffer"),
+    (CPQL, {"replay_buffer_class": lambda *args: None}, "replay_buffer_class must be a subclass of .*ReplayBuffer"),
+    (CPQL, {"precision": 16}, r"precision must be one of \('float32', 'bf16'\), got 16"),
+    (ConsistencyBC, {"pretrain_steps": 5}, r"pretrain_steps must be 0, got 5: ConsistencyBC learns offline only"),
     (CPQL, {"dataset_kwargs": {"top_frac": 0.1}}, r"dataset_kwargs: unknown 'top_frac'; did you mean 'top_fraction'\?"),
     (CPQL, {"train_freq": "episode"}, r"train_freq must be a number of steps, or \(n, 'step'\)"),
     (CPQL, {"train_freq": (1, "day")}, r"train_freq must be a number of steps, or \(n, 'step'\)"),
@@ -791,10 +794,26 @@ def test_a_loaded_online_buffer_does_not_replace_the_offline_data(tmp_path):
     assert resumed.replay_buffer.size() == 17
 
 
+def test_only_images_are_taken_for_images():
+    data = make_arrays(n_episodes=2, length=10, action_dim=2)
+    for key in ("observations", "next_observations"):
+        data[key] = np.zeros((20, 2, 3, 4), np.float32)
+    env = VectorEnv(observation_space=spaces.Box(-1, 1, (2, 3, 4), np.float32))
+    assert CPQL.from_dataset(data, env=env, **SMALL).pretrain(1).predict(np.zeros((2, 3, 4)))[0].shape == (2,)
+
+
 def test_from_dataset_takes_an_environment_or_its_id():
     data = {**make_arrays(action_dim=1), "action_space": None}
     model = CPQL.from_dataset(data, env="Pendulum-v1", **SMALL)
     assert model.replay_buffer.size() == 120 and model.env.num_envs == 1
+
+
+@pytest.mark.parametrize("several", [list, tuple])
+def test_data_named_by_text_is_loaded_again(several, tmp_path):
+    np.savez(tmp_path / "data.npz", **make_arrays())
+    model = CPQL("MlpPolicy", box_env(), dataset=several([str(tmp_path / "data.npz")]), pretrain_steps=2, **SMALL)
+    model.save(tmp_path / "model")
+    assert CPQL.load(tmp_path / "model", env=box_env()).learn(3).offline_buffer.size() == 120
 
 
 @actor_critics

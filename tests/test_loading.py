@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC
 from sb3_consistency.offline.episodes import DatasetError, MinariSource
+from sb3_consistency.offline.opening import open_dataset
 from sb3_consistency.offline.record import record_dataset
 from sb3_consistency.offline.wrappers import FlattenNestedDict, flatten_if_nested
 from tests.conftest import SMALL, VectorEnv, make_arrays
@@ -124,7 +125,7 @@ def test_lists_and_weights(arrays):
 
 def test_wrong_weights(arrays):
     model = bc(arrays)
-    for weights in ([1], [0, 0], [-1, 2]):
+    for weights in ([1], [0, 0], [-1, 2], [np.nan, 1], [np.inf, 1]):
         with pytest.raises(ValueError, match="weights"):
             model.load_dataset([arrays, arrays], weights=weights)
 
@@ -370,6 +371,38 @@ def test_actions_outside_the_bounds_are_clipped_with_one_warning(arrays):
     with pytest.warns(UserWarning, match=r"30 of 120 transitions \(25 %\)") as caught:
         model.load_dataset(arrays)
     assert len(caught) == 1 and model.replay_buffer.actions.max() == 1
+    # the episodes 0 and 3 are held out, and not counted
+    with pytest.warns(UserWarning, match=r"10 of 80 transitions \(12 %\)"):
+        model.load_dataset(arrays, heldout_fraction=1 / 3)
+
+
+def test_observations_of_another_shape_and_equal_size(arrays):
+    n_rows = len(arrays["actions"])
+    for key in ("observations", "next_observations"):
+        arrays[key] = arrays[key][:, None]
+    arrays["observation_space"] = spaces.Box(-np.inf, np.inf, (3,))
+    model = CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), **SMALL)
+    assert model.load_dataset(arrays, heldout_fraction=0.3) < n_rows
+    assert model._heldout["observations"].shape[1:] == (3,)
+    model.pretrain(1)
+
+
+def test_held_out_episodes_of_discrete_observations():
+    class Cells(VectorEnv):
+        def __init__(self):
+            super().__init__(observation_space=spaces.Discrete(5))
+
+    model = CPQL("MlpPolicy", Cells(), **SMALL)
+    model.learn(150)
+    model.load_dataset(model.replay_buffer, heldout_fraction=0.3)
+    assert np.isfinite(model.heldout_loss(model._heldout))
+
+
+def test_next_observations_of_other_shape_name_their_dataset(arrays, tmp_path):
+    arrays["next_observations"] = arrays["next_observations"][:, :0]
+    np.savez(tmp_path / "second.npz", **{k: v for k, v in arrays.items() if isinstance(v, np.ndarray)})
+    with pytest.raises(DatasetError, match=r"second.npz: observations have shape"):
+        CPQL("MlpPolicy", dataset=str(tmp_path / "second.npz"), **SMALL)
 
 
 def test_bad_filters(arrays):
@@ -380,6 +413,17 @@ def test_bad_filters(arrays):
     for kwargs in ({"episodes": [99]}, {"episodes": slice(0, 0)}, {"episodes": [0], "heldout_fraction": 0.5}):
         with pytest.raises(DatasetError, match="episode"):
             model.load_dataset(arrays, **kwargs)
+
+
+def test_an_environment_that_can_not_be_made(pendulum_dataset, monkeypatch):
+    def no_simulator(self, **kwargs):
+        raise ImportError("no simulator")
+
+    source = open_dataset("test/pendulum-v0")
+    monkeypatch.setattr(type(source.dataset), "recover_environment", no_simulator)
+    monkeypatch.setattr(source.dataset.env_spec, "entry_point", "gymnasium_robotics.envs:Kitchen")
+    with pytest.raises(DatasetError, match=r"Pendulum-v1.*can't be made.*no simulator.*pass env="):
+        source.make_env()
 
 
 def test_unknown_id_malformed_id_and_no_network(minari_folder, monkeypatch):
@@ -485,6 +529,8 @@ def test_masks_and_numbers_select_episodes(arrays):
     assert model.load_dataset([arrays, arrays], episodes=iter([1, 2])) == 80
     assert model.load_dataset(arrays, episodes=5) == 20
     assert model.load_dataset(arrays, heldout_fraction=0.8) == 20
+    assert model.load_dataset(arrays, episodes=[5, 2, 5], heldout_fraction=0.5) == 20
+    assert model.replay_buffer.rewards[0, 0] == 5
 
 
 def test_equal_returns_have_no_spread(arrays):

@@ -509,6 +509,8 @@ def test_folders_without_checkpoints(tmp_path):
         ResumableCheckpointCallback(tmp_path, 0)
     with pytest.raises(ValueError, match="keep"):
         ResumableCheckpointCallback(tmp_path, 1, keep=0)
+    with pytest.raises((TypeError, ValueError), match="keep"):
+        ResumableCheckpointCallback(tmp_path, 1, keep=2.5)
 
 
 def test_data_is_written_once(tmp_path):

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option} must be at least 1, got {number}.")
     try:
         import matplotlib  # noqa: F401
+        import pandas  # noqa: F401
         import psutil  # noqa: F401
         import scipy  # noqa: F401
         import tabulate  # noqa: F401

@@ -79,7 +79,7 @@ class Records:
     Appending is the only way to change them, and a last line that a killed process left half-written is skipped.
 
     :param folder: folder of the benchmark run, created with the first record
-    :param kind: name of the file: "runs" or "speed"
+    :param kind: name of the file: "runs", "speed" or "scaling"
     """
 
     def __init__(self, folder: Path, kind: str) -> None:

@@ -1,7 +1,6 @@
 """One training run of a benchmark: from a job to its record."""
 
 import ast
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import nn
 
 from sb3_consistency.benchmark.records import provenance
 from sb3_consistency.benchmark.speed import OtherLoad, timed_calls
+from sb3_consistency.common.run_state import random_states, set_random_states
 from sb3_consistency.common.score_logger import normalized_score
 from sb3_consistency.offline.datasets import fitting_policy
 from sb3_consistency.offline.opening import open_dataset
@@ -81,11 +81,11 @@ class Job:
 @contextmanager
 def random_states_kept() -> Iterator[None]:
     """Leave the global random states as they were: how often a run is evaluated must not change it."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with th.random.fork_rng():
+    states = random_states()
+    try:
         yield
-    np.random.set_state(numpy_state)
-    random.setstate(python_state)
+    finally:
+        set_random_states(states)
 
 
 class Evaluation(BaseCallback):

@@ -52,7 +52,7 @@ class System(NamedTuple):
 
 def systems() -> list[System]:
     """
-    :return: the systems of the suite; the first is what the ratios refer to
+    :return: the systems of the suite
     """
     papers: dict[str, Any] = {"policy_kwargs": {"net_arch": WIDTHS, "layer_norm": False}}
     silu: dict[str, Any] = {"policy_kwargs": {**papers["policy_kwargs"], "activation_fn": nn.SiLU}}

@@ -186,6 +186,11 @@ class GenerativeAlgorithm(ResumableTraining):
     def _check_arguments(self) -> None:
         """Check the arguments that were stored; subclasses add theirs."""
         check_shared({**vars(self), "stats_window_size": self._stats_window_size})
+        if self.offline_only and self.pretrain_steps:
+            raise ValueError(
+                f"pretrain_steps must be 0, got {self.pretrain_steps}: {type(self).__name__} learns offline only, "
+                "learn(n) takes n gradient steps on the dataset."
+            )
         check_keys(
             "dataset_kwargs", self.dataset_kwargs or {}, inspect.signature(self.load_dataset).parameters.keys() - {"dataset"}
         )
@@ -308,7 +313,7 @@ class GenerativeAlgorithm(ResumableTraining):
         return save_safe(self, path)
 
     @classmethod
-    def load_safe(cls, path: str | pathlib.Path, env: GymEnv | None = None, device: th.device | str = "auto") -> Any:
+    def load_safe(cls, path: str | pathlib.Path, env: GymEnv | str | None = None, device: th.device | str = "auto") -> Any:
         """Load a file of :meth:`save_safe`; see :func:`sb3_consistency.safe.load_safe`."""
         from sb3_consistency.safe import load_safe_as
 
@@ -320,7 +325,7 @@ class GenerativeAlgorithm(ResumableTraining):
         derived += ["_batch_norm_pairs", "_batch_norm_statistics", "_loss_gradients", "_unchecked_steps"]
         derived += ["progress", "step_alpha", "step_eta", "_constructor_dataset_loaded"]
         by_name = isinstance(self.dataset, str) or (
-            isinstance(self.dataset, list) and all(isinstance(d, str) for d in self.dataset)
+            isinstance(self.dataset, (list, tuple)) and all(isinstance(d, str) for d in self.dataset)
         )
         return [*super()._excluded_save_params(), *networks, *derived, *([] if by_name else ["dataset"])]
 

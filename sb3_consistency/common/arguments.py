@@ -12,6 +12,8 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import Schedule, TrainFrequencyUnit
 
+from sb3_consistency.common.acceleration import PRECISIONS
+
 # a constant, or a function of the number of gradient steps taken so far
 StepSchedule = float | Callable[[int], float]
 
@@ -28,7 +30,8 @@ class SharedArguments(TypedDict, total=False):
         of the first offline phase; online without one, they stand at their end
     :param dataset: data that ``learn()`` loads first, as :meth:`load_dataset` takes it
     :param dataset_kwargs: further arguments of :meth:`load_dataset` for it
-    :param pretrain_steps: gradient steps on the dataset that ``learn()`` takes first, once
+    :param pretrain_steps: gradient steps on the dataset that ``learn()`` takes first, once; 0 for algorithms that learn
+        offline only, whose ``learn()`` takes no others
     :param offline_fraction: share of every online batch drawn from the offline data: a number, or a schedule of the
         progress remaining (from 1 to 0); None draws from both in proportion to their sizes
     :param keep_offline: keep the offline data in a buffer of its own; False for one buffer with SB3's overwriting
@@ -167,16 +170,6 @@ def check_flags(*, optional: bool = False, **flags: Any) -> None:
             raise TypeError(f"{name} must be {'True, False or None' if optional else 'True or False'}, got {value!r}.")
 
 
-def check_texts(**texts: Any) -> None:
-    """
-    :param texts: arguments that are names of options, by name
-    :raises TypeError: if one is no text
-    """
-    for name, value in texts.items():
-        if not isinstance(value, str):
-            raise TypeError(f"{name} must be a text, got {value!r}.")
-
-
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """
     :param name: name of the argument, for the message
@@ -200,14 +193,16 @@ def check_type(name: str, value: Any, kind: type[Any], wanted: str) -> None:
         raise TypeError(f"{name} must be {wanted} or None, got {value!r}.")
 
 
-def check_class(name: str, value: Any, base: type[Any]) -> None:
+def check_class(name: str, value: Any, base: type[Any], or_function: bool = True) -> None:
     """
     :param name: name of the argument, for the message
-    :param value: its value; a function that makes an instance will do
+    :param value: its value
     :param base: what it must be a subclass of
+    :param or_function: whether a function that makes an instance will do
     :raises TypeError: if it is something else, an instance for example
     """
-    makes = issubclass(value, base) if isinstance(value, type) else callable(value) and not isinstance(value, base)
+    is_function = or_function and callable(value) and not isinstance(value, base)
+    makes = issubclass(value, base) if isinstance(value, type) else is_function
     if not makes:
         wanted = f"{base.__module__}.{base.__qualname__}"
         raise TypeError(f"{name} must be a subclass of {wanted} (the class, not its name or an instance), got {value!r}.")
@@ -250,7 +245,7 @@ def check_shared(arguments: Mapping[str, Any]) -> None:
     flags = ("optimize_memory_usage", "keep_offline", "normalize_observations", "compile")
     check_flags(**{name: arguments[name] for name in flags})
     check_flags(optional=True, cosine_lr_decay=arguments["cosine_lr_decay"])
-    check_texts(precision=arguments["precision"])
+    check_choice("precision", arguments["precision"], PRECISIONS)
     check_choice("on_divergence", arguments["on_divergence"], ON_DIVERGENCE)
     for name in ("tau", "gamma"):
         check_range(name, arguments[name], 0, 1)
@@ -265,7 +260,7 @@ def check_shared(arguments: Mapping[str, Any]) -> None:
         check_type(name, arguments[name], dict, "a dict")
     check_type("action_noise", arguments["action_noise"], ActionNoise, "an ActionNoise (like NormalActionNoise(mean, sigma))")
     if arguments["replay_buffer_class"] is not None:
-        check_class("replay_buffer_class", arguments["replay_buffer_class"], ReplayBuffer)
+        check_class("replay_buffer_class", arguments["replay_buffer_class"], ReplayBuffer, or_function=False)
     if arguments["n_steps"] > 1 and arguments["optimize_memory_usage"]:
         raise ValueError("optimize_memory_usage can't be combined with n_steps > 1: SB3's NStepReplayBuffer has no such mode.")
 

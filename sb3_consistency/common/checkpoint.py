@@ -15,9 +15,9 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 # names of unfinished writes begin with it; whoever writes next removes them
 UNFINISHED = ".unfinished-"
-NAME = re.compile(r"checkpoint-(\d{6,})")
+NAME = re.compile(r"checkpoint-\d{6,}")
 
-Writer = Callable[[BinaryIO], None]
+Writer = Callable[[BinaryIO], object]
 
 
 class CheckpointError(ValueError):
@@ -80,7 +80,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     :return: its checkpoints, oldest first
     """
     found = [p for p in folder.iterdir() if NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -138,7 +142,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     earlier = list_checkpoints(folder)
-    number = int(earlier[-1].name.split("-")[1]) + 1 if earlier else 1
+    number = _number(earlier[-1]) + 1 if earlier else 1
     final = folder / f"checkpoint-{number:06d}"
     temporary = folder / f"{UNFINISHED}{final.name}"
     try:
@@ -146,7 +150,7 @@ def write_checkpoint(
         files = {name: _write_file(temporary / name, writer) for name, writer in writers.items()}
         manifest = {"format": FORMAT, **facts, "files": {**files, **shared}}
         manifest["sha256"] = _manifest_hash(manifest)
-        _write_file(temporary / MANIFEST, lambda file: void(file.write(json.dumps(manifest, indent=1).encode())))
+        _write_file(temporary / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
         _sync_folder(temporary)
         os.rename(temporary, final)
         _sync_folder(folder)
@@ -155,12 +159,6 @@ def write_checkpoint(
         raise
     _prune(folder, keep)
     return final
-
-
-def void(_: Any) -> None:
-    """
-    :param _: a result that a writer has no use for
-    """
 
 
 def _manifest_hash(manifest: Mapping[str, Any]) -> str:
@@ -178,7 +176,7 @@ def _prune(folder: Path, keep: int) -> None:
     used = set()
     for path in checkpoints[-keep:]:
         try:
-            used |= {Path(entry["path"]).name for entry in _read_manifest(path)["files"].values()}
+            used |= {Path(entry["path"]).name for entry in read_manifest(path)["files"].values()}
         except CheckpointError:
             return  # which shared files it needs can't be told
     for path in folder.glob("dataset-*"):
@@ -187,7 +185,12 @@ def _prune(folder: Path, keep: int) -> None:
                 path.unlink()
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """
+    :param path: a checkpoint's folder
+    :return: what it says of its files and its run; they are not looked at
+    :raises CheckpointError: if it is missing or damaged
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         intact = manifest["sha256"] == _manifest_hash(manifest)
@@ -206,7 +209,7 @@ def verify(path: Path) -> Checkpoint:
     :return: the checkpoint
     :raises CheckpointError: naming the file that is missing, cut off or changed
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {manifest['format']}, this version reads {FORMAT}: update sb3_consistency")
     for entry in manifest["files"].values():

@@ -32,6 +32,7 @@ from sb3_consistency.offline.loading import (
     is_normalised_space,
     set_size,
 )
+from sb3_consistency.offline.mixin import HELDOUT_ROWS
 
 
 class PlanBatch(NamedTuple):
@@ -159,15 +160,14 @@ class PlanningAlgorithm(StagedAlgorithm):
         return {"windows": self._windows_of(buffer)}
 
     @th.no_grad()
-    def heldout_loss(self, heldout: dict[str, Any], n_rows: int = 8192) -> float:
+    def heldout_loss(self, heldout: dict[str, Any]) -> float:
         """
         :param heldout: windows of the held-out episodes
-        :param n_rows: windows used, evenly spread
         :return: denoising loss of the teacher, or of the student in its stage, with the same noise at every call
         """
         self.policy.set_training_mode(False)
         windows = heldout["windows"]
-        chosen = np.linspace(0, len(windows) - 1, min(n_rows, len(windows))).astype(int)
+        chosen = np.linspace(0, len(windows) - 1, min(HELDOUT_ROWS, len(windows))).astype(int)
         batch = self._plan_batch(windows, windows.at(windows.starts[chosen]))
         network = self.policy.student if self.stage == "student" else self.policy.teacher_model
         generator = th.Generator().manual_seed(0)
@@ -283,7 +283,7 @@ class PlanningAlgorithm(StagedAlgorithm):
             self._require_student()
         return self.policy.predict(observation, state, episode_start, deterministic)
 
-    def plan(self, observation: Any, deterministic: bool = False, steps: int | None = None) -> np.ndarray:
+    def plan(self, observation: Any, *, deterministic: bool = False, steps: int | None = None) -> np.ndarray:
         """
         Plan with the student.
 
@@ -296,13 +296,13 @@ class PlanningAlgorithm(StagedAlgorithm):
         self._require_student()
         return self.policy.plan(observation, deterministic, steps)
 
-    def teacher_plan(self, observation: Any, steps: int | None = None, deterministic: bool = False) -> np.ndarray:
+    def teacher_plan(self, observation: Any, *, deterministic: bool = False, steps: int | None = None) -> np.ndarray:
         """
         Plan with the moving average of the teacher, by Heun's method: slow, and possible in every stage.
 
         :param observation: one observation or a batch of them
-        :param steps: Heun steps, each two network passes; None for those of the teacher's grid
         :param deterministic: follow the ODE from the fixed noise
+        :param steps: Heun steps, each two network passes; None for those of the teacher's grid
         :return: the plan, as for :meth:`plan`
         """
         return self.policy.plan(observation, deterministic, steps, "teacher_ema")

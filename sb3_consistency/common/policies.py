@@ -166,7 +166,7 @@ class GenerativePolicy(NetworksPolicy):
     :param action_space: action space
     :param lr_schedule: learning rate schedule
     :param net_arch: hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``
-    :param activation_fn: activation class of all networks
+    :param activation_fn: activation class of all networks (but the "ln_resnet" backbone, which has ReLU)
     :param network: the actor's backbone, "mlp" or "ln_resnet"
     :param embedding_scale: factor of ln(sigma), or of the diffusion step, in the actor's noise-level embedding; the
         consistency papers' is 250

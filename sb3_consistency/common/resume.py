@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_consistency.common.arguments import check_range
-from sb3_consistency.common.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, list_checkpoints, verify
+from sb3_consistency.common.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, list_checkpoints, read_manifest
 from sb3_consistency.common.run_state import (
     callback_tree,
     environment_facts,
@@ -195,7 +195,7 @@ class ResumableCheckpointCallback(BaseCallback):
     def __init__(self, folder: str | os.PathLike[str], save_freq: int, keep: int = 2, verbose: int = 0) -> None:
         super().__init__(verbose)
         check_range("save_freq", save_freq, 1)
-        check_range("keep", keep, 1)
+        check_range("keep", keep, 1, integer=True)
         self.folder = Path(folder)
         self.save_freq = save_freq
         self.keep = keep
@@ -219,7 +219,7 @@ class ResumableCheckpointCallback(BaseCallback):
     @staticmethod
     def _run_of(path: Path) -> str | None:
         try:
-            return str(verify(path).manifest["run"])
+            return str(read_manifest(path)["run"])
         except CheckpointError:
             return None
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.common.checkpoint import Checkpoint, CheckpointError, Writer, void, write_checkpoint, write_shared
+from sb3_consistency.common.checkpoint import Checkpoint, CheckpointError, Writer, write_checkpoint, write_shared
 from sb3_consistency.common.env_state import VecEnvState, capture_vec_env, copy_random_state, restore_vec_env
 
 # arrays with a row per step, of which only the filled part is written
@@ -218,7 +218,7 @@ def _write_model(model: Any, file: Any) -> None:
     # zip files are not written from front to back
     archive = io.BytesIO()
     model.save(archive)
-    void(file.write(archive.getbuffer()))
+    file.write(archive.getbuffer())
 
 
 def _dataset_entry(model: Any, folder: Path) -> dict[str, Any]:

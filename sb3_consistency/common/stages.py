@@ -51,7 +51,8 @@ class StagedAlgorithm(GenerativeAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        lengths = {"teacher_steps": self.teacher_steps, "reward_steps": self.reward_steps}
+        # a teacher that is given needs no stage of its own
+        lengths = {"teacher_steps": 0 if self.teacher else self.teacher_steps, "reward_steps": self.reward_steps}
         for name, length in lengths.items():
             check_range(name, length, 0, 1 if isinstance(length, float) else float("inf"))
         if sum(x for x in lengths.values() if isinstance(x, float)) >= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,21 +15,20 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
-from tqdm.auto import tqdm
 
 from sb3_consistency.offline.episodes import DatasetError, map_observations
 from sb3_consistency.offline.loading import (
-    BlockWriter,
     EpisodeConverter,
     ObservationStatistics,
     block_rows,
     converted_episodes,
+    fill,
     hold_out,
     select_episodes,
-    set_size,
 )
 from sb3_consistency.offline.opening import dataset_spaces, open_datasets
 from sb3_consistency.offline.rewards import RewardFunction, fit_reward_transform
@@ -65,7 +65,7 @@ def fitting_policy(space: spaces.Space) -> str:
     """
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
-    return "CnnPolicy" if isinstance(space, spaces.Box) and len(space.shape) == 3 else "MlpPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
 
 
 class DatasetMixin(OffPolicyAlgorithm):
@@ -222,31 +222,23 @@ class DatasetMixin(OffPolicyAlgorithm):
         size = (sum(rows) + int(self.optimize_memory_usage)) * self.n_envs
         buffer = self._new_buffer(size if self.keep_offline else max(size, self.buffer_size))
         statistics = ObservationStatistics(self.observation_space)
-        segments, first_row = [], 0
-        with tqdm(total=sum(sizes), desc="Loading", unit="step", unit_scale=True, disable=not progress_bar) as bar:
-            for i, converter in enumerate(converters):
-                writer = BlockWriter(buffer, first_row, sizes[i])
-                for episode in converted_episodes(converter, chosen[i]):
-                    writer.write(episode)
-                    statistics.update(episode.observations)
-                    bar.update(len(episode))
-                segments.append(Segment(first_row, first_row + rows[i], shares[i] if shares else 0.0))
-                first_row += rows[i]
-        set_size(buffer, first_row)
-        returns = np.concatenate([s.returns[c] for s, c in zip(sources, chosen, strict=True)])
-        reward_function = self._transform_rewards(buffer, first_row, reward_transform, returns)
-        heldout = self._read_heldout(converters, held)
+        fill(buffer, converters, chosen, statistics, progress_bar)
         for converter, size in zip(converters, sizes, strict=True):
             converter.warn_if_clipped(size)
+        returns = np.concatenate([s.returns[c] for s, c in zip(sources, chosen, strict=True)])
+        reward_function = self._transform_rewards(buffer, sum(rows), reward_transform, returns)
+        heldout = self._read_heldout(converters, held)
 
         with self._offline_state_kept_on_error():
             self._install(buffer)
-            self._segments = segments if shares else []
+            # without weights there are no shares, and no segments
+            parts = zip(rows, accumulate(rows), shares, strict=False)
+            self._segments = [Segment(stop - n, stop, share) for n, stop, share in parts]
             self._reward_function = reward_function
             self._heldout = heldout
             self._reference_returns = sources[0].reference_returns
             if self._n_updates == 0:
-                self._fit_statistics(statistics, buffer, first_row)
+                self._fit_statistics(statistics, buffer, sum(rows))
         return sum(sizes)
 
     @contextmanager
@@ -261,7 +253,7 @@ class DatasetMixin(OffPolicyAlgorithm):
     def _check_weights(self, weights: Sequence[float] | None, n_datasets: int) -> list[float]:
         if weights is None:
             return []
-        if len(weights) != n_datasets or min(weights) < 0 or sum(weights) <= 0:
+        if len(weights) != n_datasets or not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
             raise ValueError(f"weights must be {n_datasets} numbers >= 0, one per dataset and not all 0, got {list(weights)}.")
         if isinstance(self.replay_buffer, HerReplayBuffer):
             raise ValueError("weights can't be used with HerReplayBuffer, which samples whole episodes itself.")

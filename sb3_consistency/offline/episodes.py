@@ -83,7 +83,7 @@ class EpisodeSource(ABC):
         :raises DatasetError: if an episode is damaged
         """
 
-    def make_env(self, eval_env: bool = True, **kwargs: Any) -> gym.Env:
+    def make_env(self, eval_env: bool = True) -> gym.Env:
         """
         Make the environment that the dataset was recorded in.
 
@@ -163,14 +163,12 @@ class MinariSource(EpisodeSource):
             **flags,
         )
 
-    def make_env(self, eval_env: bool = True, **kwargs: Any) -> gym.Env:
+    def make_env(self, eval_env: bool = True) -> gym.Env:
         if self.dataset.env_spec is None:
             return super().make_env()
         try:
-            return self.dataset.recover_environment(eval_env=eval_env, **kwargs)
+            return self.dataset.recover_environment(eval_env=eval_env)
         except Exception as error:  # gymnasium.error.*, or the ImportError of a missing simulator
-            if "gymnasium_robotics" in str(self.dataset.env_spec.entry_point) and register_robotics():
-                return self.dataset.recover_environment(eval_env=eval_env, **kwargs)
             raise DatasetError(
                 f"The environment of {self.name} ({self.dataset.env_spec.id}) can't be made: {error!r}. "
                 "Install what it needs, or pass env=..."
@@ -239,7 +237,7 @@ class ArraySource(EpisodeSource):
         done = self.arrays["terminations"] | self.arrays["truncations"]
         ends = done.copy()
         ends[-1] = True
-        ends[:-1] |= _breaks(self.arrays["observations"], self.arrays["next_observations"])
+        ends[:-1] |= _breaks(self.name, self.arrays["observations"], self.arrays["next_observations"])
         self.stops = np.flatnonzero(ends) + 1
         self.starts = np.concatenate([[0], self.stops[:-1]])
         self.arrays["truncations"] = self.arrays["truncations"] | (ends & ~done)
@@ -280,12 +278,12 @@ def _infer_space(observations: Observations) -> spaces.Space:
     return spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32)
 
 
-def _breaks(observations: Observations, next_observations: Observations) -> np.ndarray:
+def _breaks(name: str, observations: Observations, next_observations: Observations) -> np.ndarray:
     """Rows t (but the last) whose next observation is not the observation of row t + 1."""
 
     def differs(now: np.ndarray, following: np.ndarray) -> np.ndarray:
         if now.shape != following.shape:
-            raise DatasetError(f"observations have shape {now.shape}, next_observations {following.shape}.")
+            raise DatasetError(f"{name}: observations have shape {now.shape}, next_observations {following.shape}.")
         a, b = following[:-1], now[1:]
         # NaN equals NaN here: it is reported later
         return ((a != b) & ~((a != a) & (b != b))).any(axis=tuple(range(1, a.ndim)))
@@ -293,8 +291,8 @@ def _breaks(observations: Observations, next_observations: Observations) -> np.n
     if isinstance(observations, Mapping) or isinstance(next_observations, Mapping):
         keys = [sorted(o) if isinstance(o, Mapping) else None for o in (observations, next_observations)]
         if keys[0] != keys[1]:
-            raise DatasetError(f"observations have the keys {keys[0]}, next_observations {keys[1]}.")
-        parts = [_breaks(observations[key], next_observations[key]) for key in observations]
+            raise DatasetError(f"{name}: observations have the keys {keys[0]}, next_observations {keys[1]}.")
+        parts = [_breaks(name, observations[key], next_observations[key]) for key in observations]
         return np.logical_or.reduce(parts)
     return differs(observations, next_observations)
 

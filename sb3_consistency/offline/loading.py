@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from tqdm.auto import tqdm
 
 from sb3_consistency.offline.episodes import DatasetError, Episode, EpisodeSource
 from sb3_consistency.offline.wrappers import flatten_nested, is_nested
@@ -127,7 +128,7 @@ class EpisodeConverter:
             array = array.transpose(0, 3, 1, 2)
         if array.shape[1:] != shape and int(np.prod(array.shape[1:])) != int(np.prod(shape)):
             raise DatasetError(f"{where} have shape {array.shape[1:]} per step, the environment's have {shape}.")
-        return array
+        return array.reshape(len(array), *shape)
 
     def _actions(self, actions: np.ndarray, where: str) -> np.ndarray:
         shape = self.action_space.shape
@@ -317,6 +318,35 @@ def set_size(buffer: ReplayBuffer, n_rows: int) -> None:
         buffer._current_ep_start[:] = buffer.pos
 
 
+def fill(
+    buffer: ReplayBuffer,
+    converters: Sequence[EpisodeConverter],
+    episodes: Sequence[np.ndarray],
+    statistics: ObservationStatistics,
+    progress_bar: bool,
+) -> None:
+    """
+    Write datasets into an empty replay buffer, one after the other.
+
+    :param buffer: the buffer
+    :param converters: of every dataset
+    :param episodes: numbers of the episodes to write, of every dataset
+    :param statistics: what to add their observations to
+    :param progress_bar: show a progress bar
+    """
+    sizes = [int(converter.source.lengths[chosen].sum()) for converter, chosen in zip(converters, episodes, strict=True)]
+    first_row = 0
+    with tqdm(total=sum(sizes), desc="Loading", unit="step", unit_scale=True, disable=not progress_bar) as bar:
+        for converter, chosen, size in zip(converters, episodes, sizes, strict=True):
+            writer = BlockWriter(buffer, first_row, size)
+            for episode in converted_episodes(converter, chosen):
+                writer.write(episode)
+                statistics.update(episode.observations)
+                bar.update(len(episode))
+            first_row += block_rows(size, buffer.n_envs)
+    set_size(buffer, first_row)
+
+
 def select_episodes(
     source: EpisodeSource, episodes: slice | np.ndarray | None = None, top_fraction: float = 1.0
 ) -> np.ndarray:
@@ -333,7 +363,7 @@ def select_episodes(
     if episodes is not None:
         try:
             # a boolean mask selects too
-            chosen = chosen[episodes if isinstance(episodes, slice) else np.asarray(episodes)]
+            chosen = np.unique(chosen[episodes if isinstance(episodes, slice) else np.asarray(episodes)])
         except IndexError as error:
             raise DatasetError(f"episodes={episodes!r}: {source.name} has {len(source.lengths)} episodes.") from error
     chosen = chosen[source.lengths[chosen] > 0]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # batches sampled from the replay buffer at once
 CHUNK = 64
+# rows of the held-out data that are evaluated, evenly spread
+HELDOUT_ROWS = 8192
 
 
 class OfflinePretrainingMixin(DatasetMixin):
@@ -189,6 +191,25 @@ class OfflinePretrainingMixin(DatasetMixin):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
 
+    @th.no_grad()
+    def heldout_loss(self, heldout: dict[str, Any]) -> float:
+        """
+        :param heldout: observations and scaled actions of the held-out episodes
+        :return: their behaviour-cloning loss at the end of the curriculum, with the same noise at every call
+        """
+        self.policy.set_training_mode(False)
+        rows = np.linspace(0, len(heldout["actions"]) - 1, min(HELDOUT_ROWS, len(heldout["actions"]))).astype(int)
+        taken = map_observations(lambda x: x[rows], heldout["observations"])
+        if self._vec_normalize_env is not None:
+            taken = self._vec_normalize_env.normalize_obs(taken)
+        obs, _ = self.policy.obs_to_tensor(taken)
+        actions = th.as_tensor(heldout["actions"][rows], device=self.device)
+        generator = th.Generator().manual_seed(0)
+        model = self.policy.actor.model
+        noise = th.randn(actions.shape, generator=generator).to(self.device)
+        u = th.rand(len(actions), model.n_uniforms, generator=generator).to(self.device)
+        return float(model.loss(actions, self.policy.actor.features(obs), noise=noise, u=u).mean())
+
     # supplied by the algorithm
     def _batches(self, n_batches: int, batch_size: int) -> Iterator[Any]:
         raise NotImplementedError
@@ -204,23 +225,3 @@ class OfflinePretrainingMixin(DatasetMixin):
 
     def _check_divergence(self) -> None:
         raise NotImplementedError
-
-    @th.no_grad()
-    def heldout_loss(self, heldout: dict[str, Any], n_rows: int = 8192) -> float:
-        """
-        :param heldout: observations and scaled actions of the held-out episodes
-        :param n_rows: rows used, evenly spread
-        :return: their behaviour-cloning loss at the end of the curriculum, with the same noise at every call
-        """
-        self.policy.set_training_mode(False)
-        rows = np.linspace(0, len(heldout["actions"]) - 1, min(n_rows, len(heldout["actions"]))).astype(int)
-        taken = map_observations(lambda x: x[rows], heldout["observations"])
-        if self._vec_normalize_env is not None:
-            taken = self._vec_normalize_env.normalize_obs(taken)
-        obs, _ = self.policy.obs_to_tensor(taken)
-        actions = th.as_tensor(heldout["actions"][rows], device=self.device)
-        generator = th.Generator().manual_seed(0)
-        model = self.policy.actor.model
-        noise = th.randn(actions.shape, generator=generator).to(self.device)
-        u = th.rand(len(actions), model.n_uniforms, generator=generator).to(self.device)
-        return float(model.loss(actions, self.policy.actor.features(obs), noise=noise, u=u).mean())

@@ -97,11 +97,12 @@ def record_dataset(
 def _describe_env(env: gym.Env) -> dict[str, Any]:
     """How Minari is told of the environment: itself where it can be made again, else its spaces."""
     try:
-        assert env.spec is not None
+        if env.spec is None:
+            raise ValueError("it has none")
         env.spec.to_json()
-    except (AssertionError, ValueError) as error:
+    except ValueError as error:
         warnings.warn(
-            f"The dataset will not name its environment, which can't be made again from its spec ({error!r}); "
+            f"The dataset will not name its environment, which can't be made again from its spec ({error}); "
             "load it with from_dataset(..., env=...).",
             stacklevel=3,
         )
@@ -155,13 +156,13 @@ def model_controller(
     """
     A controller that acts as an SB3 model does, with optional Gaussian noise.
 
-    :param model: any SB3 model
+    :param model: SB3 model without a memory from step to step
     :param deterministic: whether to predict deterministically
     :param noise: standard deviation of the noise, as a share of half the action range
     :param seed: seed of the noise
     :param vec_normalize: statistics that the model's observations were normalised with
     :return: the controller
-    :raises ValueError: if the deviation is negative
+    :raises ValueError: if the deviation is negative; when it acts, if the model has a memory
     """
     if not noise >= 0:
         raise ValueError(f"noise must be at least 0, got {noise}.")
@@ -173,7 +174,10 @@ def model_controller(
         observation = observation if vec_normalize is None else vec_normalize.normalize_obs(observation)
         action, state = model.predict(observation, deterministic=deterministic)
         if state is not None:
-            raise ValueError("model: recurrent policies can't be recorded, they need their state from step to step.")
+            raise ValueError(
+                "model: policies with a memory from step to step can't be recorded (recurrent ones, and planners that execute "
+                "several steps of a plan)."
+            )
         if noise == 0:
             return action
         low, high = model.action_space.low, model.action_space.high

@@ -36,7 +36,7 @@ NESTED = ("policy_kwargs", "replay_buffer_kwargs")
 
 
 class Hyperparams(dict[str, Any]):
-    """Hyperparameters whose ``policy_kwargs`` are merged by ``update``, not replaced: what is not tuned stays."""
+    """Hyperparameters of which ``update`` merges the :data:`NESTED` ones: what is not tuned stays."""
 
     def copy(self) -> "Hyperparams":
         return Hyperparams(self)
