@@ -18,7 +18,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser, examples: str) -> None
     parser.add_argument("--vec-normalize", help="the vecnormalize.pkl that belongs to the model, if it was trained with one")
 
 
-def _load_model(args: argparse.Namespace, env: Any = None) -> Any:
+def _load_model(args: argparse.Namespace, env: Any = None, **changes: Any) -> Any:
     from sb3_consistency.common.algorithm import GenerativeAlgorithm
     from sb3_consistency.common.loading import read_model_file
     from sb3_consistency.offline.record import find_algorithm
@@ -26,7 +26,7 @@ def _load_model(args: argparse.Namespace, env: Any = None) -> Any:
     cls = find_algorithm(args.algo)
 
     def load() -> Any:
-        return cls.load(args.model, env=env, device="cpu", custom_objects={"buffer_size": 1})
+        return cls.load(args.model, env=env, device="cpu", custom_objects={"buffer_size": 1, **changes})
 
     if issubclass(cls, GenerativeAlgorithm):
         return load()
@@ -69,9 +69,11 @@ def record(args: argparse.Namespace) -> None:
     """
     import gymnasium as gym
 
+    from sb3_consistency.offline.episodes import make_known
     from sb3_consistency.offline.record import model_controller, record_dataset
     from sb3_consistency.offline.wrappers import flatten_if_nested
 
+    make_known(args.env)
     env = flatten_if_nested(gym.make(args.env))
     model = _load_model(args, env)
     vec_normalize = _load_vec_normalize(args.vec_normalize, env) if args.vec_normalize else None
@@ -109,7 +111,8 @@ def export(args: argparse.Namespace) -> None:
     from sb3_consistency.export import export_policy
     from sb3_consistency.offline.wrappers import SpacesOnlyEnv
 
-    model = _load_model(args)
+    # HER's buffer would ask for an environment
+    model = _load_model(args, replay_buffer_class=None, replay_buffer_kwargs={})
     if args.vec_normalize:
         env = SpacesOnlyEnv(model.observation_space, model.action_space)
         model._vec_normalize_env = _load_vec_normalize(args.vec_normalize, env)

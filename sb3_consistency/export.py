@@ -42,8 +42,8 @@ class ExportedPolicy(nn.Module):
         self.keys = list(actor.observation_space.spaces) if isinstance(actor.observation_space, spaces.Dict) else [""]
         space = actor.action_space
         assert isinstance(space, spaces.Box)
-        self.register_buffer("low", th.as_tensor(space.low, dtype=th.float32).flatten())
-        self.register_buffer("high", th.as_tensor(space.high, dtype=th.float32).flatten())
+        self.register_buffer("low", th.as_tensor(_inward(space.low, np.inf)).flatten())
+        self.register_buffer("high", th.as_tensor(_inward(space.high, -np.inf)).flatten())
         low, high = (bound.astype(np.float64).flatten() / 2 for bound in (space.low, space.high))
         self.register_buffer("middle", th.as_tensor(low + high, dtype=th.float32))
         self.register_buffer("half_range", th.as_tensor(high - low, dtype=th.float32))
@@ -82,6 +82,13 @@ class ExportedPolicy(nn.Module):
         :return: names of the inputs: "observation" or the keys of the Dict space, and "noise"
         """
         return [*(key or "observation" for key in self.keys), *([] if self.deterministic else ["noise"])]
+
+
+def _inward(bound: np.ndarray, towards: float) -> np.ndarray:
+    """The float32 numbers next to bounds that may be float64, on the inner side."""
+    rounded = bound.astype(np.float32)
+    outside = rounded < bound if towards > 0 else rounded > bound
+    return np.where(outside, np.nextafter(rounded, np.float32(towards)), rounded)
 
 
 class _VecNormalisation(nn.Module):

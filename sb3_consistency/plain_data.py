@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
@@ -48,6 +49,8 @@ def encode(name: str, value: Any) -> Any:
         return int(value)
     if isinstance(value, (float, np.floating)) and math.isfinite(value):
         return float(value)
+    if type(value) is ConstantSchedule:  # what rl-zoo3 makes of a learning rate
+        return encode(name, value.val)
     if isinstance(value, GoalSelectionStrategy):
         return value.name.lower()
     if isinstance(value, type) and value in _NAMES:

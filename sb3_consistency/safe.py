@@ -20,6 +20,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 import sb3_consistency
 from sb3_consistency.allocation import AllocationLimit
@@ -132,6 +133,7 @@ def _config(model: Any) -> dict[str, Any]:
             f"{sorted(policies.values())}. Use save(), or export()."
         )
     arguments = {name: encode(name, value) for name, value in _arguments(model).items()}
+    _checked_arguments(cls, arguments)  # now, and not when the model is needed
     return {
         "algorithm": cls.__name__,
         "policy": policies[model.policy_class],
@@ -323,6 +325,8 @@ def _build(
         model = cls(policy, None, **arguments, device=device, _init_setup_model=False)
     except Exception as error:  # as above
         raise SafeLoadError(f"{path}: {cls.__name__} refuses the arguments: {_told(error)}") from error
+    if env is None and issubclass(arguments["replay_buffer_class"] or ReplayBuffer, HerReplayBuffer):
+        raise SafeLoadError(f"{path}: env is None: pass it, the model's HerReplayBuffer asks the environment for rewards.")
     model.observation_space, model.action_space = space_pair
     model.n_envs = 1
     model._inferred_spaces = inferred if env is None else []

@@ -113,6 +113,17 @@ def test_records_of_one_job_are_one_seed(tmp_path):
     assert "30.0" in text and "±" not in text and "old" not in text
 
 
+def test_reference_returns_that_were_added_later(tmp_path):
+    later = record(seed=1)
+    earlier = {key: value for key, value in record().items() if not key.endswith("_score")}
+    for runs in ([later, earlier], [earlier, later]):
+        table = score_table("offline", runs)
+        assert "return, deterministic" in table and "1500 ± 0.0" in table
+    for run in (later, earlier):
+        Records(tmp_path, "runs").append(run)
+    write_report(tmp_path)
+
+
 def test_seeds_of_several_commits_are_marked():
     assert "abc, def" in score_table("offline", [record(), record(seed=1, commit="def")])
 

@@ -794,6 +794,23 @@ def test_a_loaded_online_buffer_does_not_replace_the_offline_data(tmp_path):
     assert resumed.replay_buffer.size() == 17
 
 
+def test_a_saved_buffer_of_offline_data_is_offline_data_again(tmp_path):
+    model = CPQL("MlpPolicy", box_env(), buffer_size=500, **SMALL)
+    model.load_dataset([make_arrays(), make_arrays(n_episodes=2, seed=1)], weights=[1, 3])
+    model.pretrain(2).save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "data.pkl")
+    assert not hasattr(model.replay_buffer, "offline_segments")
+    loaded = CPQL.load(tmp_path / "model", env=box_env())
+    loaded.load_replay_buffer(tmp_path / "data.pkl")
+    assert loaded._offline_data() is loaded.replay_buffer and loaded._segments == model._segments
+    loaded.learn(5)
+    assert loaded.offline_buffer.size() == 160
+    assert (loaded.replay_buffer.size(), loaded.replay_buffer.buffer_size) == (5, 500)
+    loaded.save_replay_buffer(tmp_path / "online.pkl")
+    loaded.load_replay_buffer(tmp_path / "online.pkl")
+    assert loaded.offline_buffer.size() == 160 and loaded.replay_buffer.size() == 5
+
+
 def test_only_images_are_taken_for_images():
     data = make_arrays(n_episodes=2, length=10, action_dim=2)
     for key in ("observations", "next_observations"):

@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import (
+    BaseCallback,
     CallbackList,
     CheckpointCallback,
     EvalCallback,
@@ -404,6 +405,25 @@ def test_loggers(cls, tmp_path, capsys):
     assert "learning_rate" in capsys.readouterr().out and "learning_rate" in (tmp_path / "log.txt").read_text()
     assert any("tfevents" in path.name for path in tmp_path.iterdir())
     assert model.logger is logger
+
+
+@every
+def test_without_a_log_interval_nothing_is_written_but_by_callbacks(cls, tmp_path):
+    class Dump(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            self.logger.dump(self.num_timesteps)
+
+    for name, callback in {"silent": None, "dumped": Dump()}.items():
+        model = make(cls)
+        model.set_logger(configure(str(tmp_path / name), ["csv"]))
+        model.pretrain(70, callback, log_interval=None)
+        if not cls.offline_only:
+            model.learn(70, log_interval=None)
+        lines = (tmp_path / name / "progress.csv").read_text().splitlines()
+        assert "train/actor_loss" in lines[0] or "_loss" in lines[0] if callback else not lines
 
 
 @actor_critics

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_consistency import CPQL, ConsistencyAC, DiffusionQL
 from sb3_consistency.__main__ import main
 from sb3_consistency.export import SUFFIXES, ExportedPolicy
 from tests.conftest import SMALL, VectorEnv, make_arrays
+from tests.test_loading import GoalEnv
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SPACE = spaces.Box(np.array([-1.0, -2.0], np.float32), np.array([3.0, 5.0], np.float32))
@@ -118,6 +119,23 @@ def test_exporting_makes_folders_and_leaves_the_model_as_it_was(tmp_path):
     assert [p.requires_grad for p in model.actor.parameters()] == before and len(set(before)) == 2
     assert model.actor.training and model.actor.device == model.device
     model.pretrain(3)
+
+
+def test_bounds_of_more_digits_than_the_file_has(tmp_path):
+    space = spaces.Box(np.array([-0.1, 0.3]), np.array([0.1, 0.7]), dtype=np.float64)
+    model = CPQL("MlpPolicy", VectorEnv(action_space=space), **SMALL)
+    with th.no_grad():
+        model.actor.model.network.layers[-1].weight.mul_(1000)  # nearly every action at a bound
+    obs = th.as_tensor(np.random.default_rng(0).uniform(-1, 1, (200, 3)).astype(np.float32))
+    actions = run(model.export(tmp_path / "policy.pt"), [obs]).astype(np.float64)
+    at_a_bound = np.isclose(actions, space.low, atol=1e-6) | np.isclose(actions, space.high, atol=1e-6)
+    assert at_a_bound.mean() > 0.8 and all(map(space.contains, actions))
+
+
+def test_a_model_with_hindsight_is_exported_without_its_environment(tmp_path):
+    CPQL("MultiInputPolicy", GoalEnv(), replay_buffer_class=HerReplayBuffer, **SMALL).learn(30).save(tmp_path / "her")
+    command = ["export", "--algo", "cpql", "--model", str(tmp_path / "her"), "--output", str(tmp_path / "her.pt")]
+    assert main(command) == 0 and (tmp_path / "her.pt").exists()
 
 
 def test_bad_exports_are_refused(tmp_path, capsys):

@@ -678,6 +678,26 @@ def test_callbacks_count_on(tmp_path):
     assert evaluation.evaluations_timesteps == list(range(7, 120, 7)) and evaluation.n_calls == 120
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_best_model_goes_with_its_score(kept, tmp_path):
+    def run(name, kill):
+        folder = str(tmp_path / name)
+        evaluation = EvalCallback(
+            make_vec_env(VectorEnv, seed=0), eval_freq=50, n_eval_episodes=1, best_model_save_path=folder, verbose=0
+        )
+        return [ResumableCheckpointCallback(tmp_path / "checkpoints", 20), evaluation, *kill], evaluation
+
+    callbacks, evaluation = run("old", [Kill(75)])
+    with pytest.raises(KilledError):
+        learn(online_model()(VectorEnv()), callbacks)
+    evaluation.best_mean_reward = 1e9
+    if not kept:
+        (tmp_path / "old" / "best_model.zip").unlink()
+    callbacks, evaluation = run("new", [])
+    load_latest(tmp_path / "checkpoints", env=VectorEnv()).resume(callbacks)
+    assert (tmp_path / "new" / "best_model.zip").exists() and np.isfinite(evaluation.best_mean_reward)
+
+
 def test_tensorboard_and_log_interval_continue(tmp_path):
     pytest.importorskip("tensorboard")
 

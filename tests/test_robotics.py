@@ -1,5 +1,8 @@
 """Environments of Gymnasium-Robotics: those that MuJoCo 4 can't make are skipped here and run by `make robotics`."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -47,3 +50,8 @@ def test_planners_plan_from_goals(env_id, options, minari_folder):
     assert plan.shape == ((1, 16, 4) if options else (1, 16, *model.action_space.shape))
     if not options:
         assert (np.abs(plan) <= 1).all()
+
+
+def test_its_environments_are_known_without_importing_it():
+    code = "import gymnasium; from sb3_consistency.offline.episodes import make_known; make_known('PointMaze_UMaze-v3'); "
+    subprocess.run([sys.executable, "-c", code + "gymnasium.spec('PointMaze_UMaze-v3')"], check=True)

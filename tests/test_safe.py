@@ -15,6 +15,7 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_consistency
@@ -111,7 +112,7 @@ def test_her_and_rewards(tmp_path):
     loaded = load_safe(path, env=GoalEnv())
     assert loaded.replay_buffer.n_sampled_goal == 2
     loaded.learn(15, reset_num_timesteps=False)
-    with pytest.raises(ValueError, match="environment"):
+    with pytest.raises(ValueError, match=r"env is None: .*HerReplayBuffer asks the environment"):
         load_safe(path)
     model = make(CPQL)
     model.load_dataset(make_arrays(), reward_transform="normalize")
@@ -171,6 +172,21 @@ class OwnAlgorithm(CPQL):
 def test_what_is_not_plain_data_is_named(name, kwargs, tmp_path):
     with pytest.raises(ValueError, match=rf"(?s)^{name}.*before save_safe"):
         CPQL("MlpPolicy", box_env(), **{**SMALL, **kwargs}).save_safe(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_learning_rates_of_the_zoo_are_numbers(tmp_path):
+    model = CPQL("MlpPolicy", box_env(), **SMALL)
+    model.learning_rate = ConstantSchedule(2e-4)  # rl-zoo3 wraps what its files say
+    assert load_safe(model.save_safe(tmp_path / "model")).learning_rate == 2e-4
+
+
+@pytest.mark.parametrize("kwargs", [{"buffer_size": 20_000_000}, {"target_update_interval": 10**7}, {"eta": 2e6}])
+def test_what_would_not_be_read_is_not_written(kwargs, tmp_path):
+    model = CPQL("MlpPolicy", box_env(), **SMALL)
+    vars(model).update(kwargs)
+    with pytest.raises(ValueError, match=f"{next(iter(kwargs))}=.* is too large"):
+        model.save_safe(tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 

@@ -145,6 +145,9 @@ def test_acting_needs_no_replay_buffer_and_forgets_no_size(tmp_path):
     assert loaded.buffer_size == 123
     assert loaded.replay_buffer is None or loaded.replay_buffer.buffer_size == 1
     assert zoo_class("cpql").load(tmp_path / "m.zip", env=model.env, buffer_size=None).replay_buffer.buffer_size == 123
+    assert zoo_class("cpql").load(tmp_path / "m.zip", env=model.env, buffer_size=50).buffer_size == 50
+    trained = zoo_class("cpql").load(tmp_path / "m", env=model.env).learn(3)
+    assert trained.buffer_size == trained.replay_buffer.buffer_size == 123 and trained.replay_buffer.size() == 3
 
 
 @pytest.mark.parametrize("command", ["train", "enjoy", "all-plots"])
@@ -365,6 +368,25 @@ def test_the_defaults_for_a_listed_environment(key, tmp_path):
 def test_step_schedule():
     schedule = pickle.loads(pickle.dumps(LinearStepSchedule(2.0, 10)))
     assert [schedule(step) for step in (0, 5, 10, 20)] == [2.0, 1.0, 0.0, 0.0]
+    assert [LinearStepSchedule(2.0, 10, start=5)(step) for step in (0, 5, 10, 15)] == [2.0, 2.0, 1.0, 0.0]
+
+
+def test_step_schedules_end_with_the_run_that_they_are_given_to(tmp_path):
+    command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 40, "-f", tmp_path, "--eval-freq", -1, "-params"]
+    command += [
+        "policy_kwargs:dict(net_arch=[8])",
+        "batch_size:8",
+        "learning_starts:20",
+        "train_freq:[2,'step']",
+        "eta:'lin_1.0'",
+    ]
+    zoo(*command)
+    first = load("cpql", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
+    assert (first.eta(0), first.eta(first._n_updates)) == (1, 0) and first.eta(first._n_updates - 1) > 0
+    zoo(*command, "-i", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
+    second = load("cpql", tmp_path / "cpql/Pendulum-v1_2/Pendulum-v1.zip")
+    assert second._n_updates > first._n_updates
+    assert (second.eta(first._n_updates), second.eta(second._n_updates)) == (1, 0) and second.eta(second._n_updates - 1) > 0
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
@@ -434,6 +456,16 @@ def test_a_killed_run_continues_from_its_checkpoints(kill_at, online, minari, tm
     for name, weights in whole.get_parameters()["policy"].items():
         assert th.equal(weights, continued.get_parameters()["policy"][name]), name
     zoo(*command, "-i", tmp_path / "cpql", status=1)
+
+
+def test_a_checkpoint_of_the_offline_phase_keeps_its_normalisation(minari, tmp_path):
+    command = ["train", "--algo", "cpql", "--dataset", DATASET, "-f", tmp_path, "--eval-freq", -1, *TINY, "normalize:True"]
+    zoo(*command, "--pretrain-steps", 10, "-n", 10, "--save-freq", 5)
+    checkpoint = tmp_path / "cpql/Pendulum-v1_1/pretrain/rl_model_5_steps.zip"
+    zoo(*command, "-n", 10, "-i", checkpoint)
+    saved = [tmp_path / "cpql/Pendulum-v1_1/pretrain", tmp_path / "cpql/Pendulum-v1_2"]
+    counts = [pickle.loads((run / "Pendulum-v1/vecnormalize.pkl").read_bytes()).obs_rms.count for run in saved]
+    assert counts[0] > 400 and counts[1] > counts[0]
 
 
 def test_dataset_through_keys(minari, tmp_path):
@@ -563,6 +595,21 @@ def test_optimize_offline(key, minari, tmp_path):
     zoo(*command, *storage, "--trial-id", 0)
     config = config_of(max(tmp_path.glob(f"{key}/Pendulum-v1_*"), key=lambda path: int(path.name.split("_")[-1])))
     assert "net_arch" in config["policy_kwargs"] and "max_grad_norm" in config
+
+
+def test_evaluations_of_trials_spread_over_both_phases(minari, tmp_path):
+    command = ["optimize", "--algo", "cpql", "--dataset", DATASET, "--pretrain-steps", 8, "-n", 4, "-f", tmp_path]
+    zoo(*command, *TUNE, "--n-trials", 1, "--optimization-log-path", "trials", *TINY)
+    # the second at the last environment step
+    assert np.load("trials/trial_0/evaluations.npz")["timesteps"].tolist() == [6, 4]
+
+
+def test_a_combination_that_can_not_be_is_one_trial_less(tmp_path):
+    command = ["optimize", "--algo", "diffusion_ql", "--env", "Pendulum-v1", "-n", 4, "-f", tmp_path, "--sampler", "random"]
+    zoo(*command, *TUNE, "--n-trials", 4, *TINY, "sampling_steps:5")
+    (report,) = (tmp_path / "diffusion_ql").glob("report_*.csv")
+    states = [line for line in report.read_text().splitlines()[1:]]
+    assert len(states) == 4 and any("PRUNED" in line for line in states) and any("COMPLETE" in line for line in states)
 
 
 def test_samples_are_valid_and_merged():

@@ -13,7 +13,7 @@ from sb3_consistency.benchmark.published import SOURCE as PUBLISHED_SOURCE
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import PACKAGES, Records, had_the_machine
 from sb3_consistency.benchmark.runs import Job
-from sb3_consistency.benchmark.score_plots import comparable, draw_aggregate, draw_curves, draw_denoising, label, score_of
+from sb3_consistency.benchmark.score_plots import comparable, draw_aggregate, draw_curves, draw_denoising, label
 from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
 
 # what a record, or a point of a learning curve, belongs to
@@ -133,12 +133,12 @@ def score_table(suite: str, runs: list[dict[str, Any]]) -> str:
             group = [run for run in runs if run["data"] == place and label(run) == name]
             if not group:
                 continue
-            scored = "deterministic_score" in group[0]
+            scored = all("deterministic_score" in run for run in group)
             what = "score" if scored else "return"
             row = {
                 "data": place,
                 "algorithm": name,
-                f"{what}, deterministic": spread([score_of(run) for run in group]),
+                f"{what}, deterministic": spread([run[f"deterministic_{what}"] for run in group]),
                 f"{what}, sampled": spread([run[f"sampled_{what}"] for run in group]),
                 "behaviour": format_number(group[0].get(f"behaviour_{what}")),
                 "seeds": len(group),

@@ -21,9 +21,10 @@ from sb3_consistency.benchmark.records import provenance
 from sb3_consistency.benchmark.speed import OtherLoad, timed_calls
 from sb3_consistency.common.run_state import random_states, set_random_states
 from sb3_consistency.common.score_logger import normalized_score
-from sb3_consistency.offline.datasets import fitting_policy
+from sb3_consistency.offline.episodes import make_known
 from sb3_consistency.offline.opening import open_dataset
 from sb3_consistency.offline.record import find_algorithm
+from sb3_consistency.offline.spaces import fitting_policy
 from sb3_consistency.offline.wrappers import flatten_if_nested
 
 # evaluation environments start from these seeds, the same at every evaluation of every run with one seed
@@ -194,6 +195,8 @@ def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: i
     options = constructor_arguments(job.options)
     cls = find_algorithm(job.algo)
     source = open_dataset(job.data) if job.offline_steps else None
+    if source is None:
+        make_known(job.data)
 
     def make_env() -> gym.Env:
         return flatten_if_nested(source.make_env() if source else gym.make(job.data))

@@ -235,7 +235,7 @@ class GenerativeAlgorithm(ResumableTraining):
         self,
         total_timesteps: int = 1_000_000,
         callback: MaybeCallback = None,
-        log_interval: int | None = None,
+        log_interval: int | None = -1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -250,7 +250,7 @@ class GenerativeAlgorithm(ResumableTraining):
 
         :param total_timesteps: environment steps, or gradient steps of an offline algorithm
         :param callback: callback(s), called in the offline phase too
-        :param log_interval: episodes (default 4) or offline gradient steps (default 1000) between two logs
+        :param log_interval: episodes or offline gradient steps between two logs; -1 for 4 or 1000, None for no logs
         :param tb_log_name: name of the TensorBoard run; None for the name of the class
         :param reset_num_timesteps: whether to start counting at 0
         :param progress_bar: show progress bars
@@ -267,9 +267,11 @@ class GenerativeAlgorithm(ResumableTraining):
         if continued is None:
             self._restore_online_timesteps()
         self._load_constructor_dataset()
+        if log_interval == -1:
+            log_interval = 1000 if self.offline_only else 4
         if self.offline_only:
             self.num_timesteps = 0 if reset_num_timesteps and continued is None else self.num_timesteps
-            self._learn_offline(total_timesteps, callback, log_interval or 1000, name, reset_num_timesteps, progress_bar)
+            self._learn_offline(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
             return self
         if self.env is None and total_timesteps > 0:
             raise ValueError("env: learn() collects experience; call set_env(...) first, or pretrain(...) instead.")
@@ -278,12 +280,13 @@ class GenerativeAlgorithm(ResumableTraining):
         # a model loaded from a checkpoint of its pretraining takes the steps that are left
         remaining = self._pretraining_left()
         pretraining = remaining > 0 or continued == "offline"
-        if pretraining and not self._pretrain(remaining, callback, 1000, f"{name}_pretrain", progress_bar):
+        interval = None if log_interval is None else 1000  # a number is one of episodes here
+        if pretraining and not self._pretrain(remaining, callback, interval, f"{name}_pretrain", progress_bar):
             return self
         if self.env is None or (total_timesteps == 0 and self._was_pretrained):
             return self
         self._begin_online()
-        return super().learn(total_timesteps, callback, log_interval or 4, name, reset_num_timesteps, progress_bar)
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
 
     @property
     def learning_starts(self) -> int:

@@ -5,6 +5,7 @@ import os
 import pickle
 import platform
 import random
+import shutil
 import time
 import uuid
 import warnings
@@ -43,6 +44,10 @@ CALLBACK_STATE = (
     "n_calls n_episodes last_time_trigger best_mean_reward last_mean_reward last_best_mean_reward no_improvement_evals "
     "evaluations_results evaluations_timesteps evaluations_length evaluations_successes".split()
 )
+
+
+# of an EvalCallback
+BEST_MODEL_FOLDER, BEST_MODEL = "best_model_save_path", "best_model.zip"
 
 
 def random_states() -> dict[str, Any]:
@@ -136,9 +141,14 @@ def callback_tree(callback: Any) -> Iterator[BaseCallback]:
 def callback_states(root: BaseCallback | None) -> list[tuple[str, dict[str, Any]]]:
     """
     :param root: a run's tree of callbacks
-    :return: class and counters of each
+    :return: class and counters of each, and where it keeps the best model
     """
-    return [(type(c).__name__, {k: vars(c)[k] for k in CALLBACK_STATE if k in vars(c)}) for c in callback_tree(root)]
+    states = []
+    for callback in callback_tree(root):
+        state = {k: vars(callback)[k] for k in CALLBACK_STATE if k in vars(callback)}
+        folder = vars(callback).get(BEST_MODEL_FOLDER)
+        states.append((type(callback).__name__, state | ({BEST_MODEL_FOLDER: os.path.abspath(folder)} if folder else {})))
+    return states
 
 
 def restore_callbacks(root: BaseCallback | None, states: list[tuple[str, dict[str, Any]]]) -> None:
@@ -152,9 +162,24 @@ def restore_callbacks(root: BaseCallback | None, states: list[tuple[str, dict[st
     for callback in callback_tree(root):
         for entry in left:
             if entry[0] == type(callback).__name__:
-                vars(callback).update(entry[1])
+                counters = dict(entry[1])
+                folder = counters.pop(BEST_MODEL_FOLDER, None)
+                vars(callback).update(counters)
+                _take_best_model(callback, folder)
                 left.remove(entry)
                 break
+
+
+def _take_best_model(callback: BaseCallback, earlier: str | None) -> None:
+    """The best score that a callback goes on with is that of a model: in a new folder it needs the model, too."""
+    folder = vars(callback).get(BEST_MODEL_FOLDER)
+    if folder is None or os.path.exists(os.path.join(folder, BEST_MODEL)):
+        return
+    if earlier is not None and os.path.exists(os.path.join(earlier, BEST_MODEL)):
+        os.makedirs(folder, exist_ok=True)
+        shutil.copy(os.path.join(earlier, BEST_MODEL), folder)
+    else:
+        vars(callback)["best_mean_reward"] = -np.inf
 
 
 def environment_facts(model: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -32,7 +31,7 @@ from sb3_consistency.offline.loading import (
 )
 from sb3_consistency.offline.opening import dataset_spaces, open_datasets
 from sb3_consistency.offline.rewards import RewardFunction, fit_reward_transform
-from sb3_consistency.offline.spaces import adopted_spaces
+from sb3_consistency.offline.spaces import adopted_spaces, fitting_policy
 from sb3_consistency.offline.wrappers import flatten_if_nested
 
 if TYPE_CHECKING:
@@ -56,16 +55,6 @@ class Segment(NamedTuple):
     start: int
     stop: int
     share: float
-
-
-def fitting_policy(space: spaces.Space) -> str:
-    """
-    :param space: observation space
-    :return: name of the policy for it
-    """
-    if isinstance(space, spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
 
 
 class DatasetMixin(OffPolicyAlgorithm):
@@ -355,11 +344,25 @@ class DatasetMixin(OffPolicyAlgorithm):
             self._replay_is_offline = False
             self._segments = []
 
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer, as SB3 does: online experience, or after an offline phase alone its data.
+
+        :param path: file to write
+        """
+        if self._replay_is_offline:
+            # in the file only: load_replay_buffer() shall know what it reads
+            vars(self.replay_buffer)["offline_segments"] = [tuple(segment) for segment in self._segments]
+        try:
+            super().save_replay_buffer(path)
+        finally:
+            vars(self.replay_buffer).pop("offline_segments", None)
+
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a buffer of online experience, as SB3 does; offline data loaded before stays, unless ``keep_offline`` is off.
 
-        :param path: file that ``save_replay_buffer`` wrote
+        :param path: file that ``save_replay_buffer`` wrote; offline data that it wrote takes the place of what is loaded
         :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
         :raises DatasetError: if the file is damaged; then nothing has changed
         """
@@ -367,6 +370,10 @@ class DatasetMixin(OffPolicyAlgorithm):
             with self._offline_state_kept_on_error():
                 self._begin_online()
                 super().load_replay_buffer(path, truncate_last_traj)
+                segments = vars(self.replay_buffer).pop("offline_segments", None)
+                if segments is not None:
+                    self.offline_buffer, self._replay_is_offline = None, True
+                    self._segments = [Segment(*segment) for segment in segments]
         except Exception as error:  # unpickling damaged bytes may raise anything
             if isinstance(error, FileNotFoundError):
                 raise

@@ -175,20 +175,20 @@ class MinariSource(EpisodeSource):
             ) from error
 
 
-def register_robotics() -> bool:
+def make_known(env_id: str) -> None:
     """
-    Make Gymnasium-Robotics' environments known, which exist only once the package is imported.
+    Register Gymnasium-Robotics' environments, which exist only once the package is imported, if the id may be one of theirs.
 
-    :return: whether it is installed
+    :param env_id: id of an environment
     """
     import gymnasium as gym
 
-    try:
-        import gymnasium_robotics
-    except ImportError:
-        return False
-    gym.register_envs(gymnasium_robotics)
-    return True
+    if env_id not in gym.registry:
+        try:
+            import gymnasium_robotics
+        except ImportError:
+            return
+        gym.register_envs(gymnasium_robotics)
 
 
 class ArraySource(EpisodeSource):

@@ -48,7 +48,7 @@ class OfflinePretrainingMixin(DatasetMixin):
         self,
         gradient_steps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1000,
+        log_interval: int | None = 1000,
         tb_log_name: str | None = None,
         progress_bar: bool = False,
     ) -> Self:
@@ -62,7 +62,7 @@ class OfflinePretrainingMixin(DatasetMixin):
 
         :param gradient_steps: number of gradient steps
         :param callback: callback(s), called after every gradient step
-        :param log_interval: gradient steps between two logs
+        :param log_interval: gradient steps between two logs; None to leave them to a callback, as SB3 does
         :param tb_log_name: name of the TensorBoard run; None for the class's name + "_pretrain"
         :param progress_bar: show a progress bar
         :return: the model
@@ -80,7 +80,7 @@ class OfflinePretrainingMixin(DatasetMixin):
         self,
         gradient_steps: int,
         callback: MaybeCallback,
-        log_interval: int,
+        log_interval: int | None,
         tb_log_name: str | None,
         progress_bar: bool,
     ) -> bool:
@@ -122,7 +122,7 @@ class OfflinePretrainingMixin(DatasetMixin):
         self,
         gradient_steps: int,
         callback: MaybeCallback,
-        log_interval: int,
+        log_interval: int | None,
         tb_log_name: str,
         new_tb_run: bool,
         progress_bar: bool,
@@ -156,7 +156,7 @@ class OfflinePretrainingMixin(DatasetMixin):
             self._in_offline_phase = False
         return completed
 
-    def _offline_steps(self, callback: BaseCallback, log_interval: int, bar: Any) -> bool:
+    def _offline_steps(self, callback: BaseCallback, log_interval: int | None, bar: Any) -> bool:
         means = RunningMeans()
         first, end = self._num_timesteps_at_start, self._total_timesteps
         # SB3 counts the progress of a continued learn() from the first of its timesteps; pretrain() counts its own steps
@@ -172,12 +172,17 @@ class OfflinePretrainingMixin(DatasetMixin):
                 means.add(self._gradient_step(batch))
                 self.num_timesteps += 1
                 bar.update()
-                if (self.num_timesteps - first) % log_interval == 0 or self.num_timesteps == end:
+                n_steps = self.num_timesteps - first
+                if log_interval is not None and (n_steps % log_interval == 0 or self.num_timesteps == end):
                     self._dump_offline_logs(means)
                     means = RunningMeans()
                 callback.update_locals({"self": self, "batch": batch, **still})
                 if not callback.on_step():
                     return False
+            if log_interval is None:
+                # a callback may write what is recorded; the end of the last chunk is looked at, too
+                self._log_metrics(means)
+                means = RunningMeans()
             callback.on_rollout_end()
         return True
 

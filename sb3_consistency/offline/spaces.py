@@ -55,3 +55,13 @@ def _same_networks(ours: spaces.Space, theirs: spaces.Space) -> bool:
 def _same_scale(ours: spaces.Box, theirs: spaces.Space) -> bool:
     same_shape = isinstance(theirs, spaces.Box) and ours.shape == theirs.shape
     return same_shape and np.allclose(ours.low, theirs.low) and np.allclose(ours.high, theirs.high)  # type: ignore[attr-defined]
+
+
+def fitting_policy(space: spaces.Space) -> str:
+    """
+    :param space: observation space
+    :return: name of the policy for it
+    """
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import optuna
 import rl_zoo3.exp_manager
 import yaml
 from huggingface_sb3 import EnvironmentName
+from optuna.trial import TrialState
+from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.exp_manager import ALGOS, ExperimentManager
 from rl_zoo3.utils import SimpleLinearSchedule, get_callback_list
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_consistency.common.checkpoint import MANIFEST, verify
-from sb3_consistency.offline.datasets import fitting_policy
+from sb3_consistency.offline.spaces import fitting_policy
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
 from sb3_consistency.zoo.registry import algorithm_names, canonical, default_config
 from sb3_consistency.zoo.schedules import LinearStepSchedule, parse_linear
@@ -133,8 +136,9 @@ class GenerativeExperimentManager(ExperimentManager):
         hyperparams.setdefault("n_timesteps", 0)
         unset = self.n_evaluations is None
         processed = super()._preprocess_hyperparams(hyperparams)
-        if unset and self.optimize_hyperparameters and self.n_timesteps == 0:
-            self.n_evaluations = max(1, hyperparams.get("pretrain_steps", 0) // 100_000)
+        pretrain_steps = hyperparams.get("pretrain_steps", 0)
+        if unset and self.optimize_hyperparameters and pretrain_steps:
+            self.n_evaluations = max(1, (pretrain_steps + self.n_timesteps) // 100_000)
         return processed
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
@@ -155,9 +159,12 @@ class GenerativeExperimentManager(ExperimentManager):
         if self._offline_only:
             return n_timesteps
         train_freq, gradient_steps = hyperparams.get("train_freq", 1), hyperparams.get("gradient_steps", 1)
-        collected = 1 if not isinstance(train_freq, int) else train_freq * hyperparams.get("n_envs", 1)
-        updates = n_timesteps if gradient_steps < 0 else n_timesteps * gradient_steps // collected
-        return int(hyperparams.get("pretrain_steps", 0) + updates)
+        number, unit = train_freq if isinstance(train_freq, (list, tuple)) else (train_freq, "step")
+        # how long episodes are is not known
+        collected = number * hyperparams.get("n_envs", 1) if unit == "step" else 1
+        pretrain_steps = hyperparams.get("pretrain_steps", 0)
+        trained = max(0, n_timesteps - (0 if pretrain_steps else hyperparams.get("learning_starts", 100)))
+        return int(pretrain_steps + (trained if gradient_steps < 0 else trained * gradient_steps // collected))
 
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
@@ -181,7 +188,23 @@ class GenerativeExperimentManager(ExperimentManager):
         model = super()._load_pretrained_agent(hyperparams, env)
         if steps and getattr(model, "_pretrain_start", 0) is None:
             model.pretrain_steps = steps  # type: ignore[attr-defined]
+        self._move_schedules(model)
         return model
+
+    def _move_schedules(self, model: Any) -> None:
+        """Schedules of the gradient step begin where the loaded model stands, and end with this run."""
+        for key in STEP_SCHEDULES:
+            schedule = getattr(model, key, None)
+            if isinstance(schedule, LinearStepSchedule):
+                run = {
+                    "n_timesteps": self.n_timesteps,
+                    "train_freq": (model.train_freq.frequency, model.train_freq.unit.value),
+                    "gradient_steps": model.gradient_steps,
+                    "n_envs": model.n_envs,
+                    "learning_starts": model.learning_starts,
+                    "pretrain_steps": max(0, model._pretraining_left()),
+                }
+                setattr(model, key, replace(schedule, start=model._n_updates, steps=max(self._gradient_steps(run), 1)))
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
@@ -208,14 +231,18 @@ class GenerativeExperimentManager(ExperimentManager):
         return bool(model.is_pretrained)
 
     def _pretrain_callbacks(self) -> list[Any]:
-        names = ("callbacks", "save_path", "eval_freq", "save_freq", "n_envs")
+        names = ("callbacks", "save_path", "params_path", "eval_freq", "save_freq", "n_envs")
         saved = {name: getattr(self, name) for name in names}
         self.callbacks = get_callback_list({"callback": self.specified_callbacks})
         self.save_path = os.path.join(self.save_path, PRETRAIN_FOLDER)
+        # beside the models of this phase, where rl-zoo3 looks for the statistics of a model that it goes on with
+        self.params_path = os.path.join(self.save_path, self.env_name)
         # these are per environment by now; a gradient step is one step
         self.eval_freq, self.save_freq, self.n_envs = self.eval_freq * self.n_envs, self.save_freq * self.n_envs, 1
         try:
             self.create_callbacks()
+            if self.save_freq > 0:
+                self.callbacks.append(SaveVecNormalizeCallback(self.save_freq, self.params_path))
             return self.callbacks
         finally:
             for name, value in saved.items():
@@ -231,15 +258,23 @@ class GenerativeExperimentManager(ExperimentManager):
         if canonical(self.algo) in algorithm_names():
             # rl-zoo3 does not tell the search space
             trial.set_user_attr(OFFLINE, "dataset" in self._hyperparams)
-        return super().objective(trial)
+        try:
+            return super().objective(trial)
+        except ValueError as error:
+            # where another trial got further, what was sampled is to blame, and not what was given
+            further = (TrialState.COMPLETE, TrialState.PRUNED)
+            if not trial.study.get_trials(deepcopy=False, states=further):
+                raise
+            print(f"Trial {trial.number} is pruned: {error}")
+            raise optuna.exceptions.TrialPruned() from error
 
     def hyperparameters_optimization(self) -> None:
         require_pandas()
         original = rl_zoo3.exp_manager.TrialEvalCallback
         pretrain_steps = self._hyperparams.get("pretrain_steps", 0)
-        if self.n_timesteps == 0 and pretrain_steps:
-            # rl-zoo3 spreads the evaluations over the online steps
-            eval_freq = max(pretrain_steps // self.n_evaluations, 1)
+        if pretrain_steps:
+            # rl-zoo3 spreads the evaluations over the online steps, its callback counts the offline ones, too
+            eval_freq = max((pretrain_steps + self.n_timesteps // self.n_envs) // self.n_evaluations, 1)
 
             def spread(*args: Any, **kwargs: Any) -> Any:
                 return original(*args, **{**kwargs, "eval_freq": eval_freq})

@@ -6,10 +6,8 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
-import gymnasium as gym
-
 from sb3_consistency.common.checkpoint import latest_checkpoint
-from sb3_consistency.offline.episodes import register_robotics
+from sb3_consistency.offline.episodes import make_known
 from sb3_consistency.zoo.datasets import dataset_environment, split_dataset
 from sb3_consistency.zoo.registry import canonical
 from sb3_consistency.zoo.workarounds import has_display
@@ -45,8 +43,8 @@ class ZooParser(argparse.ArgumentParser):
         for package in getattr(args, "gym_packages", []):
             importlib.import_module(package)
         env = getattr(args, "env", None)
-        if isinstance(env, str) and getattr(env, "gym_id", env) not in gym.registry:
-            register_robotics()  # it may be one of theirs
+        if isinstance(env, str):
+            make_known(getattr(env, "gym_id", env))
 
 
 class TrainParser(ZooParser):

@@ -61,20 +61,34 @@ class ZooLoading:
         :return: the model
         """
         parent: Any = super()
-        if buffer_size is not None:
-            model = parent.load(path, env, buffer_size=buffer_size, **kwargs)
-            # saved again (push-to-hub does), it must not keep a buffer of 1
+        if buffer_size is None:
+            return parent.load(path, env, **kwargs)
+        model = parent.load(path, env, buffer_size=buffer_size, **kwargs)
+        if buffer_size == 1:
+            # saved again (push-to-hub does), or trained on, it must not keep a buffer of 1
             model.buffer_size = _saved_buffer_size(path) or buffer_size
-            return model
-        return parent.load(path, env, **kwargs)
+        return model
+
+    def learn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        Train; see :meth:`GenerativeAlgorithm.learn`.
+
+        :return: the model
+        """
+        buffer = self.replay_buffer
+        if buffer is not None and buffer.size() == 0 and buffer.buffer_size < self.buffer_size // self.n_envs:
+            self.replay_buffer = self._new_buffer(self.buffer_size)
+        return super().learn(*args, **kwargs)  # type: ignore[misc]
 
 
 def _saved_buffer_size(path: Any) -> int | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return int(json.loads(archive.read("data"))["buffer_size"])
-    except (OSError, zipfile.BadZipFile, KeyError):
-        return None
+    for file in (path, f"{path}.zip"):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return int(json.loads(archive.read("data"))["buffer_size"])
+        except (OSError, zipfile.BadZipFile, KeyError):
+            continue
+    return None
 
 
 @cache

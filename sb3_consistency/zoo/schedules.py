@@ -10,13 +10,15 @@ class LinearStepSchedule:
 
     :param initial_value: value at the first step
     :param steps: gradient steps until 0
+    :param start: the first step
     """
 
     initial_value: float
     steps: int
+    start: int = 0
 
     def __call__(self, step: int) -> float:
-        return self.initial_value * max(0.0, 1.0 - step / self.steps)
+        return self.initial_value * max(0.0, 1.0 - max(0, step - self.start) / self.steps)
 
 
 def parse_linear(name: str, value: str) -> tuple[float, bool]:
