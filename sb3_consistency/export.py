@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_consistency.bounds import action_bounds
 from sb3_consistency.common.networks import GenerativeActor
 
 SUFFIXES = (".onnx", ".pt2", ".pt")
@@ -40,14 +41,12 @@ class ExportedPolicy(nn.Module):
         self.actor = actor
         self.deterministic = deterministic
         self.keys = list(actor.observation_space.spaces) if isinstance(actor.observation_space, spaces.Dict) else [""]
-        space = actor.action_space
-        assert isinstance(space, spaces.Box)
-        self.register_buffer("low", th.as_tensor(_inward(space.low, np.inf)).flatten())
-        self.register_buffer("high", th.as_tensor(_inward(space.high, -np.inf)).flatten())
-        low, high = (bound.astype(np.float64).flatten() / 2 for bound in (space.low, space.high))
-        self.register_buffer("middle", th.as_tensor(low + high, dtype=th.float32))
-        self.register_buffer("half_range", th.as_tensor(high - low, dtype=th.float32))
-        self.action_shape = space.shape
+        low, high, middle, half_range = action_bounds(actor.action_space)
+        self.register_buffer("low", th.as_tensor(_inward(low, np.inf)).flatten())
+        self.register_buffer("high", th.as_tensor(_inward(high, -np.inf)).flatten())
+        self.register_buffer("middle", th.as_tensor(middle, dtype=th.float32).flatten())
+        self.register_buffer("half_range", th.as_tensor(half_range, dtype=th.float32).flatten())
+        self.action_shape = low.shape
         # (1, S, A): the batch comes first here, so that every input has its rows in one place
         self.register_buffer("fixed_noise", actor.fixed_noise.transpose(0, 1).clone())
         self.normalisation = nn.ModuleList(_VecNormalisation.of(vec_normalize, key) for key in self.keys)

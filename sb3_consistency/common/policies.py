@@ -17,6 +17,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_consistency.bounds import action_bounds
 from sb3_consistency.common.acceleration import Compiled
 from sb3_consistency.common.networks import FeatureNetwork, GenerativeActor, GenerativeCritic, ValueNetwork, seeded_noise
 from sb3_consistency.generative.consistency import ConsistencyModel
@@ -90,22 +91,16 @@ class NetworksPolicy(BasePolicy):
         :param action: actions within the bounds of the action space
         :return: the same scaled to [-1, 1]
         """
-        _, _, middle, half = self._bounds()
-        return ((action - middle) / half).clip(-1, 1).astype(np.float32)
+        bounds = action_bounds(self.action_space)
+        return ((action - bounds.middle) / bounds.half_range).clip(-1, 1).astype(np.float32)
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
         :param scaled_action: actions scaled to [-1, 1]
         :return: the same within the bounds of the action space, and of its type
         """
-        low, high, middle, half = self._bounds()
-        return (middle + half * scaled_action).clip(low, high).astype(self.action_space.dtype)
-
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Bounds, middle and half range; SB3's float32 arithmetic leaves the bounds by rounding, and overflows."""
-        assert isinstance(self.action_space, spaces.Box)
-        low, high = self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
-        return low, high, low / 2 + high / 2, high / 2 - low / 2
+        low, high, middle, half_range = action_bounds(self.action_space)
+        return (middle + half_range * scaled_action).clip(low, high).astype(self.action_space.dtype)
 
     def _make(self, cls: type[Any], features_extractor: BaseFeaturesExtractor | None, **kwargs: Any) -> Any:
         base = {

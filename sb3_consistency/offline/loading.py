@@ -15,6 +15,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from tqdm.auto import tqdm
 
+from sb3_consistency.bounds import action_bounds
 from sb3_consistency.offline.episodes import DatasetError, Episode, EpisodeSource
 from sb3_consistency.offline.wrappers import flatten_nested, is_nested
 
@@ -139,9 +140,8 @@ class EpisodeConverter:
         self._check_finite(actions, where)
         actions = actions.reshape(len(actions), -1).astype(np.float64)
         if not self.source.scaled_actions:
-            low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
-            # half ranges: the whole one may overflow
-            actions = (actions - (low / 2 + high / 2)) / (high / 2 - low / 2)
+            bounds = action_bounds(self.action_space)
+            actions = (actions - bounds.middle.reshape(-1)) / bounds.half_range.reshape(-1)
         self.n_clipped += int((np.abs(actions) > 1 + 1e-5).any(axis=1).sum())
         return actions.clip(-1, 1).astype(np.float32)
 
