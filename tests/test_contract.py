@@ -809,6 +809,9 @@ def test_a_saved_buffer_of_offline_data_is_offline_data_again(tmp_path):
     loaded.save_replay_buffer(tmp_path / "online.pkl")
     loaded.load_replay_buffer(tmp_path / "online.pkl")
     assert loaded.offline_buffer.size() == 160 and loaded.replay_buffer.size() == 5
+    loaded.replay_buffer = None
+    with pytest.raises(AssertionError, match="replay buffer is not defined"):  # SB3's
+        loaded.save_replay_buffer(tmp_path / "none.pkl")
 
 
 def test_only_images_are_taken_for_images():

@@ -181,7 +181,7 @@ def timed_calls(model: Any, call: Callable[[], Any], n: int) -> list[float]:
 def candidate_counts(model: Any) -> tuple[int | None, ...]:
     """
     :param model: model that acts
-    :return: numbers of candidates to measure; None where there is no such option
+    :return: numbers of candidates to measure; None where there is no such option; empty where another system acts alike
     """
     if getattr(model, "precision", "float32") != "float32":
         return ()  # precision is of training alone

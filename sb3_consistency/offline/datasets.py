@@ -26,11 +26,10 @@ from sb3_consistency.offline.loading import (
     block_rows,
     converted_episodes,
     fill,
-    hold_out,
-    select_episodes,
 )
 from sb3_consistency.offline.opening import dataset_spaces, open_datasets
 from sb3_consistency.offline.rewards import RewardFunction, fit_reward_transform
+from sb3_consistency.offline.selection import hold_out, select_episodes
 from sb3_consistency.offline.spaces import adopted_spaces, fitting_policy
 from sb3_consistency.offline.wrappers import flatten_if_nested
 
@@ -207,27 +206,26 @@ class DatasetMixin(OffPolicyAlgorithm):
             raise DatasetError(
                 f"{sources[int(np.argmin(sizes))].name} has fewer transitions than environments ({self.n_envs})."
             )
-        rows = [block_rows(size, self.n_envs) for size in sizes]
-        size = (sum(rows) + int(self.optimize_memory_usage)) * self.n_envs
+        n_rows = sum(block_rows(size, self.n_envs) for size in sizes)
+        size = (n_rows + int(self.optimize_memory_usage)) * self.n_envs
         buffer = self._new_buffer(size if self.keep_offline else max(size, self.buffer_size))
         statistics = ObservationStatistics(self.observation_space)
-        fill(buffer, converters, chosen, statistics, progress_bar)
+        ranges = fill(buffer, converters, chosen, sizes, statistics, progress_bar)
         for converter, size in zip(converters, sizes, strict=True):
             converter.warn_if_clipped(size)
         returns = np.concatenate([s.returns[c] for s, c in zip(sources, chosen, strict=True)])
-        reward_function = self._transform_rewards(buffer, sum(rows), reward_transform, returns)
+        reward_function = self._transform_rewards(buffer, n_rows, reward_transform, returns)
         heldout = self._read_heldout(converters, held)
 
         with self._offline_state_kept_on_error():
             self._install(buffer)
             # without weights there are no shares, and no segments
-            parts = zip(rows, accumulate(rows), shares, strict=False)
-            self._segments = [Segment(stop - n, stop, share) for n, stop, share in parts]
+            self._segments = [Segment(*rows, share) for rows, share in zip(ranges, shares, strict=False)]
             self._reward_function = reward_function
             self._heldout = heldout
             self._reference_returns = sources[0].reference_returns
             if self._n_updates == 0:
-                self._fit_statistics(statistics, buffer, sum(rows))
+                self._fit_statistics(statistics, buffer, n_rows)
         return sum(sizes)
 
     @contextmanager
@@ -350,13 +348,15 @@ class DatasetMixin(OffPolicyAlgorithm):
 
         :param path: file to write
         """
-        if self._replay_is_offline:
-            # in the file only: load_replay_buffer() shall know what it reads
-            vars(self.replay_buffer)["offline_segments"] = [tuple(segment) for segment in self._segments]
+        if not self._replay_is_offline:
+            return super().save_replay_buffer(path)
+        # in the file only: load_replay_buffer() shall know what it reads
+        content = vars(self.replay_buffer)
+        content["offline_segments"] = [tuple(segment) for segment in self._segments]
         try:
-            super().save_replay_buffer(path)
+            return super().save_replay_buffer(path)
         finally:
-            vars(self.replay_buffer).pop("offline_segments", None)
+            del content["offline_segments"]
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """

@@ -322,20 +322,22 @@ def fill(
     buffer: ReplayBuffer,
     converters: Sequence[EpisodeConverter],
     episodes: Sequence[np.ndarray],
+    sizes: Sequence[int],
     statistics: ObservationStatistics,
     progress_bar: bool,
-) -> None:
+) -> list[tuple[int, int]]:
     """
     Write datasets into an empty replay buffer, one after the other.
 
     :param buffer: the buffer
     :param converters: of every dataset
     :param episodes: numbers of the episodes to write, of every dataset
+    :param sizes: numbers of their transitions
     :param statistics: what to add their observations to
     :param progress_bar: show a progress bar
+    :return: for every dataset, its first row and the one after its last
     """
-    sizes = [int(converter.source.lengths[chosen].sum()) for converter, chosen in zip(converters, episodes, strict=True)]
-    first_row = 0
+    ranges, first_row = [], 0
     with tqdm(total=sum(sizes), desc="Loading", unit="step", unit_scale=True, disable=not progress_bar) as bar:
         for converter, chosen, size in zip(converters, episodes, sizes, strict=True):
             writer = BlockWriter(buffer, first_row, size)
@@ -343,48 +345,10 @@ def fill(
                 writer.write(episode)
                 statistics.update(episode.observations)
                 bar.update(len(episode))
-            first_row += block_rows(size, buffer.n_envs)
+            ranges.append((first_row, first_row + block_rows(size, buffer.n_envs)))
+            first_row = ranges[-1][1]
     set_size(buffer, first_row)
-
-
-def select_episodes(
-    source: EpisodeSource, episodes: slice | np.ndarray | None = None, top_fraction: float = 1.0
-) -> np.ndarray:
-    """
-    Numbers of the episodes to load, ascending.
-
-    :param source: the dataset
-    :param episodes: a slice of the episodes, or their numbers; all when None
-    :param top_fraction: the share of (the remaining) episodes with the highest returns, in (0, 1]
-    :return: episode numbers
-    :raises DatasetError: if nothing remains
-    """
-    chosen = np.arange(len(source.lengths))
-    if episodes is not None:
-        try:
-            # a boolean mask selects too
-            chosen = np.unique(chosen[episodes if isinstance(episodes, slice) else np.asarray(episodes)])
-        except IndexError as error:
-            raise DatasetError(f"episodes={episodes!r}: {source.name} has {len(source.lengths)} episodes.") from error
-    chosen = chosen[source.lengths[chosen] > 0]
-    if top_fraction < 1:
-        n_best = max(1, round(top_fraction * len(chosen)))
-        chosen = np.sort(chosen[np.argsort(-source.returns[chosen], kind="stable")[:n_best]])
-    if len(chosen) == 0:
-        raise DatasetError(f"{source.name}: the filter (episodes={episodes!r}) leaves no episode.")
-    return chosen
-
-
-def hold_out(episodes: np.ndarray, fraction: float) -> np.ndarray:
-    """
-    :param episodes: episode numbers
-    :param fraction: share of them to hold out; a positive one holds out at least one
-    :return: evenly spaced ones of them
-    """
-    if fraction == 0:
-        return episodes[:0]
-    n_held = max(1, round(fraction * len(episodes)))
-    return episodes[np.arange(n_held) * len(episodes) // n_held]
+    return ranges
 
 
 def converted_episodes(converter: EpisodeConverter, indices: Iterable[int]) -> Iterator[Episode]:

@@ -193,18 +193,21 @@ class GenerativeExperimentManager(ExperimentManager):
 
     def _move_schedules(self, model: Any) -> None:
         """Schedules of the gradient step begin where the loaded model stands, and end with this run."""
-        for key in STEP_SCHEDULES:
-            schedule = getattr(model, key, None)
-            if isinstance(schedule, LinearStepSchedule):
-                run = {
-                    "n_timesteps": self.n_timesteps,
-                    "train_freq": (model.train_freq.frequency, model.train_freq.unit.value),
-                    "gradient_steps": model.gradient_steps,
-                    "n_envs": model.n_envs,
-                    "learning_starts": model.learning_starts,
-                    "pretrain_steps": max(0, model._pretraining_left()),
-                }
-                setattr(model, key, replace(schedule, start=model._n_updates, steps=max(self._gradient_steps(run), 1)))
+        schedules = {key: vars(model).get(key) for key in STEP_SCHEDULES}
+        moving = {key: schedule for key, schedule in schedules.items() if isinstance(schedule, LinearStepSchedule)}
+        if not moving:
+            return
+        run = {
+            "n_timesteps": self.n_timesteps,
+            "train_freq": (model.train_freq.frequency, model.train_freq.unit.value),
+            "gradient_steps": model.gradient_steps,
+            "n_envs": model.n_envs,
+            "learning_starts": model.learning_starts,
+            "pretrain_steps": max(0, model._pretraining_left()),
+        }
+        steps = max(self._gradient_steps(run), 1)
+        for key, schedule in moving.items():
+            setattr(model, key, replace(schedule, start=model._n_updates, steps=steps))
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
