@@ -1,5 +1,7 @@
 """Benchmark reports: what tables and plots make of records."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +31,15 @@ def test_interquartile_mean_and_its_interval():
     constant = aggregate([record(seed=i, score=5.0) for i in range(3)])
     assert constant == (5, 5, 5)
     assert np.isnan(aggregate([record()])[1])
+
+
+def test_interquartile_means_of_deterministic_and_of_sampled_actions(tmp_path):
+    for algo, sampled in {"CPQL": 20.0, "DiffusionQL": 30.0}.items():
+        for seed in range(3):
+            Records(tmp_path, "runs").append(record(algo, seed=seed, score=7.0 + seed, sampled_score=sampled))
+    text = write_report(tmp_path).read_text()
+    assert re.search(r"\| CPQL +\| 8.0 \[7.0, 9.0\] +\| 20.0 \[20.0, 20.0\]", text)
+    assert re.search(r"\| DiffusionQL +\| 8.0 \[7.0, 9.0\] +\| 30.0 \[30.0, 30.0\]", text)
 
 
 def test_bootstrap_is_stratified_by_dataset():
@@ -133,11 +144,11 @@ def test_long_options_leave_room_for_the_plot(recwarn):
     runs = [record(algo, seed=seed, options=options) for algo in ("CPQL", "DiffusionQL") for seed in (0, 1)]
     for figure in draw_curves(runs, "data"), draw_aggregate(runs, comparable(runs)):
         figure.draw_without_rendering()
-        plot, whole = figure.axes[0].get_window_extent(), figure.bbox
-        assert plot.width > 0.8 * whole.width
+        plots, whole = [axis.get_window_extent() for axis in figure.axes], figure.bbox
+        assert plots[-1].x1 - plots[0].x0 > 0.8 * whole.width
         (legend,) = figure.legends
         frame = legend.get_window_extent()
-        assert whole.x0 <= frame.x0 and frame.x1 <= whole.x1 and frame.y1 < plot.y0
+        assert whole.x0 <= frame.x0 and frame.x1 <= whole.x1 and frame.y1 < min(plot.y0 for plot in plots)
     assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
 
 

@@ -13,7 +13,7 @@ from sb3_consistency.benchmark.published import SOURCE as PUBLISHED_SOURCE
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import PACKAGES, Records, had_the_machine
 from sb3_consistency.benchmark.runs import Job
-from sb3_consistency.benchmark.score_plots import comparable, draw_aggregate, draw_curves, draw_denoising, label
+from sb3_consistency.benchmark.score_plots import aggregate, comparable, draw_aggregate, draw_curves, draw_denoising, label
 from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
 
 # what a record, or a point of a learning curve, belongs to
@@ -113,7 +113,7 @@ def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list
     names = comparable(runs) if suite != "denoising" else []
     if names:
         save(folder / f"{stem}_aggregate.png", draw_aggregate(runs, names))
-        parts.append(f"![interquartile means]({stem}_aggregate.png)")
+        parts += [aggregate_table(runs, names), f"![interquartile means]({stem}_aggregate.png)"]
         left_out = [name for name in dict.fromkeys(map(label, runs)) if name not in names]
         if left_out:
             parts.append(f"Left out of the means, as they did not run on all of the data: {'; '.join(left_out)}.")
@@ -149,6 +149,23 @@ def score_table(suite: str, runs: list[dict[str, Any]]) -> str:
             rows.append(row)
     footnote = f"\n\nPublished: {PUBLISHED_SOURCE}." if any(row.get("published (theirs)") for row in rows) else ""
     return markdown(rows) + footnote
+
+
+def aggregate_table(runs: list[dict[str, Any]], names: Sequence[str]) -> str:
+    """
+    :param runs: records of one suite
+    :param names: labels to compare
+    :return: interquartile means over datasets and seeds, with their 95 % bootstrap intervals where there are several seeds
+    """
+    rows = []
+    for name in names:
+        group = [run for run in runs if label(run) == name]
+        row = {"interquartile mean": name}
+        for acting in ("deterministic", "sampled"):
+            mean, *interval = map(format_number, aggregate(group, acting))
+            row[acting] = f"{mean} [{', '.join(interval)}]" if all(interval) else mean
+        rows.append(row)
+    return markdown(rows)
 
 
 def time_table(runs: list[dict[str, Any]]) -> str:

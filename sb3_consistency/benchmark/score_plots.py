@@ -22,12 +22,13 @@ def label(run: dict[str, Any]) -> str:
     return str(run["algo"]) + ("" if run["options"] == "{}" else f" `{run['options'][1:-1]}`")
 
 
-def score_of(run: dict[str, Any]) -> float:
+def score_of(run: dict[str, Any], acting: str = "deterministic") -> float:
     """
     :param run: record of a run
-    :return: normalized score of its deterministic actions; their return where the data has no reference returns
+    :param acting: "deterministic" or "sampled" actions
+    :return: normalized score of these actions; their return where the data has no reference returns
     """
-    return float(run.get("deterministic_score", run["deterministic_return"]))
+    return float(run.get(f"{acting}_score", run[f"{acting}_return"]))
 
 
 def comparable(runs: Sequence[dict[str, Any]]) -> list[str]:
@@ -63,9 +64,10 @@ def interquartile_mean(*samples: Any, axis: int = -1) -> Any:
     return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
 
 
-def aggregate(runs: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+def aggregate(runs: Sequence[dict[str, Any]], acting: str = "deterministic") -> tuple[float, float, float]:
     """
     :param runs: records of one algorithm
+    :param acting: "deterministic" or "sampled" actions
     :return: interquartile mean of the scores of the seeds that ran on all datasets, and its 95 % bootstrap confidence
         interval, stratified by dataset; the interval is not a number where there is a single seed
     """
@@ -73,7 +75,8 @@ def aggregate(runs: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
 
     places = dict.fromkeys(run["data"] for run in runs)
     seeds = common_seeds(runs, set(places))
-    groups = [np.array([score_of(run) for run in runs if run["data"] == place and run["seed"] in seeds]) for place in places]
+    chosen = [[run for run in runs if run["data"] == place and run["seed"] in seeds] for place in places]
+    groups = [np.array([score_of(run, acting) for run in group]) for group in chosen]
     mean = float(interquartile_mean(*groups))
     if len(seeds) < 2:
         return mean, float("nan"), float("nan")
@@ -85,23 +88,24 @@ def draw_aggregate(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> "Fig
     """
     :param runs: records of one suite
     :param names: labels to compare
-    :return: interquartile mean per label
+    :return: interquartile mean per label, a panel each of deterministic and of sampled actions
     """
-    figure, axis = new_figure(height=1.2 + 0.4 * len(names))
-    for y, name in enumerate(names):
-        group = [run for run in runs if label(run) == name]
-        mean, low, high = aggregate(group)
-        n_seeds = len(common_seeds(group, {run["data"] for run in group}))
-        error = np.nan_to_num([[mean - low], [high - mean]]).clip(min=0)
-        axis.errorbar([mean], [y], xerr=error, fmt="o", capsize=4, label=f"{name} (seeds: {n_seeds})")
+    figure, axes = new_figure(n_columns=2, height=1.2 + 0.4 * len(names))
     what = "normalized score" if "deterministic_score" in runs[0] else "return"
-    axis.set(
-        xlabel=f"interquartile mean, {what}, deterministic actions\n(95 % bootstrap interval where there are several seeds)",
-        yticks=[],
-        ylim=(len(names) - 0.5, -0.5),
-    )
-    axis.grid(axis="x", alpha=0.4)
-    legend_below(figure, axis)
+    for axis, acting in zip(axes, ("deterministic", "sampled"), strict=True):
+        for y, name in enumerate(names):
+            group = [run for run in runs if label(run) == name]
+            mean, low, high = aggregate(group, acting)
+            n_seeds = len(common_seeds(group, {run["data"] for run in group}))
+            error = np.nan_to_num([[mean - low], [high - mean]]).clip(min=0)
+            axis.errorbar([mean], [y], xerr=error, fmt="o", capsize=4, label=f"{name} (seeds: {n_seeds})")
+        axis.set(
+            xlabel=f"interquartile mean, {what}, {acting} actions\n(95 % bootstrap interval where there are several seeds)",
+            yticks=[],
+            ylim=(len(names) - 0.5, -0.5),
+        )
+        axis.grid(axis="x", alpha=0.4)
+    legend_below(figure, axes[0])
     return figure
 
 
