@@ -216,10 +216,12 @@ def test_speed_measures_training_and_acting(few_systems, monkeypatch, tmp_path):
     assert len([row for row in rows if row["what"] == "gradient step"]) == 2
     acting = {(row["system"], row["what"], row["batch"], row["candidates"]) for row in rows if row["what"] != "gradient step"}
     expected = {("SAC", w, b, None) for w in ("predict", "sampler") for b in (1, 256)}
-    assert acting == expected | {("CPQL", w, b, n) for w in ("predict", "sampler") for b in (1, 256) for n in (1, 50)}
+    expected |= {("CPQL", w, b, n) for w in ("predict", "sampler") for b in (1, 256) for n in (1, 50)}
+    assert acting == expected | {("CPQL", "exported", b, None) for b in (1, 256)}
     assert all(0 < row["median_us"] <= row["p95_us"] for row in rows)
     text = write_report(tmp_path).read_text()
     assert "loaded machine" not in text and "speed_cpu_1.png" in text
+    assert "exported as ONNX, in ONNX Runtime, noise drawn by NumPy, batch 256" in text
 
 
 @pytest.mark.parametrize(("once", "samples"), [(2.0, 3), (0.5, 10)])

@@ -10,7 +10,14 @@ from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import score_table, write_report
-from sb3_consistency.benchmark.score_plots import aggregate, comparable, draw_aggregate, draw_curves, draw_denoising
+from sb3_consistency.benchmark.score_plots import (
+    aggregate,
+    aggregates,
+    comparable,
+    draw_aggregate,
+    draw_curves,
+    draw_denoising,
+)
 from sb3_consistency.benchmark.speed_report import ratio_table
 
 
@@ -38,8 +45,8 @@ def test_interquartile_means_of_deterministic_and_of_sampled_actions(tmp_path):
         for seed in range(3):
             Records(tmp_path, "runs").append(record(algo, seed=seed, score=7.0 + seed, sampled_score=sampled))
     text = write_report(tmp_path).read_text()
-    assert re.search(r"\| CPQL +\| 8.0 \[7.0, 9.0\] +\| 20.0 \[20.0, 20.0\]", text)
-    assert re.search(r"\| DiffusionQL +\| 8.0 \[7.0, 9.0\] +\| 30.0 \[30.0, 30.0\]", text)
+    assert re.search(r"\| CPQL \(seeds: 3\) +\| 8.0 \[7.0, 9.0\] +\| 20.0 \[20.0, 20.0\]", text)
+    assert re.search(r"\| DiffusionQL \(seeds: 3\) +\| 8.0 \[7.0, 9.0\] +\| 30.0 \[30.0, 30.0\]", text)
 
 
 def test_bootstrap_is_stratified_by_dataset():
@@ -142,7 +149,7 @@ def test_seeds_of_several_commits_are_marked():
 def test_long_options_leave_room_for_the_plot(recwarn):
     options = repr({"policy_kwargs": {"model_kwargs": {"sampling_share": 0.0, "n": list(range(60))}}})
     runs = [record(algo, seed=seed, options=options) for algo in ("CPQL", "DiffusionQL") for seed in (0, 1)]
-    for figure in draw_curves(runs, "data"), draw_aggregate(runs, comparable(runs)):
+    for figure in draw_curves(runs, "data"), draw_aggregate(aggregates(runs, comparable(runs)), "return"):
         figure.draw_without_rendering()
         plots, whole = [axis.get_window_extent() for axis in figure.axes], figure.bbox
         assert plots[-1].x1 - plots[0].x0 > 0.8 * whole.width
@@ -190,3 +197,14 @@ def test_ratios_refer_to_the_run_without_candidates():
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines[2:]}
     assert cells["CPQL"] == ["50", "60", "2.00", "10.00"]
     assert cells["CPQL, 50 candidates"] == ["400", "500", "0.25", "1.25"]
+
+
+def test_exported_policies_are_compared_with_predict_of_the_same_run():
+    rows = [
+        {"system": "CPQL", "what": what, "candidates": n, "median_us": time, "p95_us": time}
+        for what, n, time in (("predict", 1, 200.0), ("predict", 50, 999.0), ("exported", None, 40.0))
+    ]
+    frame = pd.DataFrame(rows)
+    header, _, line = ratio_table(frame[2:], predict=frame[:2]).splitlines()
+    cells = dict(zip(*([cell.strip() for cell in row.split("|")] for row in (header, line)), strict=True))
+    assert cells["x its predict"] == "5.00"

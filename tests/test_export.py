@@ -69,6 +69,22 @@ def test_noise_is_an_input_of_a_stochastic_export(suffix, tmp_path):
     np.testing.assert_allclose(run(path, [th.as_tensor(obs), noise], ["observation", "noise"]), expected, atol=7e-5)
 
 
+def test_onnx_files_leave_out_the_slow_activation_and_stand_large_numbers(tmp_path):
+    import onnx
+
+    model = trained(CPQL, VectorEnv(action_space=SPACE))
+    with th.no_grad():
+        first, *_, last = (layer for layer in model.actor.model.network.layers if isinstance(layer, th.nn.Linear))
+        first.weight.mul_(1000)  # exp(x) alone would overflow
+        last.weight.div_(1000)  # actions between their bounds
+    path = model.export(tmp_path / "policy.onnx")
+    assert not {node.op_type for node in onnx.load(path).graph.node} & {"Mish", "Softplus"}
+    obs = np.random.default_rng(0).uniform(-9, 9, (50, 3)).astype(np.float32)
+    expected = model.predict(obs, deterministic=True)[0]
+    np.testing.assert_allclose(run(path, [th.as_tensor(obs)]), expected, atol=7e-5)
+    assert len(np.unique(expected.round(3), axis=0)) > 1
+
+
 def test_vec_normalize_goes_into_the_file(tmp_path):
     env = VecNormalize(DummyVecEnv([lambda: VectorEnv(action_space=SPACE)]), clip_obs=0.8)
     model = CPQL("MlpPolicy", env, learning_starts=10, **SMALL).learn(40)

@@ -83,6 +83,10 @@ def run(args: argparse.Namespace) -> None:
         import psutil  # noqa: F401
         import scipy  # noqa: F401
         import tabulate  # noqa: F401
+
+        if args.suite == "speed":
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f'benchmark: {error.name} is missing: pip install "sb3-consistency[benchmark]".') from error
     if args.suite in ("speed", "scaling"):

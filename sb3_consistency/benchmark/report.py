@@ -13,7 +13,15 @@ from sb3_consistency.benchmark.published import SOURCE as PUBLISHED_SOURCE
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import PACKAGES, Records, had_the_machine
 from sb3_consistency.benchmark.runs import Job
-from sb3_consistency.benchmark.score_plots import aggregate, comparable, draw_aggregate, draw_curves, draw_denoising, label
+from sb3_consistency.benchmark.score_plots import (
+    Aggregates,
+    aggregates,
+    comparable,
+    draw_aggregate,
+    draw_curves,
+    draw_denoising,
+    label,
+)
 from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
 
 # what a record, or a point of a learning curve, belongs to
@@ -112,8 +120,10 @@ def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list
             parts.append(f"![{place}: score and times by the number of steps]({name}_steps.png)")
     names = comparable(runs) if suite != "denoising" else []
     if names:
-        save(folder / f"{stem}_aggregate.png", draw_aggregate(runs, names))
-        parts += [aggregate_table(runs, names), f"![interquartile means]({stem}_aggregate.png)"]
+        means = aggregates(runs, names)
+        what = "normalized score" if "deterministic_score" in runs[0] else "return"
+        save(folder / f"{stem}_aggregate.png", draw_aggregate(means, what))
+        parts += [aggregate_table(means), f"![interquartile means]({stem}_aggregate.png)"]
         left_out = [name for name in dict.fromkeys(map(label, runs)) if name not in names]
         if left_out:
             parts.append(f"Left out of the means, as they did not run on all of the data: {'; '.join(left_out)}.")
@@ -151,18 +161,16 @@ def score_table(suite: str, runs: list[dict[str, Any]]) -> str:
     return markdown(rows) + footnote
 
 
-def aggregate_table(runs: list[dict[str, Any]], names: Sequence[str]) -> str:
+def aggregate_table(means: Aggregates) -> str:
     """
-    :param runs: records of one suite
-    :param names: labels to compare
+    :param means: see :func:`~sb3_consistency.benchmark.score_plots.aggregates`
     :return: interquartile means over datasets and seeds, with their 95 % bootstrap intervals where there are several seeds
     """
     rows = []
-    for name in names:
-        group = [run for run in runs if label(run) == name]
+    for name, of_name in means.items():
         row = {"interquartile mean": name}
-        for acting in ("deterministic", "sampled"):
-            mean, *interval = map(format_number, aggregate(group, acting))
+        for acting, numbers in of_name.items():
+            mean, *interval = map(format_number, numbers)
             row[acting] = f"{mean} [{', '.join(interval)}]" if all(interval) else mean
         rows.append(row)
     return markdown(rows)

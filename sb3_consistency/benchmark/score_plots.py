@@ -13,6 +13,11 @@ from sb3_consistency.benchmark.suites import STEPS_OPTION
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# how an evaluation acts
+ACTINGS = ("deterministic", "sampled")
+#: mean and bounds of its interval, by name and way to act
+Aggregates = dict[str, dict[str, tuple[float, float, float]]]
+
 
 def label(run: dict[str, Any]) -> str:
     """
@@ -84,25 +89,36 @@ def aggregate(runs: Sequence[dict[str, Any]], acting: str = "deterministic") -> 
     return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def draw_aggregate(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> "Figure":
+def aggregates(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> Aggregates:
     """
     :param runs: records of one suite
     :param names: labels to compare
+    :return: :func:`aggregate` of deterministic and of sampled actions, by the label and its number of seeds
+    """
+    means = {}
+    for name in names:
+        group = [run for run in runs if label(run) == name]
+        n_seeds = len(common_seeds(group, {run["data"] for run in group}))
+        means[f"{name} (seeds: {n_seeds})"] = {acting: aggregate(group, acting) for acting in ACTINGS}
+    return means
+
+
+def draw_aggregate(means: Aggregates, what: str) -> "Figure":
+    """
+    :param means: see :func:`aggregates`
+    :param what: "normalized score" or "return"
     :return: interquartile mean per label, a panel each of deterministic and of sampled actions
     """
-    figure, axes = new_figure(n_columns=2, height=1.2 + 0.4 * len(names))
-    what = "normalized score" if "deterministic_score" in runs[0] else "return"
-    for axis, acting in zip(axes, ("deterministic", "sampled"), strict=True):
-        for y, name in enumerate(names):
-            group = [run for run in runs if label(run) == name]
-            mean, low, high = aggregate(group, acting)
-            n_seeds = len(common_seeds(group, {run["data"] for run in group}))
+    figure, axes = new_figure(n_columns=2, height=1.2 + 0.4 * len(means))
+    for axis, acting in zip(axes, ACTINGS, strict=True):
+        for y, (name, of_name) in enumerate(means.items()):
+            mean, low, high = of_name[acting]
             error = np.nan_to_num([[mean - low], [high - mean]]).clip(min=0)
-            axis.errorbar([mean], [y], xerr=error, fmt="o", capsize=4, label=f"{name} (seeds: {n_seeds})")
+            axis.errorbar([mean], [y], xerr=error, fmt="o", capsize=4, label=name)
         axis.set(
             xlabel=f"interquartile mean, {what}, {acting} actions\n(95 % bootstrap interval where there are several seeds)",
             yticks=[],
-            ylim=(len(names) - 0.5, -0.5),
+            ylim=(len(means) - 0.5, -0.5),
         )
         axis.grid(axis="x", alpha=0.4)
     legend_below(figure, axes[0])

@@ -1,11 +1,13 @@
 """The speed suite: every system in one run, interleaved, so that ratios hold even where absolute figures drift."""
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -19,6 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sb3_consistency.benchmark.records import Records, provenance
+from sb3_consistency.common.networks import GenerativeActor
 from sb3_consistency.offline.record import find_algorithm
 from sb3_consistency.offline.wrappers import SpacesOnlyEnv
 
@@ -157,6 +160,46 @@ def acting_call(model: Any, batch: int, through: str) -> Callable[[], Any]:
     return call
 
 
+def exported_session(model: Any) -> Any:
+    """
+    :param model: model with a generative actor
+    :return: ONNX Runtime's session of its exported policy, with as many threads as PyTorch has
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = th.get_num_threads()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        return onnxruntime.InferenceSession(model.export(Path(folder) / "policy.onnx", deterministic=False), options)
+
+
+def exported_call(session: Any, batch: int) -> Callable[[], Any]:
+    """
+    :param session: session of an exported policy
+    :param batch: number of observations
+    :return: one action from arrays to arrays; drawing the noise belongs to it
+    """
+    rng = np.random.default_rng(0)
+    obs = rng.uniform(-1, 1, (batch, OBSERVATION_SIZE)).astype(np.float32)
+    _, n_passes, action_size = session.get_inputs()[1].shape
+
+    def call() -> None:
+        noise = rng.standard_normal((batch, n_passes, action_size), np.float32)
+        session.run(None, {"observation": obs, "noise": noise})
+
+    return call
+
+
+def exportable(model: Any) -> bool:
+    """
+    :param model: model that acts
+    :return: whether it has a file to measure: one for the processor that no other system here has as well
+    """
+    generative = isinstance(getattr(model.policy, "actor", None), GenerativeActor)
+    return generative and not model.compile and model.device.type == "cpu"
+
+
 def _wait_for(model: Any) -> None:
     if model.device.type == "cuda":
         th.cuda.synchronize()
@@ -284,6 +327,11 @@ def _acting_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterato
             for batch in ACTING_BATCHES:
                 for n_candidates in candidate_counts(model):
                     calls[label, through, batch, n_candidates] = (model, n_candidates, acting_call(model, batch, through))
+    files = {label: model for label, model in models.items() if exportable(model)}
+    for label, model in tqdm(files.items(), desc="exporting", unit="system"):
+        session = exported_session(model)
+        for batch in ACTING_BATCHES:
+            calls[label, "exported", batch, None] = (model, None, exported_call(session, batch))
     seconds: dict[tuple[Any, ...], list[float]] = {key: [] for key in calls}
     for round_number in tqdm(range(rounds + 1), desc="acting", unit="round"):
         for key, (model, n_candidates, call) in calls.items():

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPEED_REFERENCES = ("SAC", "DiffusionQL (T = 5)", "DiffusionQL (T = 50)", "DiffusionQL (T = 100)")
+EXPORTED = "exported as ONNX, in ONNX Runtime, noise drawn by NumPy"
 
 
 def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
@@ -35,21 +36,25 @@ def speed_sections(frame: "pd.DataFrame", folder: Path) -> list[str]:
         parts += [f"### Gradient steps, {place}", ratio_table(training, steps_per_second=True)]
         acting = setting[setting["what"] != "gradient step"]
         for (what, batch), group in acting.groupby(["what", "batch"], sort=False):
-            parts += [f"### Acting, {place}: {what}, batch {batch}", ratio_table(group)]
+            parts.append(f"### Acting, {place}: {EXPORTED if what == 'exported' else what}, batch {batch}")
+            predict = acting[(acting["what"] == "predict") & (acting["batch"] == batch)] if what == "exported" else None
+            parts.append(ratio_table(group, predict=predict))
         name = f"speed_{device}_{threads}.png"
         save(folder / name, draw_speed(training, place))
         parts.append(f"![gradient steps, {place}]({name})")
     return parts
 
 
-def ratio_table(group: "pd.DataFrame", steps_per_second: bool = False) -> str:
+def ratio_table(group: "pd.DataFrame", steps_per_second: bool = False, predict: "pd.DataFrame | None" = None) -> str:
     """
     :param group: figures of one kind
     :param steps_per_second: show the rate and not the time
+    :param predict: times of ``predict`` to compare each system's with
     :return: Markdown table; systems that draw candidates are compared with references that don't
     """
-    plain = group[~(group["candidates"] > 1)] if "candidates" in group else group
-    references = {name: plain.loc[plain["system"] == name, "median_us"] for name in SPEED_REFERENCES}
+    times = _without_candidates(group)
+    references = {name: times[name] for name in SPEED_REFERENCES if name in times}
+    own = {} if predict is None else _without_candidates(predict)
     rows = []
     for _, figure in group.iterrows():
         row: dict[str, Any] = {"system": figure["system"]}
@@ -59,10 +64,17 @@ def ratio_table(group: "pd.DataFrame", steps_per_second: bool = False) -> str:
             row["steps/s"] = f"{1e6 / figure['median_us']:.1f}"
         else:
             row |= {"median us": f"{figure['median_us']:.0f}", "95 % us": f"{figure['p95_us']:.0f}"}
+        if figure["system"] in own:
+            row["x its predict"] = f"{own[figure['system']] / figure['median_us']:.2f}"
         for name, reference in references.items():
-            row[f"x {name}"] = f"{reference.iloc[-1] / figure['median_us']:.2f}" if len(reference) else ""
+            row[f"x {name}"] = f"{reference / figure['median_us']:.2f}"
         rows.append(row)
     return markdown(rows)
+
+
+def _without_candidates(group: "pd.DataFrame") -> dict[str, float]:
+    plain = group[~(group["candidates"] > 1)] if "candidates" in group else group
+    return dict(zip(plain["system"], plain["median_us"], strict=True))
 
 
 def draw_speed(training: "pd.DataFrame", place: str) -> "Figure":

@@ -40,16 +40,27 @@ class _MishFunction(th.autograd.Function):
         return grad
 
 
+def elementary_mish(x: th.Tensor) -> th.Tensor:
+    """
+    Mish with one exponential and arithmetic: what a compiler fuses, and every runtime has a fast kernel for.
+
+    With e = exp(x): tanh(softplus(x)) = (e^2 + 2 e) / (e^2 + 2 e + 2).
+
+    :param x: any shape
+    :return: x tanh(softplus(x)), the shape of ``x``
+    """
+    e = x.clamp(max=20.0).exp()
+    w = e * (e + 2)
+    return x * (w / (w + 2))
+
+
 class Mish(nn.Module):
     """Mish activation x tanh(softplus(x)) (Misra 2019), equal to ``torch.nn.Mish`` and faster on CPUs."""
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         exporting = th.compiler.is_exporting() or th.jit.is_tracing()  # type: ignore[no-untyped-call]
         if th.compiler.is_compiling() and not exporting:
-            # one exponential; the compiler fuses the rest, in float32 whatever the tensor's type
-            e = x.clamp(max=20.0).exp()
-            w = e * (e + 2)
-            return x * (w / (w + 2))
+            return elementary_mish(x)  # fused, in float32 whatever the tensor's type
         # exporters know the plain form; for few numbers the calls cost more than the arithmetic; 2 d - 1 takes 7 digits
         if exporting or x.numel() <= 4096 or x.dtype not in (th.float32, th.float64):
             return F.mish(x)
