@@ -1,6 +1,7 @@
 """Observation normalisation that lives inside the networks, so that it is saved and exported with them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -14,6 +15,8 @@ from sb3_consistency.offline.loading import is_normalised_space
 class _Standardise(nn.Module):
     mean: th.Tensor
     std: th.Tensor
+    # online from scratch there are no statistics, and acting would spend a twentieth of its time on subtracting zeros
+    is_identity: bool = True
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -21,7 +24,19 @@ class _Standardise(nn.Module):
         self.register_buffer("std", th.ones(shape))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return (x - self.mean) / self.std
+        return x if self.is_identity else (x - self.mean) / self.std
+
+    def fit(self, mean: np.ndarray, std: np.ndarray) -> None:
+        self.mean.copy_(th.as_tensor(mean, dtype=th.float32))
+        self.std.copy_(th.as_tensor(std, dtype=th.float32))
+        self._look()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._look()
+
+    def _look(self) -> None:
+        self.is_identity = bool((self.mean == 0).all() and (self.std == 1).all())
 
 
 class ObservationNormalizer(nn.Module):
@@ -73,6 +88,4 @@ class ObservationNormalizer(nn.Module):
         for key, name in self.names.items():
             entry = self.entries[name]
             assert isinstance(entry, _Standardise)
-            scale = np.where(std[key] > 1e-6, std[key], 1.0)
-            entry.mean.copy_(th.as_tensor(mean[key], dtype=th.float32))
-            entry.std.copy_(th.as_tensor(scale, dtype=th.float32))
+            entry.fit(mean[key], np.where(std[key] > 1e-6, std[key], 1.0))
