@@ -15,7 +15,7 @@ from sb3_consistency.offline.loading import is_normalised_space
 class _Standardise(nn.Module):
     mean: th.Tensor
     std: th.Tensor
-    # online from scratch there are no statistics, and acting would spend a twentieth of its time on subtracting zeros
+    # online from scratch there are no statistics: subtracting zeros is felt in an action's few operations
     is_identity: bool = True
 
     def __init__(self, shape: tuple[int, ...]) -> None:
