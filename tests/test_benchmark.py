@@ -225,10 +225,10 @@ def test_speed_measures_training_and_acting(few_systems, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("once", "samples"), [(2.0, 3), (0.5, 10)])
-def test_calls_of_seconds_are_measured_a_few_times(few_systems, monkeypatch, once, samples):
+def test_calls_of_seconds_are_measured_a_few_times(few_systems, monkeypatch, tmp_path, once, samples):
     monkeypatch.setattr(speed, "timed_calls", lambda model, call, n: [once] * n)
     models = {system.label: speed.build(system, "cpu") for system in speed.systems()}
-    rows = list(speed._acting_figures(models, rounds=10, turn=0.01))
+    rows = list(speed._acting_figures(models, rounds=10, turn=0.01, folder=tmp_path))
     assert {row["samples"] for row in rows} == {samples}
 
 

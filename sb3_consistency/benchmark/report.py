@@ -21,6 +21,7 @@ from sb3_consistency.benchmark.score_plots import (
     draw_curves,
     draw_denoising,
     label,
+    score_name,
 )
 from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
 
@@ -121,8 +122,7 @@ def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list
     names = comparable(runs) if suite != "denoising" else []
     if names:
         means = aggregates(runs, names)
-        what = "normalized score" if "deterministic_score" in runs[0] else "return"
-        save(folder / f"{stem}_aggregate.png", draw_aggregate(means, what))
+        save(folder / f"{stem}_aggregate.png", draw_aggregate(means, score_name(runs[0])))
         parts += [aggregate_table(means), f"![interquartile means]({stem}_aggregate.png)"]
         left_out = [name for name in dict.fromkeys(map(label, runs)) if name not in names]
         if left_out:

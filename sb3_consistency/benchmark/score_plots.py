@@ -36,6 +36,14 @@ def score_of(run: dict[str, Any], acting: str = "deterministic") -> float:
     return float(run.get(f"{acting}_score", run[f"{acting}_return"]))
 
 
+def score_name(run: dict[str, Any]) -> str:
+    """
+    :param run: record of a run
+    :return: what :func:`score_of` gives, as axes name it
+    """
+    return "normalized score" if "deterministic_score" in run else "return"
+
+
 def comparable(runs: Sequence[dict[str, Any]]) -> list[str]:
     """
     :param runs: records of one suite
@@ -106,7 +114,7 @@ def aggregates(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> Aggregat
 def draw_aggregate(means: Aggregates, what: str) -> "Figure":
     """
     :param means: see :func:`aggregates`
-    :param what: "normalized score" or "return"
+    :param what: see :func:`score_name`
     :return: interquartile mean per label, a panel each of deterministic and of sampled actions
     """
     figure, axes = new_figure(n_columns=2, height=1.2 + 0.4 * len(means))
@@ -174,7 +182,7 @@ def draw_denoising(runs: Sequence[dict[str, Any]], title: str) -> "Figure":
 
     timed = [run for run in runs if had_the_machine(run)]
     panels: list[tuple[str, Sequence[dict[str, Any]], Callable[[dict[str, Any]], float]]] = [
-        ("normalized score" if "deterministic_score" in runs[0] else "return", runs, score_of),
+        (score_name(runs[0]), runs, score_of),
         ("predict, one observation: us", timed, lambda run: float(run["acting_us"])),
         ("gradient step: ms", timed, milliseconds),
     ]

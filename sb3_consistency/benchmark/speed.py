@@ -160,18 +160,20 @@ def acting_call(model: Any, batch: int, through: str) -> Callable[[], Any]:
     return call
 
 
-def exported_session(model: Any) -> Any:
+def exported_session(model: Any, path: Path) -> Any:
     """
     :param model: model with a generative actor
-    :return: ONNX Runtime's session of its exported policy, with as many threads as PyTorch has
+    :param path: file of its exported policy, written if it is not there: 100 passes take a minute to write
+    :return: ONNX Runtime's session of the file, with as many threads as PyTorch has
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = th.get_num_threads()
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
-        return onnxruntime.InferenceSession(model.export(Path(folder) / "policy.onnx", deterministic=False), options)
+    if not path.exists():
+        model.export(path, deterministic=False)
+    return onnxruntime.InferenceSession(path, options)
 
 
 def exported_call(session: Any, batch: int) -> Callable[[], Any]:
@@ -296,15 +298,17 @@ def measure(records: Records, rounds: int, quick: bool = False, force: bool = Fa
     settings += [("cuda", 1)] if th.cuda.is_available() else []
     turn = TURN / 10 if quick else TURN
     before, run = th.get_num_threads(), datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        for device, threads in settings:
-            th.set_num_threads(threads)
-            models = {system.label: build(system, device) for system in chosen}
-            common = {"run": run, "device": device, "threads": threads, "load_percent": load, "rounds": rounds, **provenance()}
-            for figure in [*_training_figures(models, rounds, turn), *_acting_figures(models, rounds, turn)]:
-                records.append({**figure, **common})
-    finally:
-        th.set_num_threads(before)
+    common = {"run": run, "load_percent": load, "rounds": rounds, **provenance()}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for device, threads in settings:
+                th.set_num_threads(threads)
+                models = {system.label: build(system, device) for system in chosen}
+                acting = _acting_figures(models, rounds, turn, Path(folder))
+                for figure in [*_training_figures(models, rounds, turn), *acting]:
+                    records.append({**figure, "device": device, "threads": threads, **common})
+        finally:
+            th.set_num_threads(before)
 
 
 def _training_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterator[dict[str, Any]]:
@@ -320,7 +324,7 @@ def _training_figures(models: dict[str, Any], rounds: int, turn: float) -> Itera
         yield {"system": label, "what": "gradient step", "batch": BATCH_SIZE, **summary(values)}
 
 
-def _acting_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterator[dict[str, Any]]:
+def _acting_figures(models: dict[str, Any], rounds: int, turn: float, folder: Path) -> Iterator[dict[str, Any]]:
     calls: dict[tuple[Any, ...], tuple[Any, int | None, Callable[[], Any]]] = {}
     for label, model in models.items():
         for through in ("predict", "sampler"):
@@ -329,7 +333,7 @@ def _acting_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterato
                     calls[label, through, batch, n_candidates] = (model, n_candidates, acting_call(model, batch, through))
     files = {label: model for label, model in models.items() if exportable(model)}
     for label, model in tqdm(files.items(), desc="exporting", unit="system"):
-        session = exported_session(model)
+        session = exported_session(model, folder / f"{label}.onnx")
         for batch in ACTING_BATCHES:
             calls[label, "exported", batch, None] = (model, None, exported_call(session, batch))
     seconds: dict[tuple[Any, ...], list[float]] = {key: [] for key in calls}
