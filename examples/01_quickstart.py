@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_consistency import CPQL
-from sb3_consistency.offline.record import record_dataset, swing_up
+from sb3_consistency.data.record import record_dataset, swing_up
 
 
 def score(model: CPQL, env: VecEnv) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from gymnasium.error import Error as GymnasiumError
 
 from sb3_consistency.benchmark import command as benchmark
-from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.zoo import commands as zoo
 
 
@@ -19,9 +19,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser, examples: str) -> None
 
 
 def _load_model(args: argparse.Namespace, env: Any = None, **changes: Any) -> Any:
-    from sb3_consistency.common.algorithm import GenerativeAlgorithm
-    from sb3_consistency.common.loading import read_model_file
-    from sb3_consistency.offline.record import find_algorithm
+    from sb3_consistency.files.zip import read_model_file
+    from sb3_consistency.registry import find_algorithm
+    from sb3_consistency.training.algorithm import GenerativeAlgorithm
 
     cls = find_algorithm(args.algo)
 
@@ -69,9 +69,9 @@ def record(args: argparse.Namespace) -> None:
     """
     import gymnasium as gym
 
-    from sb3_consistency.offline.episodes import make_known
-    from sb3_consistency.offline.record import model_controller, record_dataset
-    from sb3_consistency.offline.wrappers import flatten_if_nested
+    from sb3_consistency.data.episodes import make_known
+    from sb3_consistency.data.record import model_controller, record_dataset
+    from sb3_consistency.envs.wrappers import flatten_if_nested
 
     make_known(args.env)
     env = flatten_if_nested(gym.make(args.env))
@@ -108,8 +108,8 @@ def export(args: argparse.Namespace) -> None:
 
     :param args: its arguments
     """
-    from sb3_consistency.export import export_policy
-    from sb3_consistency.offline.wrappers import SpacesOnlyEnv
+    from sb3_consistency.envs.wrappers import SpacesOnlyEnv
+    from sb3_consistency.files.export import export_policy
 
     # HER's buffer would ask for an environment
     model = _load_model(args, replay_buffer_class=None, replay_buffer_kwargs={})

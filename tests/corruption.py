@@ -234,7 +234,7 @@ def buffer_cases():
 
 def intact_minari(root):
     """A dataset of four episodes in ``root``; set MINARI_DATASETS_PATH to it."""
-    from sb3_consistency.offline.record import record_dataset
+    from sb3_consistency.data.record import record_dataset
 
     rng = np.random.default_rng(0)
     env = gym.make("Pendulum-v1", max_episode_steps=15)

@@ -14,7 +14,7 @@ RULES = {
     "value_losses.py": {"torch"},
     "offline/checks.py": {"numpy"},
     "offline/episodes.py": {
-        "sb3_consistency.offline.checks",
+        "sb3_consistency.data.checks",
         "numpy",
         "gymnasium",
         "minari",

@@ -23,7 +23,7 @@ from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import write_report
 from sb3_consistency.benchmark.runs import Job, constructor_arguments, execute
 from sb3_consistency.benchmark.suites import DENOISING_STEPS, jobs_of, run_jobs
-from sb3_consistency.offline.record import record_dataset, swing_up
+from sb3_consistency.data.record import record_dataset, swing_up
 
 TINY = repr({"policy_kwargs": {"net_arch": [8]}, "batch_size": 16, "device": "cpu"})
 DATA = "test/pendulum-v0"

@@ -22,10 +22,10 @@ from stable_baselines3.sac.policies import SACPolicy
 
 import sb3_consistency
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
-from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.loading import ModelFileError
-from sb3_consistency.common.policies import GenerativePolicy
-from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.data.episodes import DatasetError
+from sb3_consistency.files.zip import ModelFileError
+from sb3_consistency.policies.policy import GenerativePolicy
+from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
 
 every = pytest.mark.parametrize("cls", ALGORITHMS)

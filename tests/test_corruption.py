@@ -16,9 +16,9 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC
-from sb3_consistency.common.loading import ModelFileError
-from sb3_consistency.offline.episodes import DatasetError
-from sb3_consistency.safe import SafeLoadError, load_safe
+from sb3_consistency.data.episodes import DatasetError
+from sb3_consistency.files.safe import SafeLoadError, load_safe
+from sb3_consistency.files.zip import ModelFileError
 from tests import corruption
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import box_env, make, trained

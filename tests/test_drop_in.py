@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from torch import nn
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC
-from sb3_consistency.common.unknown import NOT_OURS
+from sb3_consistency.unknown import NOT_OURS
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import actor_critics, assert_same, box_env, every, make, trained
 from tests.test_loading import GoalEnv

@@ -12,8 +12,8 @@ from stable_baselines3 import SAC
 
 from sb3_consistency import CPQL
 from sb3_consistency.__main__ import main
-from sb3_consistency.offline.opening import open_dataset
-from sb3_consistency.offline.record import record_dataset
+from sb3_consistency.data.opening import open_dataset
+from sb3_consistency.data.record import record_dataset
 from tests.conftest import SMALL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

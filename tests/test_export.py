@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_consistency import CPQL, ConsistencyAC, DiffusionQL
 from sb3_consistency.__main__ import main
-from sb3_consistency.export import SUFFIXES, ExportedPolicy
+from sb3_consistency.files.export import SUFFIXES, ExportedPolicy
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_loading import GoalEnv
 

@@ -16,10 +16,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DivergenceError
-from sb3_consistency.common import acceleration
-from sb3_consistency.common.training import lerp_where
 from sb3_consistency.generative.networks import Mish
-from sb3_consistency.offline.means import RunningMeans
+from sb3_consistency.training import gradient as acceleration
+from sb3_consistency.training.means import RunningMeans
+from sb3_consistency.training.updater import lerp_where
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
 
 every = pytest.mark.parametrize("cls", ALGORITHMS)
@@ -57,7 +57,7 @@ def assert_equal_states(a, b):
 @pytest.mark.parametrize("actor_rate", [None, 2e-3])
 @pytest.mark.parametrize("cls", ACTOR_CRITICS)
 def test_learning_rates_fall_offline_and_stay_online(cls, actor_rate, decay, monkeypatch):
-    monkeypatch.setattr("sb3_consistency.offline.mixin.CHUNK", 1)  # else one rate serves 64 gradient steps
+    monkeypatch.setattr("sb3_consistency.training.pretraining.CHUNK", 1)  # else one rate serves 64 gradient steps
 
     class Watch(BaseCallback):
         def _on_step(self) -> bool:

@@ -14,10 +14,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC
-from sb3_consistency.offline.episodes import DatasetError, MinariSource
-from sb3_consistency.offline.opening import open_dataset
-from sb3_consistency.offline.record import record_dataset
-from sb3_consistency.offline.wrappers import FlattenNestedDict, flatten_if_nested
+from sb3_consistency.data.episodes import DatasetError, MinariSource
+from sb3_consistency.data.opening import open_dataset
+from sb3_consistency.data.record import record_dataset
+from sb3_consistency.envs.wrappers import FlattenNestedDict, flatten_if_nested
 from tests.conftest import SMALL, VectorEnv, make_arrays
 
 
@@ -467,7 +467,7 @@ def test_minari_not_installed(monkeypatch):
 
 
 def test_normalized_score_is_minaris(minari_folder):
-    from sb3_consistency.common.score_logger import normalized_score
+    from sb3_consistency.training.scores import normalized_score
 
     rng = np.random.default_rng(0)
     env = gym.make("Pendulum-v1", max_episode_steps=10)

@@ -8,7 +8,6 @@ import torch as th
 from torch import nn
 
 from sb3_consistency.generative.consistency import ConsistencyModel, boundary_scalings, pseudo_huber, squared_error
-from sb3_consistency.generative.critics import StackedCritic, StackedMlp
 from sb3_consistency.generative.model import clamp_action
 from sb3_consistency.generative.networks import LnResnet, Mish, _MishFunction, make_network
 from sb3_consistency.generative.schedules import (
@@ -19,6 +18,7 @@ from sb3_consistency.generative.schedules import (
     sampling_sigmas,
     truncated_log_normal,
 )
+from sb3_consistency.values.critics import StackedCritic, StackedMlp
 from tests.conftest import FixedNetwork
 
 

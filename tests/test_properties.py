@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_consistency import CPQL, RACTD
-from sb3_consistency.common.arguments import UnsupportedSpaceError
-from sb3_consistency.common.training import DivergenceError
-from sb3_consistency.offline.episodes import DatasetError
-from sb3_consistency.offline.spaces import fitting_policy
-from sb3_consistency.safe import _argument_names
+from sb3_consistency.data.episodes import DatasetError
+from sb3_consistency.envs.spaces import UnsupportedSpaceError, fitting_policy
+from sb3_consistency.files.safe import _argument_names
+from sb3_consistency.training.updater import DivergenceError
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, VectorEnv
 
 DOCUMENTED = (ValueError, TypeError, DatasetError, DivergenceError)

@@ -18,8 +18,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
 from sb3_consistency import CPQL, RACTD
-from sb3_consistency.common.tracking import forces, planned_states
-from sb3_consistency.common.windows import Windows, discounted_returns
+from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.generative.consistency import boundary_scalings
 from sb3_consistency.generative.edm import EDMModel, heun_step, window_distance
 from sb3_consistency.generative.schedules import karras_sigma
@@ -31,8 +30,9 @@ from sb3_consistency.generative.temporal import (
     make_temporal_network,
 )
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
-from sb3_consistency.offline.datasets import Segment
-from sb3_consistency.offline.episodes import DatasetError
+from sb3_consistency.planning.tracking import forces, planned_states
+from sb3_consistency.planning.windows import Windows, discounted_returns
+from sb3_consistency.training.offline_data import Segment
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import assert_same, box_env
 

@@ -34,7 +34,7 @@ from sb3_consistency import (
     ResumableCheckpointCallback,
     load_latest,
 )
-from sb3_consistency.common.training import DivergenceError
+from sb3_consistency.training.updater import DivergenceError
 from tests.conftest import VectorEnv, make_arrays
 
 # few candidates to act by, for speed
@@ -580,7 +580,7 @@ def test_leftovers_are_ignored_and_removed(tmp_path):
 
 
 def test_other_versions_are_said(tmp_path):
-    from sb3_consistency.common.checkpoint import _manifest_hash
+    from sb3_consistency.resume.folder import _manifest_hash
 
     killed_run(tmp_path)
     path = tmp_path / "checkpoint-000005" / "manifest.json"

@@ -9,7 +9,7 @@ import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_consistency import CPQL, RACTD
-from sb3_consistency.offline.record import record_dataset
+from sb3_consistency.data.record import record_dataset
 from tests.conftest import SMALL
 
 robotics = pytest.importorskip("gymnasium_robotics", reason="needs the extra mujoco")
@@ -53,5 +53,5 @@ def test_planners_plan_from_goals(env_id, options, minari_folder):
 
 
 def test_its_environments_are_known_without_importing_it():
-    code = "import gymnasium; from sb3_consistency.offline.episodes import make_known; make_known('PointMaze_UMaze-v3'); "
+    code = "import gymnasium; from sb3_consistency.data.episodes import make_known; make_known('PointMaze_UMaze-v3'); "
     subprocess.run([sys.executable, "-c", code + "gymnasium.spec('PointMaze_UMaze-v3')"], check=True)

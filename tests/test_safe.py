@@ -20,8 +20,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_consistency
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
-from sb3_consistency.common.policies import MlpPolicy
-from sb3_consistency.safe import SafeLoadError, _digest, load_safe
+from sb3_consistency.files.safe import SafeLoadError, _digest, load_safe
+from sb3_consistency.policies.policy import MlpPolicy
 from tests.conftest import ALGORITHMS, SMALL, VectorEnv, make_arrays
 from tests.test_contract import MODES, assert_same, box_env, every, make, trained
 from tests.test_loading import GoalEnv, dict_arrays
@@ -386,6 +386,6 @@ def test_other_files_are_told(good, tmp_path):
 
 
 def test_every_algorithm_is_known():
-    from sb3_consistency.safe import ALGORITHMS as known
+    from sb3_consistency.files.safe import ALGORITHMS as known
 
     assert set(known) == {cls.__name__ for cls in ALGORITHMS}

@@ -19,8 +19,8 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC
-from sb3_consistency.common import training
-from sb3_consistency.common.sampling import bytes_per_transition
+from sb3_consistency.training import updater as training
+from sb3_consistency.training.batches import bytes_per_transition
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import actor_critics, assert_same, every, make
 from tests.test_gradient_step import weights

@@ -3,7 +3,7 @@
 import pytest
 import torch as th
 
-from sb3_consistency.value_losses import (
+from sb3_consistency.values.losses import (
     batch_normalised,
     choose_candidate,
     expectile_loss,

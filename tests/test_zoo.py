@@ -21,10 +21,10 @@ import yaml
 
 import sb3_consistency
 from sb3_consistency.__main__ import main
-from sb3_consistency.offline.record import record_dataset, swing_up
+from sb3_consistency.data.record import record_dataset, swing_up
 from sb3_consistency.zoo import register
 from sb3_consistency.zoo.datasets import dataset_key
-from sb3_consistency.zoo.registry import algorithm_names, canonical, default_config, zoo_class
+from sb3_consistency.zoo.register import algorithm_names, canonical, default_config, zoo_class
 from sb3_consistency.zoo.schedules import LinearStepSchedule
 from tests.test_resume import KilledError
 
@@ -303,7 +303,7 @@ def test_options_of_the_files(tmp_path):
     section = {
         "n_timesteps": 40,
         "n_envs": 2,
-        "policy": "sb3_consistency.common.policies.MlpPolicy",
+        "policy": "sb3_consistency.policies.policy.MlpPolicy",
         "policy_kwargs": "dict(net_arch=[8], activation_fn=sb3_consistency.generative.networks.Mish)",
         "learning_rate": "lin_3e-4",
         "actor_learning_rate": "lin_1e-3",

@@ -4,10 +4,10 @@ from typing import Unpack
 
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_consistency.common.actor_critic import GenerativeActorCritic
-from sb3_consistency.common.arguments import ConsistencyActorCriticArguments, StepSchedule
-from sb3_consistency.common.consistency import ConsistencyPolicyMixin
-from sb3_consistency.common.policies import GenerativePolicy
+from sb3_consistency.algorithms.actor_critic import GenerativeActorCritic
+from sb3_consistency.algorithms.consistency import ConsistencyPolicyMixin
+from sb3_consistency.options import ConsistencyActorCriticArguments, StepSchedule
+from sb3_consistency.policies.policy import GenerativePolicy
 
 
 class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
@@ -28,9 +28,9 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
     :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch
     :param sampling_steps: network evaluations K per action
     :param bc_loss: "ict", "consistency" or "reconstruction"
-    :param kwargs: see :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic`,
-        :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
-        :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: see :class:`~sb3_consistency.algorithms.actor_critic.GenerativeActorCritic`,
+        :class:`~sb3_consistency.algorithms.consistency.ConsistencyPolicyMixin` and
+        :class:`~sb3_consistency.options.SharedArguments`
     """
 
     def __init__(

@@ -4,10 +4,10 @@ from typing import Unpack
 
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_consistency.common.arguments import ConsistencyBCArguments
-from sb3_consistency.common.behaviour_cloning import BehaviourCloning
-from sb3_consistency.common.consistency import ConsistencyPolicyMixin
-from sb3_consistency.common.policies import GenerativePolicy
+from sb3_consistency.algorithms.behaviour_cloning import BehaviourCloning
+from sb3_consistency.algorithms.consistency import ConsistencyPolicyMixin
+from sb3_consistency.options import ConsistencyBCArguments
+from sb3_consistency.policies.policy import GenerativePolicy
 
 
 class ConsistencyBC(ConsistencyPolicyMixin, BehaviourCloning):
@@ -27,8 +27,8 @@ class ConsistencyBC(ConsistencyPolicyMixin, BehaviourCloning):
 
     :param sampling_steps: network evaluations K per action
     :param bc_loss: "ict", "consistency" or "reconstruction"
-    :param kwargs: see :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
-        :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: see :class:`~sb3_consistency.algorithms.consistency.ConsistencyPolicyMixin` and
+        :class:`~sb3_consistency.options.SharedArguments`
     """
 
     def __init__(

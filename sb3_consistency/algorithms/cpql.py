@@ -5,13 +5,13 @@ from typing import Any, Unpack
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
-from sb3_consistency.common.actor_critic import GenerativeActorCritic
-from sb3_consistency.common.arguments import ConsistencyActorCriticArguments, StepSchedule, check_choice, check_range
-from sb3_consistency.common.consistency import ConsistencyPolicyMixin
-from sb3_consistency.common.policies import GenerativePolicy
-from sb3_consistency.common.sampling import Batch
-from sb3_consistency.common.training import LossFn
-from sb3_consistency.value_losses import expectile_loss, pessimistic_value
+from sb3_consistency.algorithms.actor_critic import GenerativeActorCritic
+from sb3_consistency.algorithms.consistency import ConsistencyPolicyMixin
+from sb3_consistency.options import ConsistencyActorCriticArguments, StepSchedule, check_choice, check_range
+from sb3_consistency.policies.policy import GenerativePolicy
+from sb3_consistency.training.batches import Batch
+from sb3_consistency.training.updater import LossFn
+from sb3_consistency.values.losses import expectile_loss, pessimistic_value
 
 VALUE_MODES = ("q", "iql")
 VALUE_CRITICS = ("target", "current")
@@ -42,9 +42,9 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch
     :param sampling_steps: network evaluations K per action
     :param bc_loss: "ict", "consistency" or "reconstruction"
-    :param kwargs: see :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic`,
-        :class:`~sb3_consistency.common.consistency.ConsistencyPolicyMixin` and
-        :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: see :class:`~sb3_consistency.algorithms.actor_critic.GenerativeActorCritic`,
+        :class:`~sb3_consistency.algorithms.consistency.ConsistencyPolicyMixin` and
+        :class:`~sb3_consistency.options.SharedArguments`
     """
 
     def __init__(

@@ -4,10 +4,10 @@ from typing import Unpack
 
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_consistency.common.arguments import SharedArguments
-from sb3_consistency.common.behaviour_cloning import BehaviourCloning
-from sb3_consistency.common.diffusion import DiffusionPolicyMixin
-from sb3_consistency.common.policies import GenerativePolicy
+from sb3_consistency.algorithms.behaviour_cloning import BehaviourCloning
+from sb3_consistency.algorithms.diffusion import DiffusionPolicyMixin
+from sb3_consistency.options import SharedArguments
+from sb3_consistency.policies.policy import GenerativePolicy
 
 
 class DiffusionBC(DiffusionPolicyMixin, BehaviourCloning):
@@ -25,7 +25,7 @@ class DiffusionBC(DiffusionPolicyMixin, BehaviourCloning):
     :param beta_schedule: "vp" or "cosine"
     :param sampling_steps: network evaluations per action, at most T; None for T
     :param sampler: "ddpm" (ancestral sampling) or "ddim" (deterministic given its first noise)
-    :param kwargs: see :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: see :class:`~sb3_consistency.options.SharedArguments`
     """
 
     def __init__(

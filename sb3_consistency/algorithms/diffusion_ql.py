@@ -4,10 +4,10 @@ from typing import Unpack
 
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_consistency.common.actor_critic import GenerativeActorCritic
-from sb3_consistency.common.arguments import ActorCriticArguments, StepSchedule
-from sb3_consistency.common.diffusion import DiffusionPolicyMixin
-from sb3_consistency.common.policies import GenerativePolicy
+from sb3_consistency.algorithms.actor_critic import GenerativeActorCritic
+from sb3_consistency.algorithms.diffusion import DiffusionPolicyMixin
+from sb3_consistency.options import ActorCriticArguments, StepSchedule
+from sb3_consistency.policies.policy import GenerativePolicy
 
 
 class DiffusionQL(DiffusionPolicyMixin, GenerativeActorCritic):
@@ -29,8 +29,8 @@ class DiffusionQL(DiffusionPolicyMixin, GenerativeActorCritic):
     :param beta_schedule: "vp" or "cosine"
     :param sampling_steps: network evaluations per action, at most T; None for T
     :param sampler: "ddpm" (ancestral sampling) or "ddim" (deterministic given its first noise)
-    :param kwargs: see :class:`~sb3_consistency.common.actor_critic.GenerativeActorCritic` and
-        :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: see :class:`~sb3_consistency.algorithms.actor_critic.GenerativeActorCritic` and
+        :class:`~sb3_consistency.options.SharedArguments`
     """
 
     def __init__(

@@ -6,12 +6,12 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 from torch.nn import functional as F
 
-from sb3_consistency.common.arguments import SharedArguments, check_choice, check_range
-from sb3_consistency.common.planner import PlannerPolicy
-from sb3_consistency.common.planning import PlanBatch, PlanningAlgorithm
-from sb3_consistency.common.stages import NETWORK_OF_STAGE
-from sb3_consistency.common.training import LossFn
 from sb3_consistency.generative.temporal import coloured_noise
+from sb3_consistency.options import SharedArguments, check_choice, check_range
+from sb3_consistency.planning.planner import PlannerPolicy
+from sb3_consistency.planning.planning import PlanBatch, PlanningAlgorithm
+from sb3_consistency.planning.stages import NETWORK_OF_STAGE
+from sb3_consistency.training.updater import LossFn
 
 REWARD_INPUTS = ("sample", "denoised")
 DISTILL_FROM = ("raw", "ema")
@@ -64,7 +64,7 @@ class RACTD(PlanningAlgorithm):
         the student exploits what R makes up there
     :param distill_from: "raw" weights of the teacher (code) or their moving average "ema"
     :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
-    :param kwargs: see :class:`~sb3_consistency.common.arguments.SharedArguments`
+    :param kwargs: see :class:`~sb3_consistency.options.SharedArguments`
     :raises ValueError: if an argument is out of its range
     """
 

@@ -139,7 +139,7 @@ def _record_quick_dataset(data: Sequence[str]) -> None:
     """Record mixed-quality behaviour on Pendulum, once, where it is asked for: no download."""
     from minari.storage.datasets_root_dir import get_dataset_path
 
-    from sb3_consistency.offline.record import record_dataset, swing_up
+    from sb3_consistency.data.record import record_dataset, swing_up
 
     if QUICK_DATASET in data and not (get_dataset_path(QUICK_DATASET) / "data").exists():
         controllers = [swing_up(noise, seed) for seed, noise in enumerate([0.5, 2.0, 4.0, 8.0])]

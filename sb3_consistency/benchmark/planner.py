@@ -14,9 +14,9 @@ from sb3_consistency.benchmark.drawing import format_number, markdown, spread
 from sb3_consistency.benchmark.records import had_the_machine, provenance
 from sb3_consistency.benchmark.runs import Job, acting_microseconds, constructor_arguments, mean_return, plain_options
 from sb3_consistency.benchmark.speed import OtherLoad
-from sb3_consistency.common.score_logger import normalized_score
-from sb3_consistency.offline.opening import open_dataset
-from sb3_consistency.offline.wrappers import flatten_if_nested
+from sb3_consistency.data.opening import open_dataset
+from sb3_consistency.envs.wrappers import flatten_if_nested
+from sb3_consistency.training.scores import normalized_score
 
 STUDENTS = ("{'reward_weight': 0.0}", "{}")
 STUDENT_JUMPS = (1, 2, 4)

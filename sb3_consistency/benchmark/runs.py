@@ -19,13 +19,13 @@ from torch import nn
 
 from sb3_consistency.benchmark.records import provenance
 from sb3_consistency.benchmark.speed import OtherLoad, timed_calls
-from sb3_consistency.common.run_state import random_states, set_random_states
-from sb3_consistency.common.score_logger import normalized_score
-from sb3_consistency.offline.episodes import make_known
-from sb3_consistency.offline.opening import open_dataset
-from sb3_consistency.offline.record import find_algorithm
-from sb3_consistency.offline.spaces import fitting_policy
-from sb3_consistency.offline.wrappers import flatten_if_nested
+from sb3_consistency.data.episodes import make_known
+from sb3_consistency.data.opening import open_dataset
+from sb3_consistency.envs.spaces import fitting_policy
+from sb3_consistency.envs.wrappers import flatten_if_nested
+from sb3_consistency.registry import find_algorithm
+from sb3_consistency.resume.run_state import random_states, set_random_states
+from sb3_consistency.training.scores import normalized_score
 
 # evaluation environments start from these seeds, the same at every evaluation of every run with one seed
 EVALUATION_SEED = 1000

@@ -28,7 +28,7 @@ from sb3_consistency.benchmark.speed import (
     timed_calls,
     training_turn,
 )
-from sb3_consistency.offline.wrappers import SpacesOnlyEnv
+from sb3_consistency.envs.wrappers import SpacesOnlyEnv
 
 # HalfCheetah's sizes
 MEMORY_SIZES = (17, 6)

@@ -21,9 +21,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sb3_consistency.benchmark.records import Records, provenance
-from sb3_consistency.common.networks import GenerativeActor
-from sb3_consistency.offline.record import find_algorithm
-from sb3_consistency.offline.wrappers import SpacesOnlyEnv
+from sb3_consistency.envs.wrappers import SpacesOnlyEnv
+from sb3_consistency.policies.modules import GenerativeActor
+from sb3_consistency.registry import find_algorithm
 
 # Hopper's sizes
 OBSERVATION_SIZE, ACTION_SIZE = 11, 3

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.runs import Job, plain_options
-from sb3_consistency.offline.record import find_algorithm
+from sb3_consistency.registry import find_algorithm
 
 OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL", "RACTD")
 ONLINE_ALGORITHMS = ("SAC", "TD3", "ConsistencyAC", "CPQL", "DiffusionQL")

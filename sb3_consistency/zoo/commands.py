@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_consistency.zoo import workarounds
-from sb3_consistency.zoo.registry import register
+from sb3_consistency.zoo.register import register
 
 # name -> module of rl-zoo3, what it does
 COMMANDS = {

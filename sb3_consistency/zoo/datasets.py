@@ -4,8 +4,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from sb3_consistency.offline.opening import open_datasets
-from sb3_consistency.offline.wrappers import FlattenNestedDict, is_nested
+from sb3_consistency.data.opening import open_datasets
+from sb3_consistency.envs.wrappers import FlattenNestedDict, is_nested
 
 FLATTEN = f"{FlattenNestedDict.__module__}.{FlattenNestedDict.__qualname__}"
 

@@ -19,10 +19,10 @@ from rl_zoo3.utils import SimpleLinearSchedule, get_callback_list
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_consistency.common.checkpoint import MANIFEST, verify
-from sb3_consistency.offline.spaces import fitting_policy
+from sb3_consistency.envs.spaces import fitting_policy
+from sb3_consistency.resume.folder import MANIFEST, verify
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
-from sb3_consistency.zoo.registry import algorithm_names, canonical, default_config
+from sb3_consistency.zoo.register import algorithm_names, canonical, default_config
 from sb3_consistency.zoo.schedules import LinearStepSchedule, parse_linear
 from sb3_consistency.zoo.search_spaces import OFFLINE
 from sb3_consistency.zoo.workarounds import require_pandas

@@ -3,7 +3,7 @@
 from pprint import pformat
 from typing import Any
 
-from sb3_consistency.zoo.registry import algorithm_names, canonical
+from sb3_consistency.zoo.register import algorithm_names, canonical
 
 CARD = """
 # **{class_name}** agent for **{env_id}**

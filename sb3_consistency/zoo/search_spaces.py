@@ -5,12 +5,12 @@ from typing import Any
 
 import optuna
 
+from sb3_consistency.algorithms.actor_critic import GenerativeActorCritic
+from sb3_consistency.algorithms.consistency import ConsistencyPolicyMixin
 from sb3_consistency.algorithms.cpql import CPQL
+from sb3_consistency.algorithms.diffusion import DiffusionPolicyMixin
 from sb3_consistency.algorithms.ractd import RACTD
-from sb3_consistency.common.actor_critic import GenerativeActorCritic
-from sb3_consistency.common.algorithm import GenerativeAlgorithm
-from sb3_consistency.common.consistency import ConsistencyPolicyMixin
-from sb3_consistency.common.diffusion import DiffusionPolicyMixin
+from sb3_consistency.training.algorithm import GenerativeAlgorithm
 
 Space = Callable[[optuna.Trial], dict[str, Any]]
 

@@ -1,0 +1,1 @@
+"""What Gymnasium's environments and spaces mean here."""

@@ -1,0 +1,1 @@
+"""How a model leaves the house: zips, safe files, exported policies."""

@@ -1,0 +1,401 @@
+"""
+Models as files that execute nothing: weights and plain data in one safetensors file.
+
+SB3's ``save`` pickles, and unpickling a stranger's file runs whatever its author put there. Here the configuration is JSON,
+in the header of the safetensors file; classes are looked up by name in a list of ours, nothing is imported.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_consistency import registry
+from sb3_consistency.data.rewards import AffineReward
+from sb3_consistency.envs.spaces import adopted_spaces, check_action_space, check_observation_space
+from sb3_consistency.files.allocation import AllocationLimit
+from sb3_consistency.files.plain_data import (
+    MAX_SPACE_SIZE,
+    check_sizes,
+    decode,
+    decode_space,
+    encode,
+    encode_space,
+    space_size,
+)
+from sb3_consistency.options import check_flags, check_pair, check_range
+from sb3_consistency.planning.stages import StagedAlgorithm
+from sb3_consistency.unknown import argument_names
+
+FORMAT = "sb3_consistency 1"
+SUFFIX = ".safetensors"
+ALGORITHMS = tuple(registry.ALGORITHMS)
+MAX_HEADER = 2**24
+# HER keeps a dict per row
+MAX_BUFFER_SIZE = 10**7
+# paths and data stay behind: a stranger's file must not choose what learn() reads (perhaps a pickle), where it writes, or
+# that it runs a compiler
+NOT_STORED = {"policy", "env", "device", "dataset", "dataset_kwargs", "tensorboard_log", "compile", "_init_setup_model"}
+NOT_SIZES = {"seed", "buffer_size", "learning_starts", "curriculum_steps", "pretrain_steps", "actor_ema_start"}
+COUNTERS = (
+    "num_timesteps",
+    "_n_updates",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_episode_num",
+    "_curriculum_end",
+    "_pretrain_start",
+    "_online_timesteps",
+)
+STATE = (*COUNTERS, "_current_progress_remaining", "_was_pretrained", "_reference_returns", "_reward_function")
+
+
+class SafeLoadError(ValueError):
+    """A file that :func:`load_safe` refuses. The message names what is wrong with it."""
+
+
+def save_safe(model: Any, path: str | Path) -> Path:
+    """
+    Write a model to a file that can be read without executing anything.
+
+    Weights, optimizer states, observation statistics, constructor arguments and counters are stored; data, replay buffer,
+    ``VecNormalize`` statistics, paths and loggers are not. An existing file is replaced at once, or stays as it was.
+
+    :param model: model of one of this package's algorithms
+    :param path: file to write; ".safetensors" is added where it is missing
+    :return: the path
+    :raises ValueError: if an argument of the model is not plain data, or a weight is not finite
+    """
+    path = Path(path)
+    path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+    tensors = _tensors(model)
+    for name, tensor in tensors.items():
+        if not th.isfinite(tensor).all():
+            raise ValueError(f"model: {name} has NaN or infinite values; the training has diverged, take an earlier model.")
+    config = json.dumps(_config(model), allow_nan=False)
+    metadata = {"format": FORMAT, "config": config, "sha256": _digest(config, tensors)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load_safe(path: str | Path, env: GymEnv | str | None = None, device: th.device | str = "auto") -> Any:
+    """
+    Load a model that ``save_safe`` wrote, executing nothing from the file.
+
+    The algorithm is picked by its name among this package's. Predictions equal those of the saved model, and training goes
+    on with its optimizer states.
+
+    :param path: file of ``save_safe``
+    :param env: environment to train in, or its id; None to predict, or to train offline
+    :param device: device to load to
+    :return: the model
+    :raises SafeLoadError: if the file is damaged, is no such file, or asks for anything that is not allowed
+    :raises ValueError: if the environment's spaces are not the model's
+    """
+    return _load(path, env, device, None)
+
+
+def load_safe_as(cls: type[Any], path: str | Path, env: GymEnv | str | None, device: th.device | str) -> Any:
+    """
+    :func:`load_safe` for one algorithm.
+
+    :param cls: the algorithm; another one's file is refused
+    :param path: file of ``save_safe``
+    :param env: environment to train in, its id, or None
+    :param device: device to load to
+    :return: the model
+    :raises SafeLoadError: as :func:`load_safe`, and if the file holds another algorithm
+    """
+    return _load(path, env, device, cls)
+
+
+# writing
+
+
+def _config(model: Any) -> dict[str, Any]:
+    cls = type(model)
+    if _algorithm(cls.__name__) is not cls:
+        raise ValueError(f"model: {cls.__name__} is not one of {list(ALGORITHMS)} itself; save_safe() knows no subclasses.")
+    policies = {policy: name for name, policy in cls.policy_aliases.items()}
+    if model.policy_class not in policies:
+        raise ValueError(
+            f"policy: {model.policy_class.__name__} is a class of your own, and load_safe() makes only "
+            f"{sorted(policies.values())}. Use save(), or export()."
+        )
+    arguments = {name: encode(name, value) for name, value in _arguments(model).items()}
+    _checked_arguments(cls, arguments)  # now, and not when the model is needed
+    return {
+        "algorithm": cls.__name__,
+        "policy": policies[model.policy_class],
+        "observation_space": encode_space("observation_space", model.observation_space),
+        "action_space": encode_space("action_space", model.action_space),
+        "inferred_spaces": list(model._inferred_spaces),
+        "arguments": arguments,
+        "state": {name: encode(name, vars(model)[name]) for name in _state_names(cls)},
+        "learning_rates": {
+            name: [float(group["lr"]) for group in getattr(model.policy, name).optimizer.param_groups]
+            for name in model.policy.trained_networks()
+        },
+    }
+
+
+def _argument_names(cls: type[Any]) -> list[str]:
+    return sorted(argument_names(cls) - NOT_STORED)
+
+
+def _arguments(model: Any) -> dict[str, Any]:
+    values = {name: vars(model)[name] for name in _argument_names(type(model)) if name != "stats_window_size"}
+    values["stats_window_size"] = model._stats_window_size
+    values["train_freq"] = (model.train_freq.frequency, model.train_freq.unit.value)
+    if model._n_step_class_is_derived or values["replay_buffer_class"] in (ReplayBuffer, DictReplayBuffer):
+        kwargs = values["replay_buffer_kwargs"].items()
+        derived = values["replay_buffer_class"] is NStepReplayBuffer
+        values["replay_buffer_kwargs"] = {k: v for k, v in kwargs if not (derived and k in ("n_steps", "gamma"))}
+        values["replay_buffer_class"] = None
+    if values.get("teacher") is not None:
+        values["teacher"] = "taken over before saving"
+    return values
+
+
+def _state_names(cls: type[Any]) -> tuple[str, ...]:
+    return (*STATE, "_student_started") if issubclass(cls, StagedAlgorithm) else STATE
+
+
+def _tensors(model: Any) -> dict[str, th.Tensor]:
+    # copies: networks may share an extractor, and safetensors stores no tensor twice
+    tensors = {f"policy.{name}": w.detach().cpu().clone().contiguous() for name, w in model.policy.state_dict().items()}
+    for network in model.policy.trained_networks():
+        for index, entries in getattr(model.policy, network).optimizer.state_dict()["state"].items():
+            for key, value in entries.items():
+                if value is not None:
+                    array = th.as_tensor(value, dtype=None if isinstance(value, th.Tensor) else th.float64)
+                    tensors[f"optimizer.{network}.{index}.{key}"] = array.detach().cpu().clone().contiguous()
+    return tensors
+
+
+def _digest(config: str, tensors: dict[str, th.Tensor]) -> str:
+    digest = hashlib.sha256(config.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
+        digest.update(np.ascontiguousarray(tensors[name].numpy()).tobytes())
+    return digest.hexdigest()
+
+
+# reading
+
+
+def _load(path: str | Path, env: GymEnv | str | None, device: th.device | str, cls: type[Any] | None) -> Any:
+    path = Path(path)
+    config, tensors = _read(path)
+    try:
+        name = config["algorithm"]
+        found = _algorithm(name)
+        if found is None:
+            raise ValueError(f"algorithm {str(name)[:100]!r} is none of {list(ALGORITHMS)}")
+        if cls is not None and found is not cls:
+            raise ValueError(f"it holds a {name}: load it with {name}.load_safe() or sb3_consistency.load_safe()")
+        arguments = _checked_arguments(found, config["arguments"])
+        described = [config[f"{kind}_space"] for kind in ("observation", "action")]
+        if sum(map(space_size, described)) > MAX_SPACE_SIZE:
+            raise ValueError(f"spaces of more than {MAX_SPACE_SIZE} numbers")
+        space_pair = [decode_space(space) for space in described]
+        check_observation_space(space_pair[0])
+        check_action_space(space_pair[1])
+        inferred = [name for name in ("observation_space", "action_space") if name in config.get("inferred_spaces", [])]
+        policy = config["policy"]
+        if policy not in found.policy_aliases:
+            raise ValueError(f"policy {str(policy)[:100]!r} is none of {sorted(found.policy_aliases)}")
+        state = _checked_state(found, config["state"])
+    except Exception as error:  # of any kind: the entries of a stranger's file may be anything
+        raise SafeLoadError(f"{path}: the configuration can't be used: {_told(error)}") from error
+    model = _build(path, found, policy, arguments, space_pair, inferred, env, device)
+    vars(model).update(state)
+    _set_up(path, model, tensors)
+    _fill(path, model, tensors, config.get("learning_rates"))
+    return model
+
+
+def _told(error: Exception) -> str:
+    return f"{error}." if isinstance(error, ValueError) else f"{error!r}."
+
+
+def _algorithm(name: Any) -> Any:
+    return registry.algorithm(name) if name in ALGORITHMS else None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
+    if not path.is_file() and path.with_name(path.name + SUFFIX).is_file():
+        path = path.with_name(path.name + SUFFIX)
+    if not path.is_file():
+        raise SafeLoadError(f"{path}: there is no such file.")
+    with path.open("rb") as file:
+        start = file.read(9)
+    is_safetensors = start[8:] == b"{"
+    if not is_safetensors and (start[:2] == b"PK" or start[:1] == b"\x80"):
+        raise SafeLoadError(f"{path}: this is a zip file or a pickle, not a file of save_safe(); nothing was unpickled.")
+    if not is_safetensors or int.from_bytes(start[:8], "little") > MAX_HEADER:
+        raise SafeLoadError(f"{path}: damaged, or not a file of save_safe(): the header is missing or too long.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if metadata.get("format") != FORMAT:
+            raise SafeLoadError(
+                f"{path}: format {metadata.get('format')!r}, but {FORMAT!r} is expected: not from save_safe()."
+            )
+        config = json.loads(metadata["config"], parse_constant=_refuse_constant)
+        digest = _digest(metadata["config"], tensors)
+    except SafeLoadError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError, TypeError) as error:
+        raise SafeLoadError(f"{path}: damaged, or not a file of save_safe(): {error!r}.") from error
+    if metadata.get("sha256") != digest:
+        raise SafeLoadError(f"{path}: damaged: the checksum of its content is not the one it states.")
+    if not isinstance(config, dict):
+        raise SafeLoadError(f"{path}: the configuration is a {type(config).__name__}, not an object.")
+    for name, tensor in tensors.items():
+        if not th.isfinite(tensor).all():
+            raise SafeLoadError(f"{path}: {name!r} has NaN or infinite values.")
+    return config, tensors
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _checked_arguments(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
+    _check_names("arguments", set(given), set(_argument_names(cls)))
+    arguments = {name: decode(value) for name, value in given.items()}
+    for name, value in arguments.items():
+        if name not in NOT_SIZES:
+            check_sizes(name, value)
+    if arguments["buffer_size"] > MAX_BUFFER_SIZE:
+        raise ValueError(f"buffer_size={arguments['buffer_size']} is too large")
+    buffer_class = arguments["replay_buffer_class"]
+    if arguments["action_noise"] is not None or (buffer_class is not None and not issubclass(buffer_class, ReplayBuffer)):
+        raise ValueError("action_noise and replay_buffer_class must be None or a replay buffer")
+    return arguments
+
+
+def _checked_state(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
+    _check_names("state", set(given), set(_state_names(cls)))
+    state = {name: decode(value) for name, value in given.items()}
+    may_be_none = {"_curriculum_end", "_pretrain_start", "_online_timesteps"}
+    for name in COUNTERS:
+        if not (type(state[name]) is int and state[name] >= 0) and not (state[name] is None and name in may_be_none):
+            raise ValueError(f"{name} must be an integer of at least 0, got {state[name]!r}")
+    check_range("_current_progress_remaining", state["_current_progress_remaining"], -1e9, 1)
+    check_flags(**{name: state[name] for name in state.keys() & {"_was_pretrained", "_student_started"}})
+    if state["_reference_returns"] is not None:
+        check_pair("_reference_returns", state["_reference_returns"], -1e300)
+    if not (state["_reward_function"] is None or type(state["_reward_function"]) is AffineReward):
+        raise ValueError("_reward_function must be None or a scale and a shift")
+    return state
+
+
+def _check_names(what: str, given: set[str], expected: set[str]) -> None:
+    if given != expected:
+        raise ValueError(
+            f"{what}: missing {sorted(expected - given)}, unknown {sorted(given - expected)} (perhaps of another version)"
+        )
+
+
+def _build(
+    path: Path,
+    cls: type[Any],
+    policy: str,
+    arguments: dict[str, Any],
+    space_pair: list[Any],
+    inferred: list[str],
+    env: Any,
+    device: Any,
+) -> Any:
+    # the constructor checks every argument; it builds no network and no buffer yet, and opens nothing
+    try:
+        model = cls(policy, None, **arguments, device=device, _init_setup_model=False)
+    except Exception as error:  # as above
+        raise SafeLoadError(f"{path}: {cls.__name__} refuses the arguments: {_told(error)}") from error
+    if env is None and issubclass(arguments["replay_buffer_class"] or ReplayBuffer, HerReplayBuffer):
+        raise SafeLoadError(f"{path}: env is None: pass it, the model's HerReplayBuffer asks the environment for rewards.")
+    model.observation_space, model.action_space = space_pair
+    model.n_envs = 1
+    model._inferred_spaces = inferred if env is None else []
+    if env is not None:
+        env = model._wrap_env(maybe_make_env(env, 0), model.verbose)
+        vars(model).update(adopted_spaces({name: getattr(model, name) for name in inferred}, env))
+        check_for_correct_spaces(env, model.observation_space, model.action_space)
+        model.env, model.n_envs = env, env.num_envs
+        model._vec_normalize_env = unwrap_vec_normalize(env)
+    return model
+
+
+def _set_up(path: Path, model: Any, tensors: dict[str, th.Tensor]) -> None:
+    """Build networks and buffer, and put the weights in."""
+    ours = {name.removeprefix("policy."): w for name, w in tensors.items() if name.startswith("policy.")}
+    try:
+        # a few lines of configuration can ask for more memory than there is; initialisation needs little beyond the weights
+        with AllocationLimit(4 * sum(w.numel() for w in ours.values()) + 2**22):
+            model._setup_model()
+        expected = model.policy.state_dict()
+        _check_names("weights", set(ours), set(expected))
+        for name, w in ours.items():
+            if (w.shape, w.dtype) != (expected[name].shape, expected[name].dtype):
+                raise ValueError(
+                    f"{name!r} has shape {tuple(w.shape)} ({w.dtype}), expected {tuple(expected[name].shape)} "
+                    f"({expected[name].dtype})"
+                )
+        model.policy.load_state_dict(ours)
+    except Exception as error:  # as above; MemoryError where the buffer is too large
+        raise SafeLoadError(f"{path}: the weights don't fit the configuration: {_told(error)}") from error
+
+
+def _fill(path: Path, model: Any, tensors: dict[str, th.Tensor], rates: Any) -> None:
+    states: dict[str, dict[int, dict[str, th.Tensor]]] = {name: {} for name in model.policy.trained_networks()}
+    try:
+        for name, value in tensors.items():
+            kind, network, *rest = name.split(".", 3) if name.startswith("optimizer.") else ("policy", "")
+            if kind == "optimizer":
+                index, key = rest
+                states[network].setdefault(int(index), {})[key] = value
+            elif not name.startswith("policy."):
+                raise ValueError(f"unknown tensor {name!r}")
+        for network, state in states.items():
+            _fill_optimizer(network, getattr(model.policy, network).optimizer, state, rates[network])
+    except Exception as error:  # as above
+        raise SafeLoadError(f"{path}: the optimizer state can't be used: {_told(error)}") from error
+
+
+def _fill_optimizer(network: str, optimizer: th.optim.Optimizer, state: dict[int, Any], rates: list[float]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entries in state.items():
+        shape = parameters[index].shape
+        for key, value in entries.items():
+            if value.shape not in (shape, th.Size([])):
+                raise ValueError(
+                    f"{key} of parameter {index} of {network} has shape {tuple(value.shape)}, expected {tuple(shape)}"
+                )
+    groups = optimizer.state_dict()["param_groups"]
+    for group, rate in zip(groups, rates, strict=True):
+        check_range(f"learning rate of {network}", rate, 0)
+        group["lr"] = float(rate)
+    # in the order in which optimizers write it
+    ordered = {i: dict(sorted(state[i].items(), key=lambda entry: (entry[0] != "step", entry[0]))) for i in sorted(state)}
+    optimizer.load_state_dict({"state": ordered, "param_groups": groups})

@@ -1,0 +1,1 @@
+"""Planners: windows of trajectories, plans and their memory."""

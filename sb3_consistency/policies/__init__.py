@@ -1,0 +1,1 @@
+"""SB3 modules around the pure networks."""

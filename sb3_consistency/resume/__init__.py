@@ -1,0 +1,1 @@
+"""A killed run goes on: checkpoints of a whole run."""

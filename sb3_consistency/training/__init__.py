@@ -1,0 +1,1 @@
+"""From losses to steps: batches, updates, phases, and SB3's hooks around them."""

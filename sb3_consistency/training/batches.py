@@ -1,0 +1,115 @@
+"""Mini-batches from SB3's replay buffers, many at once, offline and online data mixed."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_consistency.training.offline_data import Segment
+
+
+class Batch(NamedTuple):
+    """
+    Transitions: observations (B, ...), scaled actions (B, A), and (B, 1) of the rest.
+
+    ``dones`` is 1 for terminations only; ``discounts`` is gamma^n where n steps are summed in ``rewards``.
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    next_observations: PyTorchObs
+    rewards: th.Tensor
+    dones: th.Tensor
+    discounts: th.Tensor
+
+
+def tree_map(function: Any, *trees: Any) -> Any:
+    """
+    :param function: function of one tensor of every tree
+    :param trees: tensors, or dicts or tuples of them, of one structure
+    :return: the results in the same structure
+    """
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: tree_map(function, *(tree[key] for tree in trees)) for key in first}
+    if isinstance(first, tuple):
+        return tuple(tree_map(function, *parts) for parts in zip(*trees, strict=True))
+    return function(*trees)
+
+
+def can_sample(buffer: ReplayBuffer | None) -> bool:
+    """
+    :param buffer: a replay buffer, or None
+    :return: whether it has anything to sample (HER needs a finished episode)
+    """
+    if buffer is None or buffer.size() == 0:
+        return False
+    return bool((buffer.ep_length > 0).any()) if isinstance(buffer, HerReplayBuffer) else True
+
+
+def samples_as_sb3(buffer: ReplayBuffer) -> bool:
+    """
+    :param buffer: a replay buffer
+    :return: whether its ``sample`` is one of SB3's, in which rows are independent of each other
+    """
+    return type(buffer).sample.__module__.startswith("stable_baselines3.")
+
+
+def bytes_per_transition(space: spaces.Space) -> int:
+    """
+    :param space: observation space
+    :return: bytes of the two observations of a transition, the bulk of it where they are images
+    """
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return 2 * sum(math.prod(part.shape or (1,)) * (part.dtype.itemsize if part.dtype else 4) for part in parts)
+
+
+def sample(
+    buffer: ReplayBuffer, size: int, gamma: float, env: VecNormalize | None, segments: list[Segment] | None = None
+) -> Batch:
+    """
+    :param buffer: SB3 replay buffer
+    :param size: number of transitions
+    :param gamma: discount factor of buffers that do not sum several steps
+    :param env: VecNormalize whose statistics normalise the samples
+    :param segments: draw from these row ranges in their shares, instead of uniformly
+    :return: transitions
+    """
+    if segments:
+        chosen = np.random.choice(len(segments), size=size, p=[segment.share for segment in segments])
+        starts, stops = np.array([(s.start, s.stop) for s in segments])[chosen].T
+        data: Any = buffer._get_samples(np.random.randint(starts, stops), env=env)
+    elif isinstance(buffer, HerReplayBuffer) and 0 < buffer.her_ratio * size < 1:
+        # SB3 would ask the environment for the rewards of no rows: draw more, keep the first
+        data = buffer.sample(math.ceil(1 / buffer.her_ratio), env=env)
+        data = type(data)(*tree_map(lambda x: x[:size], tuple(data)[:5]))
+    else:
+        data = buffer.sample(size, env=env)
+    discounts = th.full_like(data.rewards, gamma) if data.discounts is None else data.discounts
+    observations, next_observations = data.observations, data.next_observations
+    return Batch(observations, data.actions.float(), next_observations, data.rewards, data.dones, discounts)
+
+
+def split(batch: Any, n_batches: int) -> list[Any]:
+    """
+    :param batch: ``n_batches * B`` transitions (or other rows), in a NamedTuple
+    :param n_batches: number of parts
+    :return: the parts, as views, of the same type
+    """
+    chunks = tree_map(lambda x: x.reshape(n_batches, -1, *x.shape[1:]), tuple(batch))
+    return [type(batch)(*tree_map(lambda x, i=i: x[i], chunks)) for i in range(n_batches)]
+
+
+def concatenate(first: list[Batch], second: list[Batch]) -> list[Batch]:
+    """
+    :param first: batches
+    :param second: as many batches
+    :return: pairwise joined batches
+    """
+    return [Batch(*tree_map(lambda x, y: th.cat([x, y]), tuple(a), tuple(b))) for a, b in zip(first, second, strict=True)]

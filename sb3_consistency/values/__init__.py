@@ -1,0 +1,1 @@
+"""Value functions: losses and networks, torch only."""
