@@ -1,0 +1,74 @@
+"""Where everything public lives: names are looked up here, and imported only when they are used."""
+
+from importlib import import_module
+from typing import Any
+
+#: name of every algorithm's class -> its module in ``algorithms``, which is also its key in the zoo
+ALGORITHMS = {
+    "CPQL": "cpql",
+    "RACTD": "ractd",
+    "ConsistencyAC": "consistency_ac",
+    "ConsistencyBC": "consistency_bc",
+    "DiffusionBC": "diffusion_bc",
+    "DiffusionQL": "diffusion_ql",
+}
+#: other public name -> its module
+TOOLS = {
+    "CapturableEnv": "envs.state",
+    "CheckpointError": "resume.folder",
+    "DatasetError": "data.checks",
+    "DivergenceError": "training.updater",
+    "FlattenNestedDict": "envs.wrappers",
+    "ModelFileError": "files.zip",
+    "ResumableCheckpointCallback": "resume.callback",
+    "SafeLoadError": "files.safe",
+    "UnsupportedSpaceError": "envs.spaces",
+    "load_latest": "resume.callback",
+    "load_safe": "files.safe",
+    "record_dataset": "data.record",
+}
+
+
+def algorithm(name: str) -> type[Any]:
+    """
+    :param name: one of :data:`ALGORITHMS`
+    :return: the class
+    :raises KeyError: if there is none of this name
+    """
+    cls: type[Any] = getattr(import_module(f"sb3_consistency.algorithms.{ALGORITHMS[name]}"), name)
+    return cls
+
+
+def public(name: str) -> Any:
+    """
+    :param name: a public name
+    :return: what it stands for
+    :raises AttributeError: if there is none of this name
+    """
+    if name in ALGORITHMS:
+        return algorithm(name)
+    if name in TOOLS:
+        return getattr(import_module(f"sb3_consistency.{TOOLS[name]}"), name)
+    raise AttributeError(f"module 'sb3_consistency' has no attribute {name!r}")
+
+
+def find_algorithm(name: str) -> type[Any]:
+    """
+    :param name: name of an algorithm of this package, SB3 or sb3-contrib, in any case ("cpql", "SAC", "tqc")
+    :return: its class
+    :raises ValueError: if there is none of this name
+    """
+    known: dict[str, Any] = {
+        key.lower(): getattr(package, key)
+        for package in map(import_module, ("stable_baselines3", "sb3_contrib"))
+        for key in vars(package)
+        if key[:1].isupper() and key != "HerReplayBuffer"
+    }
+    ours = {key.lower(): key for key in ALGORITHMS}
+    wanted = name.lower().replace("_", "")
+    if wanted in ours:
+        return algorithm(ours[wanted])
+    if wanted not in known:
+        raise ValueError(f"algo: {name!r} is none of {sorted({*known, *ours})}.")
+    cls: type[Any] = known[wanted]
+    return cls
