@@ -1,116 +1,397 @@
-"""The constructor arguments that all algorithms share, declared and documented once."""
+"""
+An argument, declared once: name, type, default, limits and meaning.
 
-from collections.abc import Callable, Mapping, Sequence
+A class declares its arguments as fields; subclasses inherit them, and a plain value in a subclass is a new default. From the
+declarations follow the constructor's signature, the checks and their messages, what may change on a running model, what a
+safe file may hold, the search space of tuning, and the options page of the documentation.
+"""
+
+import inspect
+import sys
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
 from numbers import Integral, Real
-from typing import Any, TypedDict
-
-import numpy as np
-import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import Schedule, TrainFrequencyUnit
-
-from sb3_consistency.training.gradient import PRECISIONS
+from typing import TYPE_CHECKING, Any, ClassVar, Union, dataclass_transform, get_args, get_origin
 
 # a constant, or a function of the number of gradient steps taken so far
 StepSchedule = float | Callable[[int], float]
+# what is checked, and raises if it does not fit: (name, value)
+Check = Callable[[str, Any], None]
 
 
-class SharedArguments(TypedDict, total=False):
+class _Missing:
+    """The default of an argument that must be given."""
+
+    def __repr__(self) -> str:
+        return "(required)"
+
+
+MISSING = _Missing()
+#: stands for an attribute that is declared among the options, and is none
+ATTRIBUTE = object()
+
+
+class Option:
     """
-    SB3's arguments keep SAC's names and defaults; see :class:`stable_baselines3.SAC` for those not listed.
+    The declaration of one argument, see :func:`option`.
 
-    :param actor_learning_rate: learning rate (or schedule) of the actor; None for ``learning_rate``, in offline runs of
-        actor-critics for 3e-3
-    :param cosine_lr_decay: multiply the learning rates by a cosine that falls to 0 over each run; None for offline runs only
-    :param max_grad_norm: clip the gradient of every network to this norm
-    :param curriculum_steps: gradient steps over which curricula (the number of noise levels) run; None for the length
-        of the first offline phase; online without one, they stand at their end
-    :param dataset: data that ``learn()`` loads first, as :meth:`load_dataset` takes it
-    :param dataset_kwargs: further arguments of :meth:`load_dataset` for it
-    :param pretrain_steps: gradient steps on the dataset that ``learn()`` takes first, once; 0 for algorithms that learn
-        offline only, whose ``learn()`` takes no others
-    :param offline_fraction: share of every online batch drawn from the offline data: a number, or a schedule of the
-        progress remaining (from 1 to 0); None draws from both in proportion to their sizes
-    :param keep_offline: keep the offline data in a buffer of its own; False for one buffer with SB3's overwriting
-    :param normalize_observations: standardise observations inside the policy, with statistics of the offline data
-        (without offline data there is none; use ``VecNormalize``)
-    :param compile: compile the losses, and the choice among candidates, with ``torch.compile``; the first gradient steps take
-        tens of seconds longer, the first prediction that draws candidates some seconds
-    :param precision: "float32", or "bf16" for large matrix products in bfloat16 while training (weights, optimizer, losses,
-        targets and acting stay in float32)
-    :param on_divergence: what to do when a loss or its gradient is not finite: "stop" (raise :class:`DivergenceError`) or
-        "continue" (warn); the step is left out either way
+    :ivar name: name of the constructor's argument
+    :ivar attribute: name of the attribute that holds its value
+    :ivar annotation: its type, as text
+    :ivar owner: class that declares it
     """
 
-    buffer_size: int
-    learning_starts: int
-    batch_size: int
-    tau: float
-    gamma: float
-    train_freq: int | tuple[int, str]
-    gradient_steps: int
-    action_noise: ActionNoise | None
-    replay_buffer_class: type[ReplayBuffer] | None
-    replay_buffer_kwargs: dict[str, Any] | None
-    optimize_memory_usage: bool
-    n_steps: int
-    target_update_interval: int
-    stats_window_size: int
-    tensorboard_log: str | None
-    policy_kwargs: dict[str, Any] | None
-    verbose: int
-    seed: int | None
-    device: th.device | str
-    actor_learning_rate: float | Schedule | None
-    cosine_lr_decay: bool | None
-    max_grad_norm: float | None
-    curriculum_steps: int | None
-    dataset: Any
-    dataset_kwargs: dict[str, Any] | None
-    pretrain_steps: int
-    offline_fraction: float | Schedule | None
-    keep_offline: bool
-    normalize_observations: bool
-    compile: bool
-    precision: str
-    on_divergence: str
-    _init_setup_model: bool
+    def __init__(self, **declared: Any) -> None:
+        self.default: Any = declared["default"]
+        self.doc: str = declared["doc"]
+        self.low: float = declared["low"]
+        self.high: float = declared["high"]
+        self.above: float | None = declared["above"]
+        self.one_of: tuple[str, ...] | None = declared["one_of"]
+        self.own_check: Check | None = declared["check"]
+        self.search: Any = declared["search"]
+        self.fixed: bool = declared["fixed"]
+        self.sb3: bool = declared["sb3"]
+        self.stored: bool = declared["stored"]
+        self.size: bool = declared["size"]
+        self.before: Any = declared["before"]
+        self.kw_only: bool = declared["kw_only"]
+        self.alias: str | None = declared["alias"]
+        self.attribute_override: str | None = declared["attribute"]
+        self.name = self.attribute = self.annotation = ""
+        self.owner: type[Any] = object
+        self.field = ""
+
+    def bound(self, owner: type[Any], field: str, annotation: Any) -> "Option":
+        """
+        :param owner: class that declares the field
+        :param field: its name there
+        :param annotation: its type
+        :return: this declaration
+        """
+        self.owner, self.field, self.name = owner, field, self.alias or field
+        self.attribute = self.attribute_override or self.name
+        self.hint: Any = annotation
+        self.annotation = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        return self
+
+    def changed(self, **changes: Any) -> "Option":
+        """
+        :param changes: other values of its attributes, another default say
+        :return: the declaration with them; all else stays
+        """
+        copy = Option.__new__(Option)
+        vars(copy).update(vars(self), **changes)
+        return copy
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        """The types that it may have."""
+        hint = self.hint
+        if isinstance(hint, str):  # as modules that postpone the evaluation of annotations have it
+            hint = eval(hint, vars(sys.modules[self.owner.__module__]))
+        return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+    def check(self, value: Any) -> None:
+        """
+        :param value: a value for it
+        :raises ValueError: if it is outside of the limits, or none of the choices
+        :raises TypeError: if it is of the wrong type
+        """
+        members = self.members
+        if value is None and type(None) in members:
+            return
+        if self.own_check is not None:
+            self.own_check(self.name, value)
+        elif self.one_of is not None:
+            check_choice(self.name, value, self.one_of)
+        elif bool in members:
+            check_flags(optional=type(None) in members, **{self.name: value})
+        else:
+            self._check_kind(value, members)
+
+    def _check_kind(self, value: Any, members: tuple[Any, ...]) -> None:
+        kinds = {get_origin(member) or member: member for member in members}
+        optional, schedule = type(None) in members, Callable in kinds or any(_is_protocol(m) for m in members)
+        is_limited = self.above is not None or self.low > -float("inf") or self.high < float("inf")
+        if tuple in kinds and not {int, float} & kinds.keys():
+            check_pair(self.name, value, self.low, integer=get_args(kinds[tuple])[0] is int)
+        elif {int, float} & kinds.keys():
+            if is_limited:
+                low = self.low if self.above is None else self.above
+                check_range(
+                    self.name,
+                    value,
+                    low,
+                    self.high,
+                    open_low=self.above is not None,
+                    integer=float not in kinds,
+                    optional=optional,
+                    schedule=schedule,
+                )
+        elif dict in kinds and list not in kinds:
+            check_type(self.name, value, dict, "a dict")
 
 
-class ActorCriticArguments(SharedArguments, total=False):
-    """What the actor-critics share; :class:`~sb3_consistency.algorithms.actor_critic.GenerativeActorCritic` documents it."""
+def option(
+    *,
+    default: Any = MISSING,
+    doc: str = "",
+    low: float = -float("inf"),
+    high: float = float("inf"),
+    above: float | None = None,
+    one_of: Sequence[str] | None = None,
+    check: Check | None = None,
+    search: Any = None,
+    fixed: bool = False,
+    sb3: bool = False,
+    stored: bool = True,
+    size: bool = True,
+    before: Any = MISSING,
+    init: bool = True,
+    kw_only: bool = True,
+    alias: str | None = None,
+    attribute: str | None = None,
+) -> Any:
+    """
+    Declare an argument.
 
-    n_candidates: int
-    n_eval_candidates: int
-    candidate_selection: str
-    candidate_temperature: float
-    train_sampling_steps: int | None
-    max_q_backup: bool
-    q_norm: bool
-    actor_q: str
-    normalize_actor_q: bool
-    target_policy: str
-    actor_ema_decay: float
-    actor_ema_interval: int
-    actor_ema_start: int
+    :param default: its default; none for one that must be given
+    :param doc: what it means, for documentation
+    :param low: lowest value allowed
+    :param high: highest value allowed
+    :param above: a value that it must be above, in place of ``low``
+    :param one_of: the values allowed
+    :param check: checks a value, in place of all of these
+    :param search: what tuning samples it from: a pair of limits, with "log" as a third entry, or a list of choices; or a dict
+        of these, by "offline" and "online"
+    :param fixed: whether it is fixed once a model is built
+    :param sb3: whether SB3 stores and checks it
+    :param stored: whether a safe file holds it
+    :param size: whether it is a size, which a safe file must not make arbitrarily large
+    :param before: its value in models saved before it existed; none for one that always did
+    :param init: whether the constructor takes it; if not, it is only an attribute with a type
+    :param kw_only: whether it is passed by keyword only
+    :param alias: name of the constructor's argument, where the attribute means something else
+    :param attribute: name of the attribute that holds the value, where SB3 has its own
+    :return: the declaration
+    """
+    declared = dict(locals())
+    return Option(**{**declared, "one_of": None if one_of is None else tuple(one_of)}) if init else ATTRIBUTE
 
 
-class ConsistencyArguments(TypedDict, total=False):
-    """What consistency actors share; :class:`~sb3_consistency.algorithms.consistency.ConsistencyPolicyMixin` documents it."""
-
-    metric: str | None
-    loss_scaling: bool
-    curriculum: tuple[int, int] | None
-    consistency_ema_decay: float
+def _is_protocol(member: Any) -> bool:
+    return getattr(member, "_is_protocol", False) is True
 
 
-class ConsistencyBCArguments(ConsistencyArguments, SharedArguments, total=False):
-    """The further arguments of ConsistencyBC."""
+@dataclass_transform(kw_only_default=True, field_specifiers=(option,))
+class Options:
+    """
+    A class whose constructor's arguments are its fields, and those of its bases.
+
+    Subclasses supply :meth:`construct`.
+    """
+
+    _own_options: ClassVar[dict[str, Option]] = {}
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        inherited = {o.field: o for base in reversed(cls.__mro__[1:]) for o in vars(base).get("_own_options", {}).values()}
+        own: dict[str, Option] = {}
+        annotations = inspect.get_annotations(cls)
+        for field, value in list(vars(cls).items()):
+            if isinstance(value, Option):
+                own[value.bound(cls, field, annotations.get(field, Any)).name] = value
+            elif value is ATTRIBUTE:
+                pass
+            elif field in inherited and not isinstance(value, (property, types.FunctionType)):
+                own[inherited[field].name] = inherited[field].changed(default=value)
+            else:
+                continue
+            # the class has no such attribute: the value is an instance's
+            delattr(cls, field)
+        cls._own_options = own
+        cls.__signature__ = _signature(cls)
+
+    if not TYPE_CHECKING:  # type checkers see the signature that follows from the fields
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.construct(bind(type(self), args, kwargs))
+
+    def construct(self, values: dict[str, Any]) -> None:
+        """
+        Store the options, and make what is made of them.
+
+        :param values: all of them, by name
+        """
+        self.store(values)
+
+    def store(self, values: Mapping[str, Any]) -> None:
+        """
+        :param values: options by name, to be stored as attributes without further ado
+        """
+        declared = options_of(type(self))
+        vars(self).update({declared[name].attribute: value for name, value in values.items()})
+
+    def option_values(self) -> dict[str, Any]:
+        """
+        :return: the options' present values, by name
+        """
+        return {o.name: vars(self)[o.attribute] for o in options_of(type(self)).values() if o.attribute in vars(self)}
+
+    def check_options(self) -> None:
+        """
+        :raises ValueError: if an option is out of its range, or two don't go together
+        :raises TypeError: if one is of the wrong type
+        """
+        for declared in options_of(type(self)).values():
+            if declared.attribute in vars(self):
+                declared.check(vars(self)[declared.attribute])
+
+    @property
+    def is_built(self) -> bool:
+        """Whether what depends on the options is made: from then on changes are checked, and take effect."""
+        return False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        declared = _by_attribute(type(self)).get(name)
+        if declared is None or declared.sb3 or not self.is_built:
+            super().__setattr__(name, value)
+            return
+        before = vars(self).get(name)
+        if declared.fixed and not _same(before, value):
+            raise AttributeError(
+                f"{declared.name} can't be changed on a {type(self).__name__} that is built, from {before!r} to {value!r}: "
+                f"give it to the constructor, or to load(..., {declared.name}=...)."
+            )
+        vars(self)[name] = value
+        try:
+            self.check_options()
+        except (ValueError, TypeError):
+            vars(self)[name] = before
+            raise
+        self.option_changed(declared.name, value)
+
+    def option_changed(self, name: str, value: Any) -> None:
+        """
+        Called when an option was changed on an object that is built.
+
+        :param name: its name
+        :param value: its new value
+        """
+
+    @classmethod
+    def explain_unknown(cls, name: str) -> str:
+        """
+        :param name: an argument that the constructor does not have
+        :return: end of a message: what is known
+        """
+        return did_you_mean(name, options_of(cls)).rstrip(";") or "."
 
 
-class ConsistencyActorCriticArguments(ConsistencyArguments, ActorCriticArguments, total=False):
-    """The further arguments of ConsistencyAC and CPQL."""
+def options_of(cls: type[Any]) -> dict[str, Option]:
+    """
+    :param cls: a class that declares options
+    :return: its own and inherited ones, by the name of the constructor's argument
+    """
+    return dict(_options_of(cls))
+
+
+@cache
+def _options_of(cls: type[Any]) -> Mapping[str, Option]:
+    found: dict[str, Option] = {}
+    for base in reversed(cls.__mro__):
+        found |= vars(base).get("_own_options", {})
+    return found
+
+
+@cache
+def _by_attribute(cls: type[Any]) -> dict[str, Option]:
+    return {o.attribute: o for o in _options_of(cls).values()}
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and bool(one == other))
+
+
+def shared_options(one: type[Any], other: type[Any]) -> list[str]:
+    """
+    :param one: a class that declares options
+    :param other: another
+    :return: names of the options that both have from one declaration
+    """
+    theirs = options_of(other)
+    return [name for name, o in options_of(one).items() if name in theirs and theirs[name].owner is o.owner]
+
+
+def _signature(cls: type[Any]) -> inspect.Signature:
+    declared = list(_options_of(cls).values())
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    # positional ones first, those without a default before the others
+    ordered = sorted(declared, key=lambda o: (o.kw_only, not o.kw_only and o.default is not MISSING))
+    parameters = [
+        inspect.Parameter(
+            o.name,
+            kinds[o.kw_only],
+            default=inspect.Parameter.empty if o.default is MISSING else o.default,
+            annotation=o.hint,
+        )
+        for o in ordered
+    ]
+    init = next((vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)), None)
+    if init is not None and init is not vars(Options)["__init__"]:
+        # a constructor of a user's own: its arguments, and those that it hands on
+        theirs = list(inspect.signature(init).parameters.values())[1:]
+        named = [p for p in theirs if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        rest = [p for p in parameters if p.name not in {p.name for p in named}]
+        handed_on = rest if any(p.kind == p.VAR_KEYWORD for p in theirs) else []
+        keyword = [p.replace(kind=p.KEYWORD_ONLY) for p in named]
+        parameters = [*(p for p in handed_on if p.kind == p.POSITIONAL_OR_KEYWORD), *keyword]
+        parameters += [p for p in handed_on if p.kind == p.KEYWORD_ONLY]
+    return inspect.Signature(parameters)
+
+
+def argument_names(cls: type[Any]) -> set[str]:
+    """
+    :param cls: a class of this package, or derived from one
+    :return: names of its constructor's arguments, inherited ones included
+    """
+    return set(cls.__signature__.parameters)
+
+
+def bind(cls: type[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param cls: a class that declares options
+    :param args: positional arguments
+    :param kwargs: arguments by name
+    :return: the values of all options
+    :raises TypeError: if one is unknown, missing or given twice
+    """
+    declared = options_of(cls)
+    positional = [name for name, p in cls.__signature__.parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(positional):
+        raise TypeError(
+            f"{cls.__name__}() takes {len(positional)} positional arguments ({', '.join(positional)}), got {len(args)}: pass "
+            "the others by name."
+        )
+    given = dict(zip(positional, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in declared:
+            raise TypeError(f"{cls.__name__}() got an unexpected argument {name!r}{cls.explain_unknown(name)}")
+        if name in given:
+            raise TypeError(f"{cls.__name__}() got {name!r} twice.")
+        given[name] = value
+    values = {name: given.get(name, o.default) for name, o in declared.items()}
+    for name, value in values.items():
+        if value is MISSING:
+            raise TypeError(f"{cls.__name__}() needs {name!r}.")
+    return values
+
+
+# checks, and the wording of their errors
 
 
 def at_step(schedule: StepSchedule, step: int) -> float:
@@ -164,7 +445,7 @@ def check_flags(*, optional: bool = False, **flags: Any) -> None:
     for name, value in flags.items():
         if optional and value is None:
             continue
-        if not (isinstance(value, (bool, int, np.bool_)) and value in (0, 1)):
+        if not (isinstance(value, Integral) or type(value).__name__.startswith("bool")) or value not in (0, 1):
             raise TypeError(f"{name} must be {'True, False or None' if optional else 'True or False'}, got {value!r}.")
 
 
@@ -206,17 +487,6 @@ def check_class(name: str, value: Any, base: type[Any], or_function: bool = True
         raise TypeError(f"{name} must be a subclass of {wanted} (the class, not its name or an instance), got {value!r}.")
 
 
-def check_train_freq(value: Any) -> None:
-    """
-    :param value: ``train_freq``
-    :raises ValueError: if it is neither a positive number of steps nor such a number and a unit
-    """
-    number, unit = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, "step")
-    if not isinstance(number, Integral) or isinstance(number, bool) or unit not in ("step", "episode", *TrainFrequencyUnit):
-        raise ValueError(f"train_freq must be a number of steps, or (n, 'step') or (n, 'episode'), got {value!r}.")
-    check_range("train_freq", number, 1)
-
-
 def check_pair(name: str, value: Any, low: float, *, integer: bool = False) -> None:
     """
     :param name: name of the argument, for the message
@@ -232,45 +502,23 @@ def check_pair(name: str, value: Any, low: float, *, integer: bool = False) -> N
         check_range(name, number, low, integer=integer)
 
 
-def check_shared(arguments: Mapping[str, Any]) -> None:
+def did_you_mean(name: object, known: Collection[str]) -> str:
     """
-    :param arguments: the arguments that all algorithms share, by name
-    :raises ValueError: if one is out of its range, or two don't go together
-    :raises TypeError: if one is of the wrong type
+    :param name: an unknown name
+    :param known: the known ones
+    :return: end of a message, with the nearest of them if there is one
     """
-    for name, low in _LOWEST.items():
-        check_range(name, arguments[name], low, integer=True)
-    flags = ("optimize_memory_usage", "keep_offline", "normalize_observations", "compile")
-    check_flags(**{name: arguments[name] for name in flags})
-    check_flags(optional=True, cosine_lr_decay=arguments["cosine_lr_decay"])
-    check_choice("precision", arguments["precision"], PRECISIONS)
-    check_choice("on_divergence", arguments["on_divergence"], ON_DIVERGENCE)
-    for name in ("tau", "gamma"):
-        check_range(name, arguments[name], 0, 1)
-    check_range("learning_starts", arguments["learning_starts"], 0)
-    check_range("learning_rate", arguments["learning_rate"], 0, schedule=True)
-    check_range("actor_learning_rate", arguments["actor_learning_rate"], 0, optional=True, schedule=True)
-    check_range("max_grad_norm", arguments["max_grad_norm"], 0, open_low=True, optional=True)
-    check_range("curriculum_steps", arguments["curriculum_steps"], 1, integer=True, optional=True)
-    check_range("offline_fraction", arguments["offline_fraction"], 0, 1, optional=True, schedule=True)
-    check_train_freq(arguments["train_freq"])
-    for name in ("policy_kwargs", "replay_buffer_kwargs", "dataset_kwargs"):
-        check_type(name, arguments[name], dict, "a dict")
-    check_type("action_noise", arguments["action_noise"], ActionNoise, "an ActionNoise (like NormalActionNoise(mean, sigma))")
-    if arguments["replay_buffer_class"] is not None:
-        check_class("replay_buffer_class", arguments["replay_buffer_class"], ReplayBuffer, or_function=False)
-    if arguments["n_steps"] > 1 and arguments["optimize_memory_usage"]:
-        raise ValueError("optimize_memory_usage can't be combined with n_steps > 1: SB3's NStepReplayBuffer has no such mode.")
+    close = get_close_matches(str(name), known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ";"
 
 
-_LOWEST = {
-    "buffer_size": 1,
-    "batch_size": 1,
-    "gradient_steps": -1,
-    "n_steps": 1,
-    "target_update_interval": 1,
-    "stats_window_size": 1,
-    "pretrain_steps": 0,
-}
-
-ON_DIVERGENCE = ("stop", "continue")
+def check_keys(where: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    """
+    :param where: the argument that holds them, for the message
+    :param given: arguments by name
+    :param known: names allowed
+    :raises TypeError: if one is unknown
+    """
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{where}: unknown {name!r}{did_you_mean(name, known)} known: {', '.join(sorted(known))}.")

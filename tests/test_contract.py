@@ -201,7 +201,7 @@ def test_numbers_of_steps_are_whole(cls, n, error):
         model.pretrain(n)
     model.dataset = None
     model.load_dataset(make_arrays())
-    assert model.pretrain(np.float64(1e0))._n_updates == 1 and type(model._call[1]["gradient_steps"]) is int
+    assert model.pretrain(np.float64(1e0))._n_updates == 1 and type(model.run.call[1]["gradient_steps"]) is int
     model.learn(2e0)
     assert model.num_timesteps == 2
 
@@ -439,10 +439,10 @@ def test_cpiql_value_of_target_or_current_critic():
 @actor_critics
 def test_actor_loss_leaves_the_critic_alone(cls):
     model = trained(cls)
-    batch = next(model._batches(1, 16))
+    batch = next(model.batches(1, 16))
     model.critic.optimizer.zero_grad(set_to_none=True)
     model.actor.optimizer.zero_grad(set_to_none=True)
-    model._update_step_numbers()
+    model.prepare_step()
     loss_gradient = model._loss_gradient("actor", model.actor_loss)
     loss, _, gradients = loss_gradient(batch)
     model._descend("actor", loss, loss_gradient.parameters, gradients)
@@ -628,7 +628,7 @@ def test_offline_fraction(fraction, expected):
     model._current_progress_remaining = 0.5
     offline_ids = set(make_arrays()["observations"][:, 0].tolist())
     counts = []
-    for batch in model._batches(200, 32):
+    for batch in model.batches(200, 32):
         counts.append(sum(x in offline_ids for x in batch.observations[:, 0].tolist()))
     if expected is None:
         assert np.mean(counts) == pytest.approx(16, abs=3)  # 120 offline, 120 online transitions
@@ -682,7 +682,7 @@ class Recorder(KVWriter):
 
 def test_logs_of_both_phases_and_normalized_score():
     model = make(CPQL)
-    model._reference_returns = (-10.0, 0.0)
+    model.reference_returns = (-10.0, 0.0)
     recorder = Recorder()
     model.set_logger(Logger(None, [recorder]))
     model.pretrain(20, EvalCallback(make_vec_env(box_env), n_eval_episodes=2, eval_freq=10, verbose=0), log_interval=10)
@@ -699,7 +699,7 @@ def test_normalized_scores_are_each_models_own_and_those_of_its_latest_data():
     logger = Logger(None, [])
     models = [make(CPQL), make(CPQL)]
     for model, expert_return in zip(models, (100.0, 200.0), strict=True):
-        model._reference_returns = (0.0, expert_return)
+        model.reference_returns = (0.0, expert_return)
         model.set_logger(logger)
         model.pretrain(1)
     for model, score in zip(models, (50.0, 25.0), strict=True):
@@ -732,7 +732,7 @@ def test_user_logger_is_kept(tmp_path):
 
 def test_bigger_batches_and_chunks_see_every_row():
     model = make(ConsistencyBC)
-    seen = {x for batch in model._batches(130, 32) for x in batch.observations[:, 0].tolist()}
+    seen = {x for batch in model.batches(130, 32) for x in batch.observations[:, 0].tolist()}
     assert len(seen) == 120
 
 
@@ -802,7 +802,7 @@ def test_a_saved_buffer_of_offline_data_is_offline_data_again(tmp_path):
     assert not hasattr(model.replay_buffer, "offline_segments")
     loaded = CPQL.load(tmp_path / "model", env=box_env())
     loaded.load_replay_buffer(tmp_path / "data.pkl")
-    assert loaded._offline_data() is loaded.replay_buffer and loaded._segments == model._segments
+    assert loaded.data.buffer is loaded.replay_buffer and loaded.data.segments == model.data.segments
     loaded.learn(5)
     assert loaded.offline_buffer.size() == 160
     assert (loaded.replay_buffer.size(), loaded.replay_buffer.buffer_size) == (5, 500)
@@ -887,7 +887,7 @@ def test_schedules_are_clipped_to_shares():
     model = make(CPQL, offline_fraction=lambda progress: 1.5)
     model.pretrain(1)
     model.learn(3)
-    assert len(next(model._batches(1, 8)).rewards) == 8
+    assert len(next(model.batches(1, 8)).rewards) == 8
 
 
 def test_flat_action_dimensions_are_refused():

@@ -33,7 +33,7 @@ def state(model):
     arrays = [buffer.observations, buffer.next_observations, buffer.actions, buffer.rewards, buffer.dones, buffer.timeouts]
     weights = [w.numpy() for w in model.policy.state_dict().values()]
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in (*arrays, *weights)))
-    rest = (id(buffer), buffer.pos, buffer.full, model.offline_buffer, model._segments, model._reward_function, model._heldout)
+    rest = (id(buffer), buffer.pos, buffer.full, model.offline_buffer, model.data.segments, model.run.reward_function, model.data.heldout)
     return digest.hexdigest(), *map(repr, rest)
 
 
@@ -200,12 +200,12 @@ def test_a_broken_replay_buffer_file_leaves_the_buffer(tmp_path):
     model.learn(12)
     model.save_replay_buffer(tmp_path / "buffer.pkl")
     data = (tmp_path / "buffer.pkl").read_bytes()
-    before = model.replay_buffer, model.offline_buffer, model._replay_is_offline
+    before = model.replay_buffer, model.offline_buffer, model.data.in_replay
     for content in (data[: len(data) // 2], b"", b"\x80\x04 nothing", pickle.dumps([1])):
         (tmp_path / "broken.pkl").write_bytes(content)
         with pytest.raises(DatasetError, match=r"broken\.pkl"):
             model.load_replay_buffer(tmp_path / "broken.pkl")
-        assert (model.replay_buffer, model.offline_buffer, model._replay_is_offline) == before
+        assert (model.replay_buffer, model.offline_buffer, model.data.in_replay) == before
     model.learn(3, reset_num_timesteps=False)
 
 

@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from torch import nn
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC
-from sb3_consistency.unknown import NOT_OURS
+from sb3_consistency.training.arguments import NOT_OURS
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import actor_critics, assert_same, box_env, every, make, trained
 from tests.test_loading import GoalEnv
@@ -339,7 +339,7 @@ def test_vec_normalize_is_applied_once_and_synchronised(cls):
     np.testing.assert_allclose(eval_env.obs_rms.mean, env.obs_rms.mean, atol=0.5)
     raw = model.replay_buffer.observations[:30]
     assert np.abs(raw).max() <= 1  # the buffer holds observations as the environment gave them
-    batch = next(model._batches(1, 8))
+    batch = next(model.batches(1, 8))
     assert not np.isin(batch.observations[:, 0].numpy(), raw[..., 0]).any()  # and batches normalised ones
 
 

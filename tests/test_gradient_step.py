@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DivergenceError
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.training import gradient as acceleration
-from sb3_consistency.training.means import RunningMeans
+from sb3_consistency.training.updater import RunningMeans
 from sb3_consistency.training.updater import lerp_where
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
 
@@ -95,7 +95,7 @@ def assert_compiled_equals_plain(cls, **kwargs):
     for model in (plain, compiled):
         model.set_random_seed(1)
         model.pretrain(6)
-    assert compiled._loss_gradients and all(loss.function.compiles for loss in compiled._loss_gradients.values())
+    assert compiled.updater._gradients and all(loss.function.compiles for loss in compiled.updater._gradients.values())
     start = weights(loaded(cls, **WIDE, **kwargs))
     moved, difference = (weights(plain) - start).norm(), (weights(plain) - weights(compiled)).norm()
     assert difference < 0.01 * moved, (difference, moved)
@@ -121,7 +121,7 @@ def test_compilation_works_in_many_models_of_one_process(precision):
         warnings.filterwarnings("error", message=".*(could not be compiled|recompile).*")
         for seed in range(10):
             model = loaded(ConsistencyBC, compile=True, precision=precision, seed=seed).pretrain(2)
-            assert all(loss.function.compiles for loss in model._loss_gradients.values())
+            assert all(loss.function.compiles for loss in model.updater._gradients.values())
 
 
 def assert_compiled_choice_equals_plain(cls, n_rows, deterministic):
@@ -190,7 +190,7 @@ def test_code_that_can_not_be_generated(monkeypatch):
     uncached = th._inductor.config.patch(force_disable_caches=True)
     with uncached, pytest.warns(UserWarning, match="actor_loss could not be compiled and runs uncompiled"):
         model.pretrain(3)
-    assert not model._loss_gradients["actor"].function.compiles and not th.equal(weights(model), start)
+    assert not model.updater._gradients["actor"].function.compiles and not th.equal(weights(model), start)
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_bf16_keeps_weights_moments_and_values_in_float32(cls):
     assert all(x.dtype == th.float32 for xs in state_of(model).values() for x in xs if x.is_floating_point())
     assert weights(model).isfinite().all()
     if cls in ACTOR_CRITICS:
-        batch = next(model._batches(1, 8))
+        batch = next(model.batches(1, 8))
         with acceleration.autocast("bf16", model.device):
             values = model.critic(batch.observations, batch.actions)
             actions = model.actor.sample(model.actor.features(batch.observations))
@@ -268,7 +268,7 @@ def poisoned(cls, **kwargs):
     model = loaded(cls, **kwargs)
     model.pretrain(3)
     before = state_of(model)
-    model._offline_data().rewards[:] = np.inf
+    model.data.buffer.rewards[:] = np.inf
     return model, before
 
 
@@ -294,7 +294,7 @@ def test_a_diverging_run_can_go_on():
     now = [*model.critic.parameters(), *model.critic_target.parameters()]
     assert all(th.equal(x, y) for x, y in zip(critic, now, strict=True))
     assert not all(th.equal(x, y) for x, y in zip(actor, model.actor.parameters(), strict=True)), "the actor goes on"
-    model._offline_data().rewards[:] = 0
+    model.data.buffer.rewards[:] = 0
     model.pretrain(5)
     assert weights(model).isfinite().all()
 
@@ -324,7 +324,7 @@ def test_the_guard_without_reading_tensors_does_the_same(optimizer, monkeypatch)
         monkeypatch.setattr(model, "_may_read_tensors", lambda optimizer, may_read=may_read: may_read)
         model.set_random_seed(1)
         model.pretrain(3)
-        rewards = model._offline_data().rewards
+        rewards = model.data.buffer.rewards
         saved = rewards.copy()
         rewards[:] = np.nan
         with pytest.warns(UserWarning, match="left out"):
@@ -352,7 +352,7 @@ def test_a_diverging_step_leaves_batch_norm_alone(may_read, monkeypatch):
     monkeypatch.setattr(model, "_may_read_tensors", lambda optimizer: may_read)
     model.pretrain(3)
     before = [x.clone() for name, x in model.policy.state_dict().items() if "running_" in name]
-    model._offline_data().observations[:] = np.inf
+    model.data.buffer.observations[:] = np.inf
     with pytest.warns(UserWarning, match="left out"):
         model.pretrain(3)
     after = [x for name, x in model.policy.state_dict().items() if "running_" in name]

@@ -83,7 +83,7 @@ def test_critic_bootstraps_through_time_outs_only():
     for name, terminations in {"time-out": np.zeros(n, bool), "terminal": np.ones(n, bool)}.items():
         full = {**data, "terminations": terminations, "truncations": ends & ~terminations}
         model = CPQL("MlpPolicy", dataset=full, gamma=0.8, tau=0.05, learning_rate=1e-3, **BIG).pretrain(1500)
-        batch = next(model._batches(1, 500))
+        batch = next(model.batches(1, 500))
         values[name] = model.critic(batch.observations, batch.actions).mean().item()
     assert values["time-out"] == pytest.approx(5, abs=0.4) and values["terminal"] == pytest.approx(1, abs=0.1)
 

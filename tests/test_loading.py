@@ -99,7 +99,7 @@ def test_filters(arrays):
     assert set(model.replay_buffer.rewards[:40, 0]) == {1.0, 2.0}
     assert model.load_dataset(arrays, episodes=[5]) == 20
     assert model.load_dataset(arrays, heldout_fraction=1 / 3) == 80
-    assert set(model._heldout["observations"][:, 0] // 1000) == {0.0, 3.0}
+    assert set(model.data.heldout["observations"][:, 0] // 1000) == {0.0, 3.0}
 
 
 def test_heldout_loss_is_logged_and_falls(arrays, tmp_path):
@@ -107,10 +107,10 @@ def test_heldout_loss_is_logged_and_falls(arrays, tmp_path):
     arrays["actions"] = np.full((n, 1), 0.7, np.float32)
     model = bc(arrays, dataset_kwargs={"heldout_fraction": 0.3}, bc_loss="reconstruction")
     model.learn(20, log_interval=10)
-    first = model.heldout_loss(model._heldout)
-    assert first == model.heldout_loss(model._heldout)
+    first = model.heldout_loss(model.data.heldout)
+    assert first == model.heldout_loss(model.data.heldout)
     model.learn(400)
-    assert model.heldout_loss(model._heldout) < 0.5 * first
+    assert model.heldout_loss(model.data.heldout) < 0.5 * first
 
 
 def test_lists_and_weights(arrays):
@@ -118,7 +118,7 @@ def test_lists_and_weights(arrays):
     model = bc(arrays)
     assert model.load_dataset([arrays, other], weights=[1, 3]) == 160
     np.random.seed(0)
-    batch = next(model._batches(1, 20_000))
+    batch = next(model.batches(1, 20_000))
     # the second dataset has the rows 120 to 159, in which the rewards are 0 and 1
     share = np.isin(batch.rewards.flatten().numpy(), [2, 3, 4, 5]).mean()
     assert share == pytest.approx(0.25 * 4 / 6, abs=0.02)
@@ -148,7 +148,7 @@ def test_normalized_rewards_and_the_same_transform_online(arrays):
     rewards = model.replay_buffer.rewards[:, 0]
     assert rewards.mean() == pytest.approx(0, abs=1e-5) and rewards.std() == pytest.approx(1, rel=1e-4)
     raw = np.array([2.5], np.float32)
-    function = model._reward_function
+    function = model.run.reward_function
     model.learn(5)
     assert function(raw)[0] == pytest.approx(0, abs=1e-5)  # the mean reward
     # VectorEnv pays at most 0, which is below the data's mean of 2.5
@@ -367,7 +367,7 @@ def test_data_without_a_window_change_nothing(arrays):
     buffer, mean = model.replay_buffer, model.policy.teacher_model.obs_normalizer.entries["entry0"].mean.clone()
     with pytest.raises(DatasetError, match="No episode has the 10 steps of a window"):
         model.load_dataset(make_arrays(n_episodes=3, length=5, seed=1), reward_transform="minus_one")
-    assert model.replay_buffer is buffer and model._reward_function is None and model.windows().buffer is buffer
+    assert model.replay_buffer is buffer and model.run.reward_function is None and model.windows().buffer is buffer
     assert (model.policy.teacher_model.obs_normalizer.entries["entry0"].mean == mean).all()
 
 
@@ -389,7 +389,7 @@ def test_observations_of_another_shape_and_equal_size(arrays):
     arrays["observation_space"] = spaces.Box(-np.inf, np.inf, (3,))
     model = CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), **SMALL)
     assert model.load_dataset(arrays, heldout_fraction=0.3) < n_rows
-    assert model._heldout["observations"].shape[1:] == (3,)
+    assert model.data.heldout["observations"].shape[1:] == (3,)
     model.pretrain(1)
 
 
@@ -401,7 +401,7 @@ def test_held_out_episodes_of_discrete_observations():
     model = CPQL("MlpPolicy", Cells(), **SMALL)
     model.learn(150)
     model.load_dataset(model.replay_buffer, heldout_fraction=0.3)
-    assert np.isfinite(model.heldout_loss(model._heldout))
+    assert np.isfinite(model.heldout_loss(model.data.heldout))
 
 
 def test_next_observations_of_other_shape_name_their_dataset(arrays, tmp_path):
@@ -518,7 +518,7 @@ def test_heldout_observations_are_normalised_as_the_batches_are(arrays):
     model.load_dataset(arrays, heldout_fraction=0.3)
     seen = []
     model.policy.actor.obs_normalizer.register_forward_hook(lambda module, args, output: seen.append(output))
-    model.heldout_loss(model._heldout)
+    model.heldout_loss(model.data.heldout)
     assert seen[0].abs().max() < 10  # raw, the first coordinate goes up to 5019
 
 
@@ -549,4 +549,4 @@ def test_her_with_a_share_of_one_row():
     model.load_dataset(dict_arrays())
     model.offline_fraction = 31 / 32
     model.learn(25)
-    assert len(next(model._batches(1, 32)).rewards) == 32
+    assert len(next(model.batches(1, 32)).rewards) == 32

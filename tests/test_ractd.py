@@ -32,7 +32,7 @@ from sb3_consistency.generative.temporal import (
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
 from sb3_consistency.planning.tracking import forces, planned_states
 from sb3_consistency.planning.windows import Windows, discounted_returns
-from sb3_consistency.training.offline_data import Segment
+from sb3_consistency.data.buffer import Segment
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import assert_same, box_env
 
@@ -525,7 +525,7 @@ def test_rewards_fall_off_the_data(support):
     arrays = make_arrays()
     arrays["actions"][:], arrays["rewards"][:] = 0, 0
     model = make(arrays=arrays, teacher_steps=1, reward_steps=1500, reward_support=support).pretrain(1501)
-    batch = next(model._batches(1, 500))
+    batch = next(model.batches(1, 500))
     judge = model.policy.reward_model
     with th.no_grad():
         on, off = (judge(batch.conditions, batch.plans + move).mean() for move in (0, 0.4))
@@ -617,11 +617,11 @@ def test_resuming_inside_a_stage_changes_nothing(at, tmp_path):
 def test_learning_rate_rises_and_falls_in_every_stage():
     model = make(teacher_steps=100, reward_steps=100, curriculum_steps=300, batch_size=2, learning_rate=1.0, warmup_steps=10)
     model.pretrain(0)  # sets up the logger
-    model._in_offline_phase = True  # as it is inside pretrain()
+    model.in_offline_phase = True  # as it is inside pretrain()
     rates = []
     for step in range(300):
         model._n_updates = step
-        model._update_learning_rates()
+        model.update_learning_rates()
         rates.append(getattr(model.policy, next(iter(model.losses()))).optimizer.param_groups[0]["lr"])
     for start in (0, 100, 200):
         stage = rates[start : start + 100]
@@ -862,7 +862,7 @@ def test_several_environments_and_vec_normalize():
     model = RACTD("MlpPolicy", env, **SMALL)
     model.load_dataset(make_arrays())
     model.pretrain(5)
-    batch = next(model._batches(1, 64))
+    batch = next(model.batches(1, 64))
     assert batch.conditions.shape == (64, 1, 3) and batch.conditions.abs().max() < 10  # normalised: raw ones reach 5000
     assert evaluate_policy(model, env, n_eval_episodes=2)[0] < 0
 
@@ -870,9 +870,9 @@ def test_several_environments_and_vec_normalize():
 def test_heldout_loss_is_of_windows_that_training_does_not_see():
     model = RACTD("MlpPolicy", box_env(), **SMALL)
     model.load_dataset(make_arrays(), heldout_fraction=0.34)
-    assert len(model.windows()) == 80 and len(model._heldout["windows"]) == 40
+    assert len(model.windows()) == 80 and len(model.data.heldout["windows"]) == 40
     model.pretrain(20)
-    assert model.heldout_loss(model._heldout) == model.heldout_loss(model._heldout) > 0
+    assert model.heldout_loss(model.data.heldout) == model.heldout_loss(model.data.heldout) > 0
 
 
 def test_held_out_episodes_have_windows_for_every_environment():
@@ -885,7 +885,7 @@ def test_held_out_episodes_have_windows_for_every_environment():
 
 def test_observations_and_returns_are_scaled_to_the_unit_box():
     model = make()
-    batch = next(model._batches(1, 2000))
+    batch = next(model.batches(1, 2000))
     cond = model.policy.student.condition(batch.conditions)
     assert cond.min().item() == pytest.approx(-1, abs=0.01) and cond.max().item() == pytest.approx(1, abs=0.01)
     assert batch.returns.min().item() == pytest.approx(-1, abs=0.01) and batch.returns.max().item() == pytest.approx(
@@ -897,7 +897,7 @@ def test_observations_and_returns_are_scaled_to_the_unit_box():
 def test_returns_are_scaled_anew_until_the_reward_stage_has_begun(tmp_path):
     def scaled_returns(model, arrays):
         model.load_dataset(arrays)
-        returns = next(model._batches(1, 2000)).returns
+        returns = next(model.batches(1, 2000)).returns
         return returns.min().item(), returns.max().item()
 
     arrays, larger = make_arrays(), make_arrays()
@@ -978,7 +978,7 @@ def test_rewards_of_states_fall_off_the_data():
     model = RACTD("MultiInputPolicy", PointEnv(), plan_of="states", horizon=16, teacher_steps=1, reward_steps=1500, **SMALL)
     model.load_dataset(arrays)
     model.pretrain(1501)
-    batch = next(model._batches(1, 500))
+    batch = next(model.batches(1, 500))
     with th.no_grad():
         on, off = (
             model.policy.reward_model(batch.reward_conditions, s).mean() for s in (batch.plans[:, :1], 3 * th.ones(500, 1, 4))
@@ -996,7 +996,7 @@ def test_plans_of_states_are_learned_at_higher_noise_levels(pointer):
 
 
 def test_windows_of_states_end_in_their_condition(pointer):
-    batch = next(pointer._batches(1, 500))
+    batch = next(pointer.batches(1, 500))
     normalise = pointer.policy.student.obs_normalizer
     assert batch.plans.shape == (500, 16, 4) and batch.plans.abs().max() <= 1 + 1e-5
     assert th.allclose(normalise(batch.conditions)[:, 0], batch.plans[:, 0])
@@ -1009,7 +1009,7 @@ def test_windows_of_states_end_in_their_condition(pointer):
 
 
 def test_rewards_of_states_know_goals_at_rest_only(pointer):
-    batch = next(pointer._batches(1, 500))
+    batch = next(pointer.batches(1, 500))
     moving, at_rest = batch.conditions.clone(), batch.conditions.clone()
     moving[:, 1, 2:], at_rest[:, 1, 2:] = 0.5, 0
     student, reward_model = pointer.policy.student, pointer.policy.reward_model

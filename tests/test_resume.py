@@ -52,7 +52,7 @@ class Kill(BaseCallback):
         self.at, self.online = at, online
 
     def _on_step(self):
-        if self.online in (None, not self.model._in_offline_phase) and self.model.num_timesteps >= self.at:
+        if self.online in (None, not self.model.in_offline_phase) and self.model.num_timesteps >= self.at:
             raise KilledError
         return True
 
@@ -63,7 +63,7 @@ def state_of(model):
     arrays = [vars(b)[name] for b in buffers for name in ("observations", "actions", "rewards", "dones", "pos")]
     norm = model.get_vec_normalize_env()
     statistics = [] if norm is None else [norm.obs_rms.mean, norm.obs_rms.var, norm.ret_rms.var, norm.returns]
-    counters = [model.num_timesteps, model._n_updates, model._episode_num, model._total_timesteps, model._curriculum_end]
+    counters = [model.num_timesteps, model._n_updates, model._episode_num, model._total_timesteps, model.run.curriculum_end]
     draws = [random.random(), np.random.rand(), th.rand(1), model.action_space.sample()]
     tree = [model.get_parameters(), arrays, statistics, model._last_obs, counters, draws]
     return [np.asarray(leaf) for leaf in th.utils._pytree.tree_leaves(tree)]

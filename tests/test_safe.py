@@ -70,7 +70,7 @@ def test_the_same_model_comes_back_and_training_goes_on(cls, kwargs, tmp_path):
 def test_a_planner_in_any_stage(steps, tmp_path):
     model = make(RACTD, curriculum_steps=10).pretrain(steps)
     loaded = sb3_consistency.load_safe(model.save_safe(tmp_path / "model"))
-    assert (loaded.stage, loaded._student_started) == (model.stage, model._student_started)
+    assert (loaded.stage, loaded.run.student_started) == (model.stage, model.run.student_started)
     obs = np.zeros((2, 3), np.float32)
     plans = [m.teacher_plan(obs, steps=3, deterministic=True) for m in (model, loaded)]
     np.testing.assert_array_equal(*plans)
@@ -116,7 +116,7 @@ def test_her_and_rewards(tmp_path):
         load_safe(path)
     model = make(CPQL)
     model.load_dataset(make_arrays(), reward_transform="normalize")
-    assert load_safe(model.save_safe(tmp_path / "model"))._reward_function == model._reward_function
+    assert load_safe(model.save_safe(tmp_path / "model")).run.reward_function == model.run.reward_function
 
 
 def test_paths_do_not_travel(tmp_path):

@@ -53,7 +53,7 @@ class Calls(BaseCallback):
         self.at = []
 
     def _on_step(self):
-        self.at.append((self.model._in_offline_phase, self.model.num_timesteps))
+        self.at.append((self.model.in_offline_phase, self.model.num_timesteps))
         return True
 
 
@@ -126,11 +126,11 @@ def test_large_observations_are_sampled_in_small_chunks(monkeypatch):
     model = make(ConsistencyBC)
     drawn = []
     monkeypatch.setattr(model, "_sample_batches", lambda n, size: drawn.append(n) or [None] * n)
-    list(model._batches(100, 32))
+    list(model.batches(100, 32))
     monkeypatch.setattr(training, "CHUNK_BYTES", 5 * 32 * bytes_per_transition(model.observation_space))
-    list(model._batches(12, 32))
+    list(model.batches(12, 32))
     monkeypatch.setattr(training, "CHUNK_BYTES", 1)
-    list(model._batches(2, 32))
+    list(model.batches(2, 32))
     assert drawn == [64, 36, 5, 5, 2, 1, 1]
 
 
@@ -158,7 +158,7 @@ def test_an_actor_asked_alone_goes_on_training(monkeypatch):
     modes = []
     loss = model.actor_loss
     monkeypatch.setattr(model, "actor_loss", lambda batch: modes.append(model.actor.training) or loss(batch))
-    model._loss_gradients.clear()
+    model.updater._gradients.clear()
     model.actor.predict(np.zeros(3, np.float32))
     assert not model.actor.training and model.policy.training
     model.pretrain(1)

@@ -1,21 +1,33 @@
-"""What the two behaviour-cloning algorithms share: they learn offline, and their one loss is the model's."""
+"""Behaviour cloning: the objective that ConsistencyBC and DiffusionBC share."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.type_aliases import Schedule, TensorDict
 
+from sb3_consistency.generative.model import GenerativeModel
+from sb3_consistency.options import shared_options
+from sb3_consistency.policies.modules import Follow, GenerativeActor, Network
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch
 from sb3_consistency.training.updater import LossFn
 
 
 class BehaviourCloning(GenerativeAlgorithm):
-    """Trains the actor alone, on a dataset: ``learn(n)`` takes n gradient steps."""
+    """Trains the actor alone, on a dataset, by its generative model's own loss: ``learn(n)`` takes n gradient steps."""
 
+    #: the actor's generative model
+    model_class: ClassVar[type[GenerativeModel]]
     offline_only: ClassVar[bool] = True
+    learning_rate: float | Schedule = 3e-3
 
-    def losses(self) -> dict[str, LossFn]:
+    def networks(self) -> Mapping[str, Network]:
+        model_kwargs = {name: getattr(self, name) for name in shared_options(self.model_class, type(self))}
+        targets = {name: Follow(1 - decay) for name, decay in self.model_class.moving_averages(self).items()}
+        return {"actor": Network(GenerativeActor, {"model_class": self.model_class, "model_kwargs": model_kwargs}, targets)}
+
+    def losses(self) -> Mapping[str, LossFn]:
         return {"actor": self.actor_loss}
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
@@ -23,12 +35,5 @@ class BehaviourCloning(GenerativeAlgorithm):
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
-        return self.bc_term(batch, self.policy.actor.features(batch.observations)), {}
-
-    def bc_term(self, batch: Batch, features: th.Tensor) -> th.Tensor:
-        """
-        :param batch: transitions
-        :param features: the actor's features of their observations, (B, F)
-        :return: behaviour-cloning loss of the actor, scalar
-        """
-        raise NotImplementedError
+        features = self.policy.actor.features(batch.observations)
+        return self.policy.bc_term(batch.observations, features, batch.actions, self.progress), {}

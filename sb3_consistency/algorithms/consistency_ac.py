@@ -1,16 +1,13 @@
 """Consistency-AC: actor-critic with a consistency policy."""
 
-from typing import Unpack
+from typing import ClassVar
 
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
-
-from sb3_consistency.algorithms.actor_critic import GenerativeActorCritic
-from sb3_consistency.algorithms.consistency import ConsistencyPolicyMixin
-from sb3_consistency.options import ConsistencyActorCriticArguments, StepSchedule
-from sb3_consistency.policies.policy import GenerativePolicy
+from sb3_consistency.algorithms.actor_critic import ActorCritic
+from sb3_consistency.generative.consistency import ConsistencyActorOptions, ConsistencyModel
+from sb3_consistency.generative.model import GenerativeModel
 
 
-class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
+class ConsistencyAC(ConsistencyActorOptions, ActorCritic):
     """
     Actor-critic with a consistency policy, regularised by the consistency loss on the data.
 
@@ -23,35 +20,7 @@ class ConsistencyAC(ConsistencyPolicyMixin, GenerativeActorCritic):
     (there at every fifth; it is the random initial network until step 1000); observations are standardised; loading
     restores targets and optimizers; time-outs bootstrap; the curriculum ends at 160 levels; the actor's learning rate is
     3e-3 offline (3e-4), and learning rates fall to 0 offline; no loss scaling or clipping unless asked for.
-
-    :param eta: weight of the Q term, a number or a function of the gradient step
-    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch
-    :param sampling_steps: network evaluations K per action
-    :param bc_loss: "ict", "consistency" or "reconstruction"
-    :param kwargs: see :class:`~sb3_consistency.algorithms.actor_critic.GenerativeActorCritic`,
-        :class:`~sb3_consistency.algorithms.consistency.ConsistencyPolicyMixin` and
-        :class:`~sb3_consistency.options.SharedArguments`
     """
 
-    def __init__(
-        self,
-        policy: str | type[GenerativePolicy],
-        env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 3e-4,
-        *,
-        eta: StepSchedule = 1.0,
-        alpha: StepSchedule | None = None,
-        sampling_steps: int = 2,
-        bc_loss: str = "ict",
-        **kwargs: Unpack[ConsistencyActorCriticArguments],
-    ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            eta=eta,
-            alpha=alpha,
-            sampling_steps=sampling_steps,
-            bc_loss=bc_loss,
-            **kwargs,
-        )
+    model_class: ClassVar[type[GenerativeModel]] = ConsistencyModel
+    sampling_steps: int = 2

@@ -1,14 +1,16 @@
 """CPQL and CPIQL: Q-learning with a one-step consistency policy."""
 
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import TensorDict
 
-from sb3_consistency.algorithms.actor_critic import GenerativeActorCritic
-from sb3_consistency.algorithms.consistency import ConsistencyPolicyMixin
-from sb3_consistency.options import ConsistencyActorCriticArguments, StepSchedule, check_choice, check_range
-from sb3_consistency.policies.policy import GenerativePolicy
+from sb3_consistency.algorithms.actor_critic import ActorCritic
+from sb3_consistency.generative.consistency import ConsistencyActorOptions, ConsistencyModel
+from sb3_consistency.generative.model import GenerativeModel
+from sb3_consistency.options import check_range, option
+from sb3_consistency.policies.modules import Network, ValueNetwork
 from sb3_consistency.training.batches import Batch
 from sb3_consistency.training.updater import LossFn
 from sb3_consistency.values.losses import expectile_loss, pessimistic_value
@@ -17,14 +19,26 @@ VALUE_MODES = ("q", "iql")
 VALUE_CRITICS = ("target", "current")
 
 
-class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
-    """
+def _check_expectile(name: str, value: Any) -> None:
+    check_range(name, value, 0, 1, open_low=True)
+    if value == 1:
+        raise ValueError(f"{name} must be below 1, got 1.")
+
+
+class CPQL(ConsistencyActorOptions, ActorCritic):
+    r"""
     Consistency Policy with Q-Learning: one network pass per action, in training too.
 
-    Objective: actor alpha L_rec + eta L_q, with the reconstruction loss L_rec; critics as in ConsistencyAC. With
-    ``value_mode="iql"`` it is CPIQL: V by expectile regression on the data's actions, and r + gamma (1 - terminal)
-    V(s') as the target of the critics. Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which
-    is abbreviated CPQL too).
+    The objective is :class:`~sb3_consistency.algorithms.actor_critic.ActorCritic`'s, with the reconstruction loss
+
+    .. math:: L_\mathrm{bc} = \mathbb{E}\, (\sigma^{-2} + \sigma_\mathrm{data}^{-2})\, |f(a + \sigma z, \sigma | s) - a|^2.
+
+    With ``value_mode="iql"`` it is CPIQL: V is an expectile of the critics at the data's actions, and their target:
+
+    .. math:: L_V = \mathbb{E}\, |\tau - 1(u < 0)|\, u^2, \quad u = \min_j Q'_j(s, a) - V(s), \qquad
+        y = r + \gamma (1 - d) V(s').
+
+    Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which is abbreviated CPQL too); Kostrikov et al. 2021.
 
     Differences from the released code: half of the noise levels of L_rec are those at which the policy acts
     (``policy_kwargs=dict(model_kwargs=dict(sampling_share=0.0))`` is the code); a' comes from the actor's moving average,
@@ -34,60 +48,24 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
     (``policy_kwargs=dict(layer_norm=False)`` switches it off); V of CPIQL has LayerNorm, regresses on the target critics,
     has its own optimizer and is not clipped with them; online, the Q term is normalised, from scratch it stands alone
     (there with alpha 0.05), and time-limits bootstrap.
-
-    :param value_mode: "q" (CPQL) or "iql" (CPIQL)
-    :param expectile: expectile of the value loss of CPIQL, in (0, 1)
-    :param value_critic: critics that the value of CPIQL regresses on, "target" or "current"
-    :param eta: weight of the Q term, a number or a function of the gradient step
-    :param alpha: weight of the behaviour-cloning term, likewise; None for 1 offline, 0 online from scratch
-    :param sampling_steps: network evaluations K per action
-    :param bc_loss: "ict", "consistency" or "reconstruction"
-    :param kwargs: see :class:`~sb3_consistency.algorithms.actor_critic.GenerativeActorCritic`,
-        :class:`~sb3_consistency.algorithms.consistency.ConsistencyPolicyMixin` and
-        :class:`~sb3_consistency.options.SharedArguments`
     """
 
-    def __init__(
-        self,
-        policy: str | type[GenerativePolicy],
-        env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 3e-4,
-        *,
-        value_mode: str = "q",
-        expectile: float = 0.7,
-        value_critic: str = "target",
-        eta: StepSchedule = 1.0,
-        alpha: StepSchedule | None = None,
-        sampling_steps: int = 1,
-        bc_loss: str = "reconstruction",
-        **kwargs: Unpack[ConsistencyActorCriticArguments],
-    ) -> None:
-        self.value_mode = value_mode
-        self.expectile = expectile
-        self.value_critic = value_critic
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            eta=eta,
-            alpha=alpha,
-            sampling_steps=sampling_steps,
-            bc_loss=bc_loss,
-            **kwargs,
-        )
+    model_class: ClassVar[type[GenerativeModel]] = ConsistencyModel
+    bc_loss: str = "reconstruction"
+    value_mode: str = option(
+        default="q", one_of=VALUE_MODES, fixed=True, doc='"q" (CPQL) or "iql" (CPIQL)', search=list(VALUE_MODES)
+    )
+    expectile: float = option(
+        default=0.7, check=_check_expectile, doc="expectile of the value loss of CPIQL, in (0, 1)", search=(0.5, 0.95)
+    )
+    value_critic: str = option(
+        default="target", one_of=VALUE_CRITICS, doc='critics that the value of CPIQL regresses on, "target" or "current"'
+    )
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        check_choice("value_mode", self.value_mode, VALUE_MODES)
-        check_choice("value_critic", self.value_critic, VALUE_CRITICS)
-        check_range("expectile", self.expectile, 0, 1, open_low=True)
-        if self.expectile == 1:
-            raise ValueError("expectile must be below 1, got 1.")
+    def networks(self) -> Mapping[str, Network]:
+        return {**super().networks(), **({"value": Network(ValueNetwork)} if self.value_mode == "iql" else {})}
 
-    def policy_options(self) -> dict[str, Any]:
-        return {**super().policy_options(), "use_value": self.value_mode == "iql"}
-
-    def losses(self) -> dict[str, LossFn]:
+    def losses(self) -> Mapping[str, LossFn]:
         return {**({"value": self.value_loss} if self.value_mode == "iql" else {}), **super().losses()}
 
     def value_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
@@ -104,5 +82,6 @@ class CPQL(ConsistencyPolicyMixin, GenerativeActorCritic):
 
     def next_value(self, batch: Batch) -> th.Tensor:
         if self.value_mode == "iql":
-            return self.policy.value(batch.next_observations)
+            value: th.Tensor = self.policy.value(batch.next_observations)
+            return value
         return super().next_value(batch)

@@ -1,23 +1,28 @@
 """RACTD: a one-step planner, distilled from a diffusion planner with rewards."""
 
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Any
 
 import torch as th
-from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import Schedule, TensorDict
 from torch.nn import functional as F
 
+from sb3_consistency.generative.edm import EDMModel
 from sb3_consistency.generative.temporal import coloured_noise
-from sb3_consistency.options import SharedArguments, check_choice, check_range
-from sb3_consistency.planning.planner import PlannerPolicy
-from sb3_consistency.planning.planning import PlanBatch, PlanningAlgorithm
+from sb3_consistency.generative.trajectory import JumpOptions, TrajectoryConsistencyModel
+from sb3_consistency.options import option
+from sb3_consistency.planning.plan_data import PlanBatch
+from sb3_consistency.planning.plan_networks import PlanNetwork, RewardModel
+from sb3_consistency.planning.planning import PlanningAlgorithm
 from sb3_consistency.planning.stages import NETWORK_OF_STAGE
+from sb3_consistency.policies.modules import Follow, Network
 from sb3_consistency.training.updater import LossFn
 
 REWARD_INPUTS = ("sample", "denoised")
 DISTILL_FROM = ("raw", "ema")
 
 
-class RACTD(PlanningAlgorithm):
+class RACTD(JumpOptions, PlanningAlgorithm):
     """
     Reward-aware consistency trajectory distillation: plans a whole window in one network pass.
 
@@ -38,105 +43,36 @@ class RACTD(PlanningAlgorithm):
     is always compared across one whole step of the teacher; samplers start from N(0, sigma_max^2); the networks are
     small by default; one batch size serves all stages; the observation enters through an encoder, as features do in SB3;
     R has LayerNorm and is taught to be low off the data; a plan of states that is over is renewed.
-
-    :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
-    :param horizon: number H of actions or states of a plan
-    :param stride: steps of the environment from one planned state to the next; plans of actions have all, 1
-    :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: environment steps until the next plan is made; None for 1 (actions) or the plan's own, (H - 1)
-        ``stride`` (states). More than that hold the end of a plan of states at rest; more than an episode has are the
-        paper's open loop
-    :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
-    :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
-    :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
-    :param teacher_steps: gradient steps of the teacher stage; a float is a share of the run
-    :param reward_steps: gradient steps of the reward stage, likewise; the student takes what is left of the run
-    :param teacher: file of a saved model whose teacher is taken over; the teacher stage is left out then
-    :param sampling_steps: jumps, that is network passes, per plan
-    :param alpha: weight of the distillation loss L_CTM
-    :param beta: weight of the denoising loss L_DSM
-    :param reward_weight: weight of L_R (the paper's sigma)
-    :param reward_input: what R judges: "sample", a plan from pure noise (paper), or "denoised", the prediction of the
-        denoising loss (code)
-    :param reward_horizon: number of a plan's actions that R sees; 1 in the paper
-    :param reward_support: how fast R is taught to fall off the data, to half the range of returns below it: by
-        1 - exp(-reward_support d) at a mean squared distance d (actions and R scaled to [-1, 1]); 0 in the paper, where
-        the student exploits what R makes up there
-    :param distill_from: "raw" weights of the teacher (code) or their moving average "ema"
-    :param warmup_steps: gradient steps over which the learning rate rises in every stage, at most a tenth of it
-    :param kwargs: see :class:`~sb3_consistency.options.SharedArguments`
-    :raises ValueError: if an argument is out of its range
     """
 
-    def __init__(
-        self,
-        policy: str | type[PlannerPolicy],
-        env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-3,
-        *,
-        plan_of: str = "actions",
-        horizon: int = 16,
-        stride: int = 1,
-        history: int = 1,
-        executed_steps: int | None = None,
-        tracking_gains: tuple[float, float] = (1.0, 1.0),
-        pad: bool = True,
-        cut_at_goals: bool = True,
-        teacher_steps: int | float = 0.4,
-        reward_steps: int | float = 0.1,
-        teacher: str | None = None,
-        sampling_steps: int = 1,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        reward_weight: float = 0.3,
-        reward_input: str = "sample",
-        reward_horizon: int = 1,
-        reward_support: float = 10.0,
-        distill_from: str = "raw",
-        warmup_steps: int = 500,
-        **kwargs: Unpack[SharedArguments],
-    ) -> None:
-        self.sampling_steps = sampling_steps
-        self.alpha = alpha
-        self.beta = beta
-        self.reward_weight = reward_weight
-        self.reward_input = reward_input
-        self.reward_horizon = reward_horizon
-        self.reward_support = reward_support
-        self.distill_from = distill_from
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            plan_of=plan_of,
-            horizon=horizon,
-            stride=stride,
-            history=history,
-            executed_steps=executed_steps,
-            tracking_gains=tracking_gains,
-            pad=pad,
-            cut_at_goals=cut_at_goals,
-            teacher_steps=teacher_steps,
-            reward_steps=reward_steps,
-            teacher=teacher,
-            warmup_steps=warmup_steps,
-            **kwargs,
-        )
+    learning_rate: float | Schedule = 1e-3
+    alpha: float = option(default=1.0, low=0, doc="weight of the distillation loss L_CTM")
+    beta: float = option(default=1.0, low=0, doc="weight of the denoising loss L_DSM", search=(0.1, 10.0, "log"))
+    reward_weight: float = option(default=0.3, low=0, doc="weight of L_R (the paper's sigma)", search=(0.01, 1.0, "log"))
+    reward_input: str = option(
+        default="sample",
+        one_of=REWARD_INPUTS,
+        doc='what R judges: "sample", a plan from pure noise (paper), or "denoised", the denoising loss\'s (code)',
+    )
+    reward_support: float = option(
+        default=10.0,
+        low=0,
+        doc="how fast R is taught to fall off the data, to half the range of returns below it: by 1 - exp(-reward_support d) "
+        "at a mean squared distance d (actions and R scaled to [-1, 1]); 0 in the paper, where the student exploits what R "
+        "makes up there",
+    )
+    distill_from: str = option(
+        default="raw", one_of=DISTILL_FROM, doc='"raw" weights of the teacher (code) or their moving average "ema"'
+    )
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        for name in ("alpha", "beta", "reward_weight", "reward_support"):
-            check_range(name, getattr(self, name), 0)
-        for name in ("sampling_steps", "reward_horizon"):
-            check_range(name, getattr(self, name), 1, integer=True)
-        check_choice("reward_input", self.reward_input, REWARD_INPUTS)
-        check_choice("distill_from", self.distill_from, DISTILL_FROM)
+    def networks(self) -> Mapping[str, Network]:
+        return {
+            "teacher_model": Network(PlanNetwork, {"model_class": EDMModel}, {"teacher_ema": Follow(self.teacher_ema_share)}),
+            "student": Network(PlanNetwork, {"model_class": TrajectoryConsistencyModel}),
+            "reward_model": Network(RewardModel),
+        }
 
-    def policy_options(self) -> dict[str, Any]:
-        options = {"sampling_steps": self.sampling_steps, "reward_horizon": self.reward_horizon}
-        return {**super().policy_options(), **options}
-
-    def losses(self) -> dict[str, LossFn]:
+    def losses(self) -> Mapping[str, LossFn]:
         losses = {"teacher": self.teacher_loss, "reward": self.reward_loss, "student": self.student_loss}
         return {NETWORK_OF_STAGE[self.stage]: losses[self.stage]}  # type: ignore[dict-item]
 

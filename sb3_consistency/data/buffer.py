@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -17,6 +17,14 @@ from tqdm.auto import tqdm
 from sb3_consistency.data.episodes import DatasetError, Episode, EpisodeSource
 from sb3_consistency.envs.spaces import action_bounds, channels_first_space, flat_space, is_normalised_space
 from sb3_consistency.envs.wrappers import flatten_nested
+
+
+class Segment(NamedTuple):
+    """Rows of the offline buffer that hold one dataset, and the share of the batches drawn from it."""
+
+    start: int
+    stop: int
+    share: float
 
 
 class EpisodeConverter:

@@ -49,7 +49,7 @@ class ExportedPolicy(nn.Module):
         self.register_buffer("half_range", th.as_tensor(half_range, dtype=th.float32).flatten())
         self.action_shape = low.shape
         # (1, S, A): the batch comes first here, so that every input has its rows in one place
-        self.register_buffer("fixed_noise", actor.fixed_noise.transpose(0, 1).clone())
+        self.register_buffer("fixed_noise", actor.fixed_noise(1, actor.device).transpose(0, 1).clone())
         self.normalisation = nn.ModuleList(_VecNormalisation.of(vec_normalize, key) for key in self.keys)
 
     def forward(self, *inputs: th.Tensor) -> th.Tensor:

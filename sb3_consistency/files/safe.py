@@ -8,6 +8,7 @@ in the header of the safetensors file; classes are looked up by name in a list o
 import hashlib
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,8 @@ from sb3_consistency.files.plain_data import (
     encode_space,
     space_size,
 )
-from sb3_consistency.options import check_flags, check_pair, check_range
-from sb3_consistency.planning.stages import StagedAlgorithm
-from sb3_consistency.unknown import argument_names
+from sb3_consistency.files.run import Run
+from sb3_consistency.options import MISSING, Option, check_flags, check_pair, check_range, options_of
 
 FORMAT = "sb3_consistency 1"
 SUFFIX = ".safetensors"
@@ -45,21 +45,11 @@ ALGORITHMS = tuple(registry.ALGORITHMS)
 MAX_HEADER = 2**24
 # HER keeps a dict per row
 MAX_BUFFER_SIZE = 10**7
-# paths and data stay behind: a stranger's file must not choose what learn() reads (perhaps a pickle), where it writes, or
-# that it runs a compiler
-NOT_STORED = {"policy", "env", "device", "dataset", "dataset_kwargs", "tensorboard_log", "compile", "_init_setup_model"}
-NOT_SIZES = {"seed", "buffer_size", "learning_starts", "curriculum_steps", "pretrain_steps", "actor_ema_start"}
-COUNTERS = (
-    "num_timesteps",
-    "_n_updates",
-    "_total_timesteps",
-    "_num_timesteps_at_start",
-    "_episode_num",
-    "_curriculum_end",
-    "_pretrain_start",
-    "_online_timesteps",
-)
-STATE = (*COUNTERS, "_current_progress_remaining", "_was_pretrained", "_reference_returns", "_reward_function")
+COUNTERS = ("num_timesteps", "_n_updates", "_total_timesteps", "_num_timesteps_at_start", "_episode_num")
+#: of a run: counters that may be None, flags, and what belongs to one process alone
+RUN_COUNTERS = ("curriculum_end", "pretrain_start", "online_timesteps")
+RUN_FLAGS = ("was_pretrained", "student_started", "n_step_class_is_derived")
+RUN_LEFT_OUT = ("algorithm", "inferred_spaces", "call", "id", "counts_before_pretraining")
 
 
 class SafeLoadError(ValueError):
@@ -147,9 +137,9 @@ def _config(model: Any) -> dict[str, Any]:
         "policy": policies[model.policy_class],
         "observation_space": encode_space("observation_space", model.observation_space),
         "action_space": encode_space("action_space", model.action_space),
-        "inferred_spaces": list(model._inferred_spaces),
+        "inferred_spaces": list(model.run.inferred_spaces),
         "arguments": arguments,
-        "state": {name: encode(name, vars(model)[name]) for name in _state_names(cls)},
+        "state": {name: encode(name, value) for name, value in _state(model).items()},
         "learning_rates": {
             name: [float(group["lr"]) for group in getattr(model.policy, name).optimizer.param_groups]
             for name in model.policy.trained_networks()
@@ -157,15 +147,16 @@ def _config(model: Any) -> dict[str, Any]:
     }
 
 
-def _argument_names(cls: type[Any]) -> list[str]:
-    return sorted(argument_names(cls) - NOT_STORED)
+def _stored_options(cls: type[Any]) -> dict[str, Option]:
+    # paths and data stay behind: a stranger's file must not choose what learn() reads (perhaps a pickle), where it writes, or
+    # that it runs a compiler
+    return {name: o for name, o in options_of(cls).items() if o.stored}
 
 
 def _arguments(model: Any) -> dict[str, Any]:
-    values = {name: vars(model)[name] for name in _argument_names(type(model)) if name != "stats_window_size"}
-    values["stats_window_size"] = model._stats_window_size
+    values = {name: vars(model)[o.attribute] for name, o in _stored_options(type(model)).items()}
     values["train_freq"] = (model.train_freq.frequency, model.train_freq.unit.value)
-    if model._n_step_class_is_derived or values["replay_buffer_class"] in (ReplayBuffer, DictReplayBuffer):
+    if model.run.n_step_class_is_derived or values["replay_buffer_class"] in (ReplayBuffer, DictReplayBuffer):
         kwargs = values["replay_buffer_kwargs"].items()
         derived = values["replay_buffer_class"] is NStepReplayBuffer
         values["replay_buffer_kwargs"] = {k: v for k, v in kwargs if not (derived and k in ("n_steps", "gamma"))}
@@ -175,8 +166,10 @@ def _arguments(model: Any) -> dict[str, Any]:
     return values
 
 
-def _state_names(cls: type[Any]) -> tuple[str, ...]:
-    return (*STATE, "_student_started") if issubclass(cls, StagedAlgorithm) else STATE
+def _state(model: Any) -> dict[str, Any]:
+    run = {name: value for name, value in vars(model.run).items() if name not in RUN_LEFT_OUT}
+    counters = {name: vars(model)[name] for name in (*COUNTERS, "_current_progress_remaining")}
+    return {**counters, **{f"run.{name}": value for name, value in run.items()}}
 
 
 def _tensors(model: Any) -> dict[str, th.Tensor]:
@@ -223,11 +216,12 @@ def _load(path: str | Path, env: GymEnv | str | None, device: th.device | str, c
         policy = config["policy"]
         if policy not in found.policy_aliases:
             raise ValueError(f"policy {str(policy)[:100]!r} is none of {sorted(found.policy_aliases)}")
-        state = _checked_state(found, config["state"])
+        state = _checked_state(config["state"])
     except Exception as error:  # of any kind: the entries of a stranger's file may be anything
         raise SafeLoadError(f"{path}: the configuration can't be used: {_told(error)}") from error
     model = _build(path, found, policy, arguments, space_pair, inferred, env, device)
-    vars(model).update(state)
+    for name, value in state.items():
+        vars(model.run if name.startswith("run.") else model)[name.removeprefix("run.")] = value
     _set_up(path, model, tensors)
     _fill(path, model, tensors, config.get("learning_rates"))
     return model
@@ -282,10 +276,12 @@ def _refuse_constant(text: str) -> None:
 
 
 def _checked_arguments(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
-    _check_names("arguments", set(given), set(_argument_names(cls)))
-    arguments = {name: decode(value) for name, value in given.items()}
+    declared = _stored_options(cls)
+    later = {name: o.before for name, o in declared.items() if o.before is not MISSING and name not in given}
+    _check_names("arguments", {*given, *later}, set(declared))
+    arguments = {**{name: decode(value) for name, value in given.items()}, **later}
     for name, value in arguments.items():
-        if name not in NOT_SIZES:
+        if declared[name].size:
             check_sizes(name, value)
     if arguments["buffer_size"] > MAX_BUFFER_SIZE:
         raise ValueError(f"buffer_size={arguments['buffer_size']} is too large")
@@ -295,19 +291,21 @@ def _checked_arguments(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _checked_state(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
-    _check_names("state", set(given), set(_state_names(cls)))
+def _checked_state(given: dict[str, Any]) -> dict[str, Any]:
+    expected = {*COUNTERS, "_current_progress_remaining"}
+    expected |= {f"run.{f.name}" for f in fields(Run) if f.name not in RUN_LEFT_OUT}
+    _check_names("state", set(given), expected)
     state = {name: decode(value) for name, value in given.items()}
-    may_be_none = {"_curriculum_end", "_pretrain_start", "_online_timesteps"}
-    for name in COUNTERS:
-        if not (type(state[name]) is int and state[name] >= 0) and not (state[name] is None and name in may_be_none):
+    for name in (*COUNTERS, *(f"run.{name}" for name in RUN_COUNTERS)):
+        may_be_none = name.startswith("run.")
+        if not (type(state[name]) is int and state[name] >= 0) and not (state[name] is None and may_be_none):
             raise ValueError(f"{name} must be an integer of at least 0, got {state[name]!r}")
     check_range("_current_progress_remaining", state["_current_progress_remaining"], -1e9, 1)
-    check_flags(**{name: state[name] for name in state.keys() & {"_was_pretrained", "_student_started"}})
-    if state["_reference_returns"] is not None:
-        check_pair("_reference_returns", state["_reference_returns"], -1e300)
-    if not (state["_reward_function"] is None or type(state["_reward_function"]) is AffineReward):
-        raise ValueError("_reward_function must be None or a scale and a shift")
+    check_flags(**{name: state[f"run.{name}"] for name in RUN_FLAGS})
+    if state["run.reference_returns"] is not None:
+        check_pair("reference_returns", state["run.reference_returns"], -1e300)
+    if not (state["run.reward_function"] is None or type(state["run.reward_function"]) is AffineReward):
+        raise ValueError("reward_function must be None or a scale and a shift")
     return state
 
 
@@ -337,7 +335,7 @@ def _build(
         raise SafeLoadError(f"{path}: env is None: pass it, the model's HerReplayBuffer asks the environment for rewards.")
     model.observation_space, model.action_space = space_pair
     model.n_envs = 1
-    model._inferred_spaces = inferred if env is None else []
+    model.run.inferred_spaces = inferred if env is None else []
     if env is not None:
         env = model._wrap_env(maybe_make_env(env, 0), model.verbose)
         vars(model).update(adopted_spaces({name: getattr(model, name) for name in inferred}, env))

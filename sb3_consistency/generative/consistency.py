@@ -17,6 +17,7 @@ from sb3_consistency.generative.schedules import (
     sampling_sigmas,
     truncated_log_normal,
 )
+from sb3_consistency.options import Options, option
 
 Sigma = TypeVar("Sigma", th.Tensor, float)
 BC_LOSSES = ("ict", "consistency", "reconstruction")
@@ -70,79 +71,99 @@ def pseudo_huber(prediction: th.Tensor, target: th.Tensor) -> th.Tensor:
     return th.sqrt(difference.square().sum(dim=1) + c**2) - c
 
 
-class ConsistencyModel(GenerativeModel):
+class ConsistencyOptions(Options):
+    """What a consistency model can be told, and every algorithm that has one."""
+
+    sampling_steps: int = option(default=1, low=1, doc="network evaluations K per action", search=(1, 3))
+    bc_loss: str = option(
+        default="ict",
+        one_of=BC_LOSSES,
+        doc='"ict" (improved consistency training), "consistency" (Ding & Jin) or "reconstruction" (CPQL)',
+        search=list(BC_LOSSES),
+    )
+    metric: str | None = option(
+        default=None,
+        one_of=METRICS,
+        doc='distance of the consistency losses, "l2" or "pseudo_huber"; None for the source\'s own',
+    )
+    loss_scaling: bool = option(
+        default=False, doc='weight "consistency" by 100 / (sigma_{n+1} - sigma_n), Ding & Jin\'s ablation'
+    )
+    curriculum: tuple[int, int] | None = option(
+        default=None,
+        low=2,
+        doc='first and last number of noise levels (of "ict": of steps between them); None for (10, 160) with "ict" (iCT ends '
+        'at 1280, for far more samples than a policy sees), (2, 150) with "consistency"',
+    )
+
+    def check_options(self) -> None:
+        super().check_options()
+        if self.curriculum is not None and self.curriculum[0] > self.curriculum[1]:
+            raise ValueError(f"curriculum must be (first, last) with 2 <= first <= last, got {self.curriculum}.")
+
+
+class ConsistencyActorOptions(ConsistencyOptions):
+    """What an algorithm with a consistency actor can be told."""
+
+    consistency_ema_decay: float = option(
+        default=0.0,
+        low=0,
+        high=1,
+        fixed=True,
+        doc='decay per gradient step of the moving average that supplies the regression targets of "consistency"; 0 regresses '
+        "on the current network (no gradient), which learns sooner",
+    )
+
+
+class ConsistencyModel(ConsistencyOptions, GenerativeModel):
     """
     f(x, sigma | s): maps a noisy action at any noise level to the clean action at the start of its ODE trajectory.
 
     Source: Song et al. 2023; losses from Song & Dhariwal 2023 (``"ict"``), Ding & Jin 2024 (``"consistency"``)
     and Chen et al. 2024, CPQL (``"reconstruction"``, the loss that its released code trains).
 
-    :param action_dim: size A of the action
-    :param cond_dim: size F of the condition
-    :param network: backbone, "mlp" or "ln_resnet"
-    :param network_kwargs: further arguments of the backbone (``net_arch``, ``activation_fn``, ...)
-    :param sampling_steps: default number K of network evaluations of :meth:`sample`
-    :param bc_loss: "ict" (improved consistency training), "consistency" (Ding & Jin) or "reconstruction" (CPQL)
-    :param metric: distance of the two consistency losses, "l2" or "pseudo_huber"; None for the source's own
-    :param loss_scaling: weight "consistency" by 100 / (sigma_{n+1} - sigma_n), Ding & Jin's ablation
-    :param curriculum: first and last number of noise levels (of "ict": of steps between them); None for (10, 160) with
-        "ict" (iCT ends at 1280, for far more samples than a policy sees), (2, 150) with "consistency"
-    :param reconstruction_levels: size of the Karras grid that "reconstruction" draws its noise level from
-    :param sampling_share: share of the draws of "reconstruction" that fall on the levels at which :meth:`sample` evaluates
-        the model in its ``sampling_steps``; 0 is the source's own
-    :param p_mean: mean of ln sigma in "ict"
-    :param p_std: standard deviation of ln sigma in "ict"
-    :param sigma_min: lowest noise level
-    :param sigma_max: highest noise level
-    :param sigma_data: standard deviation of the data
-    :param rho: exponent of the Karras grid
     :raises ValueError: if an option is unknown or out of its range
     """
 
-    def __init__(
-        self,
-        action_dim: int,
-        cond_dim: int,
-        network: str = "mlp",
-        network_kwargs: Mapping[str, Any] | None = None,
-        sampling_steps: int = 1,
-        bc_loss: str = "ict",
-        metric: str | None = None,
-        loss_scaling: bool = False,
-        curriculum: tuple[int, int] | None = None,
-        reconstruction_levels: int = 40,
-        sampling_share: float = 0.5,
-        p_mean: float = -1.1,
-        p_std: float = 2.0,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        sigma_data: float = 0.5,
-        rho: float = 7.0,
-    ) -> None:
-        super().__init__((action_dim,))
-        if bc_loss not in BC_LOSSES:
-            raise ValueError(f"bc_loss must be one of {list(BC_LOSSES)}, got {bc_loss!r}.")
-        if metric is not None and metric not in METRICS:
-            raise ValueError(f"metric must be None or one of {list(METRICS)}, got {metric!r}.")
-        check_noise_levels(sigma_min, sigma_max, sigma_data=sigma_data, rho=rho, p_std=p_std)
-        self.n_first, self.n_last = curriculum or ((10, 160) if bc_loss == "ict" else (2, 150))
-        if not 2 <= self.n_first <= self.n_last:
-            raise ValueError(f"curriculum must be (first, last) with 2 <= first <= last, got {curriculum}.")
-        self.bc_loss = bc_loss
-        self.metric = metric or ("pseudo_huber" if bc_loss == "ict" else "l2")
-        self.loss_scaling = loss_scaling
-        if reconstruction_levels < 2:
-            raise ValueError(f"reconstruction_levels must be at least 2, got {reconstruction_levels}.")
-        if not 0 <= sampling_share <= 1:
-            raise ValueError(f"sampling_share must be in [0, 1], got {sampling_share}.")
-        self.reconstruction_levels = reconstruction_levels
-        self.sampling_share = sampling_share
-        self.p_mean, self.p_std = p_mean, p_std
-        self.sigma_min, self.sigma_max, self.sigma_data, self.rho = sigma_min, sigma_max, sigma_data, rho
-        if sampling_steps < 1:
-            raise ValueError(f"sampling_steps must be at least 1, got {sampling_steps}.")
-        self.sampling_steps = sampling_steps
-        self.network: ConditionalNetwork = make_network(network, action_dim, cond_dim, network_kwargs)
+    action_dim: int = option(kw_only=False, doc="size A of the action")
+    cond_dim: int = option(kw_only=False, doc="size F of the condition")
+    network_name: str = option(default="mlp", alias="network", attribute="network_name", doc='backbone, "mlp" or "ln_resnet"')
+    network_kwargs: Mapping[str, Any] | None = option(
+        default=None, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
+    )
+    reconstruction_levels: int = option(
+        default=40, low=2, doc='size of the Karras grid that "reconstruction" draws its noise level from'
+    )
+    sampling_share: float = option(
+        default=0.5,
+        low=0,
+        high=1,
+        doc='share of the draws of "reconstruction" that fall on the levels at which :meth:`sample` evaluates the model in '
+        "its ``sampling_steps``; 0 is the source's own",
+    )
+    p_mean: float = option(default=-1.1, doc='mean of ln sigma in "ict"')
+    p_std: float = option(default=2.0, doc='standard deviation of ln sigma in "ict"')
+    sigma_min: float = option(default=0.002, doc="lowest noise level")
+    sigma_max: float = option(default=80.0, doc="highest noise level")
+    sigma_data: float = option(default=0.5, doc="standard deviation of the data")
+    rho: float = option(default=7.0, doc="exponent of the Karras grid")
+
+    @classmethod
+    def moving_averages(cls, options: Any) -> dict[str, float]:
+        decay = options.consistency_ema_decay
+        return {"consistency_target": decay} if decay > 0 else {}
+
+    @property
+    def regression_target(self) -> str | None:
+        return "consistency_target" if self.bc_loss == "consistency" else None
+
+    def check_options(self) -> None:
+        super().check_options()
+        check_noise_levels(self.sigma_min, self.sigma_max, sigma_data=self.sigma_data, rho=self.rho, p_std=self.p_std)
+
+    def build(self) -> None:
+        self.event_shape = (self.action_dim,)
+        self.network: ConditionalNetwork = make_network(self.network_name, self.action_dim, self.cond_dim, self.network_kwargs)
 
     def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -191,11 +212,11 @@ class ConsistencyModel(GenerativeModel):
         progress = th.ones((), device=x0.device) if progress is None else progress
         grid = (self.sigma_min, self.sigma_max, self.rho)
         if self.bc_loss == "ict":
-            n_levels = doubling_curriculum(progress, self.n_first, self.n_last)
+            n_levels = doubling_curriculum(progress, *(self.curriculum or (10, 160)))
             sigma = truncated_log_normal(u[:, 0], self.p_mean, self.p_std, self.sigma_min, self.sigma_max)
             level = karras_level(sigma, n_levels, *grid).floor()
         else:
-            n_levels = consistency_curriculum(progress, self.n_first, self.n_last)
+            n_levels = consistency_curriculum(progress, *(self.curriculum or (2, 150)))
             level = (u[:, 0] * (n_levels - 1)).floor()
         # rounding may lift u or sigma to the last level, which has none above it
         level = th.minimum(level, n_levels - 2)
@@ -205,7 +226,8 @@ class ConsistencyModel(GenerativeModel):
         with th.no_grad():
             x_low = x0 + low.unsqueeze(-1) * noise
             regression_target = self(x_low, low, cond) if target is None else target(x_low, low)
-        distance = (pseudo_huber if self.metric == "pseudo_huber" else squared_error)(prediction, regression_target)
+        metric = self.metric or ("pseudo_huber" if self.bc_loss == "ict" else "l2")
+        distance = (pseudo_huber if metric == "pseudo_huber" else squared_error)(prediction, regression_target)
         if self.bc_loss == "ict":
             return distance / (high - low)
         return 100 * distance / (high - low) if self.loss_scaling else distance

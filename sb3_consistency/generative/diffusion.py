@@ -11,11 +11,38 @@ from sb3_consistency.generative.consistency import squared_error
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
 from sb3_consistency.generative.networks import ConditionalNetwork, make_network
 from sb3_consistency.generative.schedules import BETA_SCHEDULES, diffusion_steps_taken
+from sb3_consistency.options import Options, check_range, option
 
 SAMPLERS = ("ddpm", "ddim")
 
 
-class DiffusionModel(GenerativeModel):
+class DiffusionOptions(Options):
+    """What a diffusion model can be told, and every algorithm that has one."""
+
+    diffusion_steps: int = option(default=5, low=1, fixed=True, doc="number T of noise levels", search=(2, 10))
+    beta_schedule: str = option(
+        default="vp",
+        one_of=tuple(BETA_SCHEDULES),
+        fixed=True,
+        doc='"vp" (Wang et al. 2022) or "cosine" (Nichol & Dhariwal 2021)',
+        search=list(BETA_SCHEDULES),
+    )
+    sampling_steps: int | None = option(default=None, low=1, doc="network evaluations per action, at most T; None for T")
+    sampler: str = option(
+        default="ddpm",
+        one_of=SAMPLERS,
+        doc='"ddpm" (ancestral sampling: fresh noise in every step) or "ddim" (deterministic given its first noise)',
+        search=list(SAMPLERS),
+    )
+
+    def check_options(self) -> None:
+        super().check_options()
+        # the second is an actor-critic's
+        for name in ("sampling_steps", "train_sampling_steps"):
+            check_range(name, vars(self).get(name), 1, self.diffusion_steps, integer=True, optional=True)
+
+
+class DiffusionModel(DiffusionOptions, GenerativeModel):
     """
     Variance-preserving diffusion of an action: the network predicts the noise that was added.
 
@@ -23,45 +50,23 @@ class DiffusionModel(GenerativeModel):
 
     Source: Ho et al. 2020 (DDPM); Song et al. 2021 (DDIM, arXiv 2010.02502); as a policy: Wang et al. 2022.
 
-    :param action_dim: size A of the action
-    :param cond_dim: size F of the condition
-    :param network: backbone, "mlp" or "ln_resnet"
-    :param network_kwargs: further arguments of the backbone (``net_arch``, ``activation_fn``, ...)
-    :param diffusion_steps: number T of noise levels
-    :param beta_schedule: "vp" (Wang et al. 2022) or "cosine" (Nichol & Dhariwal 2021)
-    :param sampling_steps: default number of network evaluations of :meth:`sample`, at most T; None for T
-    :param sampler: "ddpm" (ancestral: fresh noise in every step) or "ddim" (deterministic given the first noise)
     :raises ValueError: if an option is unknown or out of its range
     """
 
-    alpha_bar: th.Tensor
+    action_dim: int = option(kw_only=False, doc="size A of the action")
+    cond_dim: int = option(kw_only=False, doc="size F of the condition")
+    network_name: str = option(default="mlp", alias="network", attribute="network_name", doc='backbone, "mlp" or "ln_resnet"')
+    network_kwargs: Mapping[str, Any] | None = option(
+        default=None, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
+    )
 
-    def __init__(
-        self,
-        action_dim: int,
-        cond_dim: int,
-        network: str = "mlp",
-        network_kwargs: Mapping[str, Any] | None = None,
-        diffusion_steps: int = 5,
-        beta_schedule: str = "vp",
-        sampling_steps: int | None = None,
-        sampler: str = "ddpm",
-    ) -> None:
-        super().__init__((action_dim,))
-        if diffusion_steps < 1:
-            raise ValueError(f"diffusion_steps must be at least 1, got {diffusion_steps}.")
-        if beta_schedule not in BETA_SCHEDULES:
-            raise ValueError(f"beta_schedule must be one of {list(BETA_SCHEDULES)}, got {beta_schedule!r}.")
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {SAMPLERS}, got {sampler!r}.")
-        self.diffusion_steps = diffusion_steps
-        self.sampler = sampler
-        self.sampling_steps = diffusion_steps if sampling_steps is None else sampling_steps
-        diffusion_steps_taken(diffusion_steps, self.sampling_steps)
+    def build(self) -> None:
+        self.event_shape = (self.action_dim,)
         # plain numbers for the sampler, whose steps are known; a table for the loss, whose steps are drawn
-        self.alpha_bars = (1.0, *BETA_SCHEDULES[beta_schedule](diffusion_steps))
+        self.alpha_bars = (1.0, *BETA_SCHEDULES[self.beta_schedule](self.diffusion_steps))
+        self.alpha_bar: th.Tensor
         self.register_buffer("alpha_bar", th.tensor(self.alpha_bars[1:]), persistent=False)
-        self.network: ConditionalNetwork = make_network(network, action_dim, cond_dim, network_kwargs)
+        self.network: ConditionalNetwork = make_network(self.network_name, self.action_dim, self.cond_dim, self.network_kwargs)
 
     def forward(self, x: th.Tensor, t: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -123,4 +128,4 @@ class DiffusionModel(GenerativeModel):
         raise AssertionError("a sampler takes at least one step")
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
-        return (n_steps or self.sampling_steps, batch_size, *self.event_shape)
+        return (n_steps or self.sampling_steps or self.diffusion_steps, batch_size, *self.event_shape)

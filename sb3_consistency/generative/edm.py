@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 
@@ -12,6 +12,7 @@ from sb3_consistency.generative.consistency import Sigma, boundary_scalings, pse
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
 from sb3_consistency.generative.schedules import check_noise_levels, karras_sigma, sampling_sigmas
 from sb3_consistency.generative.temporal import make_temporal_network
+from sb3_consistency.options import option
 
 WINDOW_METRICS = ("l2", "pseudo_huber", "pseudo_huber_squared", "pseudo_huber_norm")
 
@@ -62,55 +63,44 @@ class KarrasModel(GenerativeModel):
     """
     What teacher and student share: the noise levels, the weights of the losses, and a scaled network.
 
-    :param event_shape: shape (H, D) of the window
-    :param cond_dim: size F of the condition
-    :param n_inputs: number of noise levels that the network is told
-    :param network: backbone, "unet" or "mlp"
-    :param network_kwargs: further arguments of the backbone (``net_arch``, ``activation_fn``, ...)
-    :param metric: distance of the denoising loss, see :func:`window_distance`; only the minimiser of "l2" is a denoiser
-    :param n_levels: size of the Karras grid
-    :param p_mean: mean of ln sigma in the denoising losses
-    :param p_std: standard deviation of ln sigma
-    :param sigma_min: lowest noise level, where the model is the identity
-    :param sigma_max: highest noise level
-    :param sigma_data: standard deviation of the data
-    :param rho: exponent of the Karras grid
-    :param initial_noise_scale: standard deviation of what samplers start from; None for ``sigma_max``, as the maths
-        wants; the released code starts from 1, which is almost deterministic
     :raises ValueError: if an option is unknown or out of its range
     """
 
-    def __init__(
-        self,
-        event_shape: tuple[int, int],
-        cond_dim: int,
-        n_inputs: int,
-        network: str = "unet",
-        network_kwargs: Mapping[str, Any] | None = None,
-        metric: str = "l2",
-        n_levels: int = 80,
-        p_mean: float = -1.2,
-        p_std: float = 1.2,
-        sigma_min: float = 0.02,
-        sigma_max: float = 80.0,
-        sigma_data: float = 0.5,
-        rho: float = 7.0,
-        initial_noise_scale: float | None = None,
-    ) -> None:
-        super().__init__(event_shape)
-        if metric not in WINDOW_METRICS:
-            raise ValueError(f"metric must be one of {list(WINDOW_METRICS)}, got {metric!r}.")
-        if n_levels < 2:
-            raise ValueError(f"n_levels must be at least 2, got {n_levels}.")
-        check_noise_levels(sigma_min, sigma_max, sigma_data=sigma_data, rho=rho, p_std=p_std)
-        if initial_noise_scale is not None and initial_noise_scale <= 0:
-            raise ValueError(f"initial_noise_scale must be positive, got {initial_noise_scale}.")
-        self.metric = metric
-        self.n_levels = n_levels
-        self.p_mean, self.p_std = p_mean, p_std
-        self.sigma_min, self.sigma_max, self.sigma_data, self.rho = sigma_min, sigma_max, sigma_data, rho
-        self.initial_noise_scale = sigma_max if initial_noise_scale is None else initial_noise_scale
-        self.network = make_temporal_network(network, event_shape, cond_dim, n_levels=n_inputs, **(network_kwargs or {}))
+    #: number of noise levels that the network is told
+    n_inputs: ClassVar[int] = 1
+
+    event_shape: tuple[int, int] = option(kw_only=False, doc="shape (H, D) of the window")
+    cond_dim: int = option(kw_only=False, doc="size F of the condition")
+    network_name: str = option(default="unet", alias="network", attribute="network_name", doc='backbone, "unet" or "mlp"')
+    network_kwargs: Mapping[str, Any] | None = option(
+        default=None, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
+    )
+    metric: str = option(
+        default="l2",
+        one_of=WINDOW_METRICS,
+        doc='distance of the denoising loss, see :func:`window_distance`; only the minimiser of "l2" is a denoiser',
+    )
+    n_levels: int = option(default=80, low=2, doc="size of the Karras grid")
+    p_mean: float = option(default=-1.2, doc="mean of ln sigma in the denoising losses")
+    p_std: float = option(default=1.2, doc="standard deviation of ln sigma")
+    sigma_min: float = option(default=0.02, doc="lowest noise level, where the model is the identity")
+    sigma_max: float = option(default=80.0, doc="highest noise level")
+    sigma_data: float = option(default=0.5, doc="standard deviation of the data")
+    rho: float = option(default=7.0, doc="exponent of the Karras grid")
+    initial_noise_scale: float | None = option(
+        default=None,
+        above=0,
+        doc="standard deviation of what samplers start from; None for ``sigma_max``, as the maths wants; the released code "
+        "starts from 1, which is almost deterministic",
+    )
+
+    def check_options(self) -> None:
+        super().check_options()
+        check_noise_levels(self.sigma_min, self.sigma_max, sigma_data=self.sigma_data, rho=self.rho, p_std=self.p_std)
+
+    def build(self) -> None:
+        kwargs = {"n_levels": self.n_inputs, **(self.network_kwargs or {})}
+        self.network = make_temporal_network(self.network_name, self.event_shape, self.cond_dim, **kwargs)
 
     def extra_repr(self) -> str:
         return f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, sigma_data={self.sigma_data}"
@@ -184,14 +174,7 @@ class EDMModel(KarrasModel):
     Denoiser D(x, sigma | s) of windows, sampled by Heun's method on its probability-flow ODE.
 
     Source: Karras et al. 2022, with the boundary scalings of consistency models in place of EDM's, as in RACTD.
-
-    :param event_shape: shape (H, D) of the window
-    :param cond_dim: size F of the condition
-    :param kwargs: see :class:`KarrasModel`
     """
-
-    def __init__(self, event_shape: tuple[int, int], cond_dim: int, **kwargs: Any) -> None:
-        super().__init__(event_shape, cond_dim, 1, **kwargs)
 
     def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -244,7 +227,7 @@ class EDMModel(KarrasModel):
         n_steps = len(noise)
         sigmas = (*sampling_sigmas(n_steps, self.sigma_min, self.sigma_max, self.rho), self.sigma_min)
         denoiser = self.at_levels([(sigma,) for sigma in sigmas], cond)
-        x = self.initial_noise_scale * noise[0]
+        x = (self.initial_noise_scale or self.sigma_max) * noise[0]
         for t, u in pairwise(sigmas):
             x = heun_step(denoiser, x, t, u)
         return clamp_action(x)

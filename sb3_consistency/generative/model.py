@@ -2,9 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch as th
 from torch import nn
+
+from sb3_consistency.options import Options, option
 
 # Maps (noisy data (B, A), noise level (B,)) to an estimate of the clean data (B, A).
 Denoiser = Callable[[th.Tensor, th.Tensor], th.Tensor]
@@ -40,19 +43,39 @@ def clamp_action(x: th.Tensor) -> th.Tensor:
     return _BoundedGradientClamp.apply(x)  # type: ignore[no-any-return,no-untyped-call]
 
 
-class GenerativeModel(nn.Module):
-    """
-    A model that turns noise into data of shape ``event_shape``, given a condition.
-
-    :param event_shape: shape *E of one datum: (A,) for an action
-    """
+class GenerativeModel(Options, nn.Module):
+    """A model that turns noise into data of shape ``event_shape`` *E, (A,) for an action, given a condition."""
 
     #: how many uniform numbers per row :meth:`loss` consumes
-    n_uniforms: int = 1
+    n_uniforms: ClassVar[int] = 1
+    event_shape: tuple[int, ...] = option(init=False)
 
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.event_shape = event_shape
+    def construct(self, values: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.store(values)
+        self.check_options()
+        self.build()
+
+    @property
+    def is_built(self) -> bool:
+        return bool(self._modules)
+
+    @classmethod
+    def moving_averages(cls, options: Any) -> dict[str, float]:
+        """
+        :param options: an algorithm's
+        :return: names of further moving averages of the network that :meth:`loss` may take its targets from, their decays
+        """
+        return {}
+
+    @property
+    def regression_target(self) -> str | None:
+        """Name of the moving average that :meth:`loss` takes its regression targets from, if it takes them from one."""
+        return None
+
+    @abstractmethod
+    def build(self) -> None:
+        """Make the network and the tables, once the options are stored and checked."""
 
     @abstractmethod
     def loss(

@@ -1,7 +1,7 @@
 """The consistency trajectory model: jumps from any noise level to any lower one, distilled from an EDM teacher."""
 
 import math
-from typing import Any
+from typing import ClassVar
 
 import torch as th
 from torch.func import functional_call
@@ -9,11 +9,18 @@ from torch.func import functional_call
 from sb3_consistency.generative.edm import WINDOW_METRICS, EDMModel, KarrasModel, heun_step, window_distance
 from sb3_consistency.generative.model import Denoiser, clamp_action
 from sb3_consistency.generative.schedules import sampling_sigmas
+from sb3_consistency.options import Options, option
 
 DSM_TARGETS = ("jump", "denoiser")
 
 
-class TrajectoryConsistencyModel(KarrasModel):
+class JumpOptions(Options):
+    """What a trajectory model can be told, and every planner that has one."""
+
+    sampling_steps: int = option(default=1, low=1, doc="jumps, that is network passes, per plan", search=[1, 2])
+
+
+class TrajectoryConsistencyModel(JumpOptions, KarrasModel):
     """
     G(x, t, s | c) = (s/t) x + (1 - s/t) g(x, t, s | c): from noise level t to s <= t along the teacher's ODE.
 
@@ -21,49 +28,35 @@ class TrajectoryConsistencyModel(KarrasModel):
 
     Source: Kim et al. 2023 (CTM), equation 4, as used by Duan et al. 2026 (RACTD).
 
-    :param event_shape: shape (H, D) of the window
-    :param cond_dim: size F of the condition
-    :param sampling_steps: default number of jumps of :meth:`sample`
-    :param ctm_gamma: share of fresh noise between two jumps: 1 jumps to the end and adds all of it back (consistency
-        sampling), 0 adds none (CTM, algorithm 3), as in :meth:`sample_ode`
-    :param distillation_metric: distance of the distillation loss, see :func:`window_distance`; the denoising loss has
-        ``metric``
-    :param dsm_target: what the denoising loss trains: "jump", G(x_t, t, sigma_min) (RACTD), or "denoiser",
-        g(x_t, t, t) (CTM)
-    :param dsm_rho_share: half of its noise levels are uniform in [0, this] on the rho scale counted from sigma_max
-    :param kwargs: see :class:`KarrasModel`
     :raises ValueError: if an option is unknown or out of its range
     """
 
-    n_uniforms = 4
+    n_uniforms: ClassVar[int] = 4
+    n_inputs: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        event_shape: tuple[int, int],
-        cond_dim: int,
-        sampling_steps: int = 1,
-        ctm_gamma: float = 1.0,
-        distillation_metric: str = "pseudo_huber_norm",
-        dsm_target: str = "denoiser",
-        dsm_rho_share: float = 0.7,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(event_shape, cond_dim, 2, **kwargs)
-        if sampling_steps < 1:
-            raise ValueError(f"sampling_steps must be at least 1, got {sampling_steps}.")
-        if not 0 <= ctm_gamma <= 1:
-            raise ValueError(f"ctm_gamma must be in [0, 1], got {ctm_gamma}.")
-        if dsm_target not in DSM_TARGETS:
-            raise ValueError(f"dsm_target must be one of {list(DSM_TARGETS)}, got {dsm_target!r}.")
-        if not 0 <= dsm_rho_share <= 1:
-            raise ValueError(f"dsm_rho_share must be in [0, 1], got {dsm_rho_share}.")
-        self.sampling_steps = sampling_steps
-        self.ctm_gamma = ctm_gamma
-        if distillation_metric not in WINDOW_METRICS:
-            raise ValueError(f"distillation_metric must be one of {list(WINDOW_METRICS)}, got {distillation_metric!r}.")
-        self.distillation_metric = distillation_metric
-        self.dsm_target = dsm_target
-        self.dsm_rho_share = dsm_rho_share
+    ctm_gamma: float = option(
+        default=1.0,
+        low=0,
+        high=1,
+        doc="share of fresh noise between two jumps: 1 jumps to the end and adds all of it back (consistency sampling), 0 "
+        "adds none (CTM, algorithm 3), as in :meth:`sample_ode`",
+    )
+    distillation_metric: str = option(
+        default="pseudo_huber_norm",
+        one_of=WINDOW_METRICS,
+        doc="distance of the distillation loss, see :func:`window_distance`; the denoising loss has ``metric``",
+    )
+    dsm_target: str = option(
+        default="denoiser",
+        one_of=DSM_TARGETS,
+        doc='what the denoising loss trains: "jump", G(x_t, t, sigma_min) (RACTD), or "denoiser", g(x_t, t, t) (CTM)',
+    )
+    dsm_rho_share: float = option(
+        default=0.7,
+        low=0,
+        high=1,
+        doc="half of its noise levels are uniform in [0, this] on the rho scale counted from sigma_max",
+    )
 
     def forward(self, x: th.Tensor, t: th.Tensor, s: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -187,7 +180,7 @@ class TrajectoryConsistencyModel(KarrasModel):
         ends = [max(math.sqrt(1 - gamma**2) * below, self.sigma_min) for below in sigmas[1:]]
         jumps = list(zip(sigmas, [*ends, self.sigma_min], strict=True))
         network = self.at_levels(jumps, cond)
-        x = self.initial_noise_scale * noise[0]
+        x = (self.initial_noise_scale or self.sigma_max) * noise[0]
         for i, (t, s) in enumerate(jumps):
             if i > 0:
                 x = x + math.sqrt(max(t**2 - jumps[i - 1][1] ** 2, 0.0)) * noise[i]

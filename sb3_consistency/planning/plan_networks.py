@@ -9,8 +9,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_consistency.generative.temporal import cosine_transform
-from sb3_consistency.options import check_range
-from sb3_consistency.policies.modules import FeatureNetwork, seeded_noise
+from sb3_consistency.options import check_range, option
+from sb3_consistency.policies.modules import FeatureNetwork, NoiseOptions, seeded_noise
 from sb3_consistency.training.batches import tree_map
 from sb3_consistency.values.critics import StackedMlp
 
@@ -39,15 +39,9 @@ def check_student_kwargs(student_kwargs: dict[str, Any], model_kwargs: dict[str,
 
 
 class StackedNetwork(FeatureNetwork):
-    """
-    A network that observes ``n_stacked`` observations at once.
+    """A network that observes several observations at once."""
 
-    :param n_stacked: their number n
-    """
-
-    def __init__(self, *args: Any, n_stacked: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.n_stacked = n_stacked
+    n_stacked: int = option(doc="their number n")
 
     def condition(self, stacked: PyTorchObs) -> th.Tensor:
         """
@@ -57,34 +51,17 @@ class StackedNetwork(FeatureNetwork):
         return self.features(tree_map(lambda x: x.flatten(0, 1), stacked)).view(-1, self.n_stacked * self.features_dim)
 
 
-class PlanNetwork(StackedNetwork):
-    """
-    Teacher or student: a generative model of scaled plans, conditioned on stacked observations.
+class PlanNetwork(NoiseOptions, StackedNetwork):
+    """Teacher or student: a generative model of scaled plans, conditioned on stacked observations."""
 
-    :param model_class: class of the generative model, called with (event_shape, n F, **model_kwargs)
-    :param model_kwargs: further arguments of the model
-    :param event_shape: shape (H, D) of a plan
-    :param noise_seed: seed of the fixed noise that deterministic plans start from
-    :param noise_scale: its standard deviation
-    """
+    model_class: Callable[..., Any] = option(
+        doc="class of the generative model, called with (event_shape, n F, **model_kwargs)"
+    )
+    model_kwargs: dict[str, Any] = option(doc="further arguments of the model")
+    event_shape: tuple[int, int] = option(doc="shape (H, D) of a plan")
 
-    fixed_noise: th.Tensor
-
-    def __init__(
-        self,
-        *args: Any,
-        model_class: Callable[..., Any],
-        model_kwargs: dict[str, Any],
-        event_shape: tuple[int, int],
-        noise_seed: int = 0,
-        noise_scale: float = 0.5,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.model = model_class(event_shape, self.n_stacked * self.features_dim, **model_kwargs)
-        # one plan's noise for all rows, reproducible and not zero: by symmetry, zero lands between modes
-        noise = seeded_noise((1, 1, *event_shape), noise_seed, noise_scale)
-        self.register_buffer("fixed_noise", noise, persistent=False)
+    def build(self) -> None:
+        self.model = self.model_class(self.event_shape, self.n_stacked * self.features_dim, **self.model_kwargs)
 
     def plan(self, stacked: PyTorchObs, deterministic: bool = False, steps: int | None = None) -> th.Tensor:
         """
@@ -99,14 +76,16 @@ class PlanNetwork(StackedNetwork):
         shape = self.model.noise_shape(len(cond), steps)
         if not deterministic:
             return self.model.sample(th.randn(shape, device=cond.device), cond)
-        return self.model.sample_ode(self.fixed_noise.expand(shape), cond)
+        # one plan's noise for all rows, reproducible and not zero: by symmetry, zero lands between modes
+        noise = seeded_noise((1, 1, *self.event_shape), self.noise_seed, self.noise_scale, cond.device)
+        return self.model.sample_ode(noise.expand(shape), cond)
 
     def empty_plan(self, batch_size: int) -> th.Tensor:
         """
         :param batch_size: number of rows B
         :return: room for plans, (B, H, D)
         """
-        return th.zeros((batch_size, *self.model.event_shape), device=self.fixed_noise.device)
+        return th.zeros((batch_size, *self.model.event_shape), device=self.device)
 
 
 class RewardModel(StackedNetwork):
@@ -115,23 +94,20 @@ class RewardModel(StackedNetwork):
 
     LayerNorm keeps it from rising off the data; the linear shortcuts of the paper's would carry it on. A goal is a position:
     the velocity of a state in its place does not count.
-
-    :param net_arch: hidden layer sizes
-    :param activation_fn: activation class
-    :param n_actions: number of actions that it sees, the first of a plan; 0 where it observes a state and a goal
     """
 
-    low: th.Tensor
-    high: th.Tensor
-    cosines: th.Tensor
+    net_arch: list[int] = option(doc="hidden layer sizes")
+    activation_fn: type[nn.Module] = option(doc="activation class")
+    n_actions: int = option(doc="number of actions that it sees, the first of a plan; 0 where it observes a state and a goal")
+    low: th.Tensor = option(init=False)
+    high: th.Tensor = option(init=False)
+    cosines: th.Tensor = option(init=False)
 
-    def __init__(self, *args: Any, net_arch: list[int], activation_fn: type[nn.Module], n_actions: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.n_actions = n_actions
-        n_in = self.n_stacked * self.features_dim + n_actions * self.action_dim
-        self.value_net = StackedMlp(n_in, net_arch, 1, activation_fn, layer_norm=True)
+    def build(self) -> None:
+        n_in = self.n_stacked * self.features_dim + self.n_actions * self.action_dim
+        self.value_net = StackedMlp(n_in, self.net_arch, 1, self.activation_fn, layer_norm=True)
         #: steps of a plan that one value is of
-        self.n_seen = max(1, n_actions)
+        self.n_seen = max(1, self.n_actions)
         self.register_buffer("cosines", cosine_transform(self.n_seen), persistent=False)
         self.register_buffer("low", th.zeros(()))
         self.register_buffer("high", th.ones(()))

@@ -1,7 +1,6 @@
 """The planner's policy: teacher, its moving average, reward model and student; and how a plan becomes actions."""
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +14,16 @@ from stable_baselines3.common.torch_layers import (
     NatureCNN,
     get_actor_critic_arch,
 )
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_consistency.envs.spaces import check_n_envs, check_observation
-from sb3_consistency.generative.edm import EDMModel
 from sb3_consistency.generative.networks import Mish
-from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
-from sb3_consistency.options import check_range
+from sb3_consistency.generative.trajectory import JumpOptions, TrajectoryConsistencyModel
+from sb3_consistency.options import Options, check_range, option
 from sb3_consistency.planning.plan_networks import TRAINING_LEVELS, PlanNetwork, RewardModel
 from sb3_consistency.planning.tracking import forces, planned_states
-from sb3_consistency.policies.modules import FeatureNetwork
+from sb3_consistency.policies.modules import Network, NoiseOptions
 from sb3_consistency.policies.policy import NetworksPolicy
 from sb3_consistency.training.batches import tree_map
 
@@ -46,116 +44,100 @@ class PlanMemory(NamedTuple):
     age: np.ndarray
 
 
-class PlannerPolicy(NetworksPolicy):
+class PlanOptions(Options):
+    """What is planned, and how a plan becomes actions."""
+
+    plan_of: str = option(
+        default="actions",
+        one_of=PLANS,
+        fixed=True,
+        doc='"actions": plan the next actions and replan; "states": plan the states to a goal and track them',
+    )
+    horizon: int = option(default=16, low=1, fixed=True, doc="number H of actions or states of a plan")
+    stride: int = option(
+        default=1,
+        low=1,
+        fixed=True,
+        doc="steps of the environment from one planned state to the next; plans of actions have all, 1",
+    )
+    history: int = option(default=1, low=1, fixed=True, doc="number of observations that a plan of actions is conditioned on")
+    executed_steps: int | None = option(
+        default=None,
+        low=1,
+        doc="environment steps until the next plan is made; None for 1 (actions) or the plan's own, (H - 1) "
+        "``stride`` (states). More than that hold the end of a plan of states at rest; more than an episode has are the "
+        "paper's open loop",
+    )
+    tracking_gains: tuple[float, float] = option(
+        default=(1.0, 1.0), low=0, doc="gains of position and velocity of the controller that tracks a plan of states"
+    )
+    reward_horizon: int = option(
+        default=1, low=1, fixed=True, doc="number of a plan's actions that the reward model sees; 1 in the paper"
+    )
+
+    def check_options(self) -> None:
+        super().check_options()
+        # the end of a plan of states can be held, that of a plan of actions can't
+        most_executed = self.horizon if self.plan_of == "actions" else math.inf
+        check_range("executed_steps", self.executed_steps, 1, most_executed, integer=True, optional=True)
+        if self.reward_horizon > self.horizon:
+            raise ValueError(f"reward_horizon must be in [1, horizon = {self.horizon}], got {self.reward_horizon}.")
+        if self.history != 1 and self.plan_of == "states":
+            raise ValueError(f"history must be 1 with plan_of='states', which sees state and goal, got {self.history}.")
+
+
+class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
     """
     Policy of a planner: plans a window in one network pass, and acts on it.
 
-    What the algorithm needs (``plan_of`` to ``reward_horizon``) it passes itself; ``policy_kwargs`` holds the rest.
+    What the algorithm has options for (``networks``, those of :class:`PlanOptions`, ``sampling_steps``) it passes itself;
+    ``policy_kwargs`` holds the rest.
 
-    :param observation_space: observation space
-    :param action_space: action space
-    :param lr_schedule: learning rate schedule
-    :param net_arch: widths of all networks, or ``dict(pi=[...], qf=[...])`` for planners and reward model; None for
-        three layers of 256 (network "mlp") or channels 64-128-256 ("unet"), and 256-256 in the reward model
-    :param activation_fn: activation class of all networks
-    :param network: backbone of teacher and student, "mlp" over the whole window or "unet" over time
-    :param dropout: dropout probability in the student
-    :param features_extractor_class: features extractor
-    :param features_extractor_kwargs: its arguments
-    :param normalize_images: whether to divide images by 255
-    :param optimizer_class: optimizer of every network; with AdamW each has a weight decay of its own
-    :param optimizer_kwargs: its arguments, except the learning rate; None for betas (0.95, 0.999) of AdamW
-    :param model_kwargs: arguments of teacher and student, see :class:`KarrasModel` and :data:`TRAINING_LEVELS`
-    :param student_kwargs: arguments of the student alone, see :class:`TrajectoryConsistencyModel`
-    :param plan_of: "actions" or "states"
-    :param horizon: number H of actions or states of a plan
-    :param stride: steps of the environment from one planned state to the next
-    :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: environment steps until the next plan is made; None for 1 (actions) or the plan's own, (H - 1)
-        ``stride`` (states). More than that hold the end of a plan of states at rest; more than an episode has are the
-        paper's open loop
-    :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
-    :param sampling_steps: default number of jumps, that is network passes, per plan
-    :param reward_horizon: number of a plan's actions that the reward model sees
-    :param noise_seed: seed of the fixed noise of deterministic plans
-    :param noise_scale: its standard deviation, see :class:`~sb3_consistency.policies.policy.GenerativePolicy`
     :raises ValueError: if an option is unknown, out of its range or does not fit the spaces
     """
 
-    action_space: spaces.Box
-    teacher_model: PlanNetwork
-    teacher_ema: PlanNetwork
-    reward_model: RewardModel
-    student: PlanNetwork
+    teacher_model: PlanNetwork = option(init=False)
+    teacher_ema: PlanNetwork = option(init=False)
+    reward_model: RewardModel = option(init=False)
+    student: PlanNetwork = option(init=False)
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = Mish,
-        network: str = "mlp",
-        dropout: float = 0.0,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
-        optimizer_kwargs: dict[str, Any] | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-        student_kwargs: dict[str, Any] | None = None,
-        plan_of: str = "actions",
-        horizon: int = 16,
-        stride: int = 1,
-        history: int = 1,
-        executed_steps: int | None = None,
-        tracking_gains: tuple[float, float] = (1.0, 1.0),
-        sampling_steps: int = 1,
-        reward_horizon: int = 1,
-        noise_seed: int = 0,
-        noise_scale: float = 0.5,
-    ) -> None:
-        if optimizer_kwargs is None and optimizer_class is th.optim.AdamW:
-            optimizer_kwargs = {"betas": (0.95, 0.999)}
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor_class,
-            features_extractor_kwargs=features_extractor_kwargs,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-            normalize_images=normalize_images,
-        )
-        self.net_arch = net_arch
-        self.activation_fn = activation_fn
-        self.network = network
-        self.dropout = dropout
-        self.model_kwargs = dict(model_kwargs or {})
-        self.student_kwargs = dict(student_kwargs or {})
-        self.plan_of = plan_of
-        self.horizon = horizon
-        self.stride = stride
-        self.history = history
-        self.executed_steps = executed_steps
-        self.tracking_gains = tracking_gains
-        self.sampling_steps = sampling_steps
-        self.reward_horizon = reward_horizon
-        self.noise_seed = noise_seed
-        self.noise_scale = noise_scale
-        # the end of a plan of states can be held, that of a plan of actions can't
-        most_executed = horizon if plan_of == "actions" else math.inf
-        check_range("executed_steps", executed_steps, 1, most_executed, integer=True, optional=True)
-        #: steps between two plans; H states are H - 1 moves
-        self.steps_per_plan = executed_steps or (1 if plan_of == "actions" else max(1, (horizon - 1) * stride))
-        if not 1 <= reward_horizon <= horizon:
-            raise ValueError(f"reward_horizon must be in [1, horizon = {horizon}], got {reward_horizon}.")
-        if plan_of == "states":
-            self._check_goal_space()
+    net_arch: list[int] | dict[str, list[int]] | None = option(
+        default=None,
+        doc="widths of all networks, or ``dict(pi=[...], qf=[...])`` for planners and reward model; None for three layers of "
+        '256 (network "mlp") or channels 64-128-256 ("unet"), and 256-256 in the reward model',
+    )
+    activation_fn: type[nn.Module] = option(default=Mish, doc="activation class of all networks")
+    network: str = option(
+        default="mlp", doc='backbone of teacher and student, "mlp" over the whole window or "unet" over time'
+    )
+    dropout: float = option(default=0.0, doc="dropout probability in the student")
+    optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW
+    model_kwargs: dict[str, Any] | None = option(
+        default=None, doc="arguments of teacher and student, see :class:`KarrasModel` and :data:`TRAINING_LEVELS`"
+    )
+    student_kwargs: dict[str, Any] | None = option(
+        default=None, doc="arguments of the student alone, see :class:`TrajectoryConsistencyModel`"
+    )
+
+    def construct(self, values: dict[str, Any]) -> None:
+        if values["optimizer_kwargs"] is None and values["optimizer_class"] is th.optim.AdamW:
+            values = {**values, "optimizer_kwargs": {"betas": (0.95, 0.999)}}
         #: the network in training; the others stay in evaluation mode
         self.in_training = "teacher_model"
         #: the network that ``predict`` plans with, and its number of steps (None for the default)
         self.planning_with: tuple[str, int | None] = ("student", None)
-        self._build(lr_schedule)
+        super().construct(values)
+        self.set_training_mode(False)
+
+    @property
+    def steps_per_plan(self) -> int:
+        """Steps between two plans; H states are H - 1 moves."""
+        return self.executed_steps or (1 if self.plan_of == "actions" else max(1, (self.horizon - 1) * self.stride))
+
+    def check_options(self) -> None:
+        super().check_options()
+        if self.plan_of == "states":
+            self._check_goal_space()
 
     def _check_goal_space(self) -> None:
         space, n_actions = self.observation_space, get_action_dim(self.action_space)
@@ -167,8 +149,6 @@ class PlannerPolicy(NetworksPolicy):
                 "and velocity, whose 'desired_goal' is a position, and one action per position; got "
                 f"{space} and {n_actions} action(s). Use plan_of='actions'."
             )
-        if self.history != 1:
-            raise ValueError(f"history must be 1 with plan_of='states', which sees state and goal, got {self.history}.")
 
     @property
     def network_space(self) -> spaces.Space:
@@ -181,55 +161,32 @@ class PlannerPolicy(NetworksPolicy):
             return FlattenExtractor(self.network_space)
         return super().make_features_extractor()
 
-    def _build(self, lr_schedule: Schedule) -> None:
+    def network_kwargs(self, network: Network) -> dict[str, Any]:
         widths = {"mlp": [256, 256, 256]}.get(self.network, [64, 128, 256])
         arch, reward_arch = get_actor_critic_arch({"pi": widths, "qf": [256, 256]} if self.net_arch is None else self.net_arch)
-        n_actions, n_stacked = get_action_dim(self.action_space), self.history
-        width = n_actions
-        if self.plan_of == "states":
-            width, n_stacked = get_action_dim(self.network_space), 2
-        network_kwargs = {"net_arch": arch, "activation_fn": self.activation_fn, **self.model_kwargs.get("network_kwargs", {})}
+        states = self.plan_of == "states"
+        width = get_action_dim(self.network_space if states else self.action_space)  # type: ignore[arg-type]
+        kwargs = {"observation_space": self.network_space, "n_stacked": 2 if states else self.history, **network.kwargs}
+        if network.cls is RewardModel:
+            n_actions = 0 if states else self.reward_horizon
+            return {**kwargs, "net_arch": reward_arch, "activation_fn": self.activation_fn, "n_actions": n_actions}
+        noise = {"noise_seed": self.noise_seed, "noise_scale": self.noise_scale}
+        model_kwargs = self._model_kwargs(arch, network.kwargs["model_class"] is TrajectoryConsistencyModel)
+        return {**kwargs, **noise, "event_shape": (self.horizon, width), "model_kwargs": model_kwargs}
+
+    def _model_kwargs(self, net_arch: list[int], of_student: bool) -> dict[str, Any]:
+        given, own = self.model_kwargs or {}, self.student_kwargs or {}
+        network_kwargs = {"net_arch": net_arch, "activation_fn": self.activation_fn, **given.get("network_kwargs", {})}
         shared = {"network": self.network, "network_kwargs": network_kwargs}
-        model_kwargs = {**TRAINING_LEVELS[self.plan_of], **self.model_kwargs, **shared}
-        student_kwargs = {**model_kwargs, "sampling_steps": self.sampling_steps, **self.student_kwargs}
-        own_network_kwargs = self.student_kwargs.get("network_kwargs", {})
-        student_kwargs["network_kwargs"] = {"dropout": self.dropout, **network_kwargs, **own_network_kwargs}
-        common = {"observation_space": self.network_space, "n_stacked": n_stacked}
-        planner = {
-            **common,
-            "event_shape": (self.horizon, width),
-            "noise_seed": self.noise_seed,
-            "noise_scale": self.noise_scale,
-        }
-        for name in ("teacher_model", "teacher_ema"):
-            setattr(self, name, self._make(PlanNetwork, None, model_class=EDMModel, model_kwargs=model_kwargs, **planner))
-        self.student = self._make(
-            PlanNetwork, None, model_class=TrajectoryConsistencyModel, model_kwargs=student_kwargs, **planner
-        )
-        self.reward_model = self._make(
-            RewardModel,
-            None,
-            net_arch=reward_arch,
-            activation_fn=self.activation_fn,
-            n_actions=self.reward_horizon if self.plan_of == "actions" else 0,
-            **common,
-        )
-        self.teacher_ema.load_state_dict(self.teacher_model.state_dict())
-        self.teacher_ema.requires_grad_(False)
-        self.teacher_ema.set_training_mode(False)
-        for name in self.trained_networks():
-            decay = {"weight_decay": WEIGHT_DECAY[name]} if self.optimizer_class is th.optim.AdamW else {}
-            self._add_optimizer(getattr(self, name), lr_schedule, **decay)
-        self.set_training_mode(False)
+        model_kwargs = {**TRAINING_LEVELS[self.plan_of], **given, **shared}
+        if not of_student:
+            return model_kwargs
+        student = {**model_kwargs, "sampling_steps": self.sampling_steps, **own}
+        student["network_kwargs"] = {"dropout": self.dropout, **network_kwargs, **own.get("network_kwargs", {})}
+        return student
 
-    def network_names(self) -> list[str]:
-        return [*self.trained_networks(), "teacher_ema"]
-
-    def trained_networks(self) -> list[str]:
-        return ["teacher_model", "reward_model", "student"]
-
-    def target_pairs(self) -> Iterator[tuple[FeatureNetwork, FeatureNetwork]]:
-        yield self.teacher_model, self.teacher_ema
+    def optimizer_defaults(self, name: str) -> dict[str, Any]:
+        return {"weight_decay": WEIGHT_DECAY[name]} if self.optimizer_class is th.optim.AdamW else {}
 
     @property
     def actor(self) -> PlanNetwork:
@@ -373,26 +330,14 @@ class PlannerPolicy(NetworksPolicy):
         pull = forces(memory.history["observation"][:, -1].cpu().numpy(), targets, self.tracking_gains)
         return np.clip(pull, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
 
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        names = """
-            net_arch activation_fn network dropout features_extractor_class features_extractor_kwargs optimizer_class
-            optimizer_kwargs model_kwargs student_kwargs plan_of horizon stride history executed_steps tracking_gains
-            sampling_steps reward_horizon noise_seed noise_scale
-        """
-        # the learning rate is not needed to act
-        parameters = {"lr_schedule": self._dummy_schedule, **{name: getattr(self, name) for name in names.split()}}
-        return {**super()._get_constructor_parameters(), **parameters}
-
 
 class PlannerCnnPolicy(PlannerPolicy):
     """:class:`PlannerPolicy` for images: the default features extractor is SB3's ``NatureCNN``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN
 
 
 class PlannerMultiInputPolicy(PlannerPolicy):
     """:class:`PlannerPolicy` for Dict observations: the default features extractor is SB3's ``CombinedExtractor``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor

@@ -1,228 +1,160 @@
-"""What a planner adds to training in stages: batches of windows, and planning."""
+"""A planner that is trained in three stages, offline: teacher, reward model, student."""
 
+import io
+import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.data.buffer import (
-    BlockWriter,
-    EpisodeConverter,
-    ObservationStatistics,
-    block_rows,
-    converted_episodes,
-    set_size,
-)
-from sb3_consistency.data.episodes import DatasetError
-from sb3_consistency.envs.spaces import is_normalised_space
 from sb3_consistency.generative.edm import EDMModel
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
-from sb3_consistency.options import check_choice, check_flags, check_pair, check_range
+from sb3_consistency.options import check_range, option
+from sb3_consistency.planning.plan_data import PlanData
 from sb3_consistency.planning.plan_networks import check_student_kwargs
-from sb3_consistency.planning.planner import PLANS, PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy
-from sb3_consistency.planning.stages import StagedAlgorithm
-from sb3_consistency.planning.windows import WindowRows, Windows
+from sb3_consistency.planning.planner import PlannerCnnPolicy, PlannerMultiInputPolicy, PlannerPolicy, PlanOptions
+from sb3_consistency.planning.stages import NETWORK_OF_STAGE, STAGES, stage_ends, take_teacher
 from sb3_consistency.resume.run_state import callback_tree
-from sb3_consistency.training.batches import split, tree_map
-from sb3_consistency.training.pretraining import HELDOUT_ROWS
+from sb3_consistency.training.algorithm import GenerativeAlgorithm
+from sb3_consistency.training.offline_data import OfflinePretraining
 
 
-class PlanBatch(NamedTuple):
-    """
-    Windows: what plans are conditioned on, and the reward model, (B, n, ...); scaled plans (B, H, D), returns (B,).
-
-    The two conditions differ for plans of states: there the planner is given the state that the window ends in, the
-    reward model the goal of the environment.
-    """
-
-    conditions: PyTorchObs
-    reward_conditions: PyTorchObs
-    plans: th.Tensor
-    returns: th.Tensor
+def _check_length(name: str, value: Any) -> None:
+    check_range(name, value, 0, 1 if isinstance(value, float) else float("inf"))
 
 
-class PlanningAlgorithm(StagedAlgorithm):
-    """
-    A planner that is trained in three stages, offline.
-
-    :param plan_of: "actions": plan the next actions and replan; "states": plan the states to a goal and track them
-    :param horizon: number H of actions or states of a plan
-    :param stride: steps of the environment from one planned state to the next; plans of actions have all, 1
-    :param history: number of observations that a plan of actions is conditioned on
-    :param executed_steps: environment steps until the next plan is made; None for 1 (actions) or the plan's own, (H - 1)
-        ``stride`` (states). More than that hold the end of a plan of states at rest; more than an episode has are the
-        paper's open loop
-    :param tracking_gains: gains of position and velocity of the controller that tracks a plan of states
-    :param pad: whether windows may run past the end of an episode, repeating its last action (or state, at rest)
-    :param cut_at_goals: whether, for plans of states, a window ends where the goal changes, too
-    :param kwargs: see :class:`~sb3_consistency.planning.stages.StagedAlgorithm`
-    """
+class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
+    """A teacher, a reward model and a student, trained one after the other in one run."""
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": PlannerPolicy,
         "CnnPolicy": PlannerCnnPolicy,
         "MultiInputPolicy": PlannerMultiInputPolicy,
     }
+    model_classes: ClassVar[dict[str, type[Any]]] = {"model_kwargs": EDMModel, "student_kwargs": TrajectoryConsistencyModel}
+    data_class: ClassVar[type[OfflinePretraining]] = PlanData
     offline_only: ClassVar[bool] = True
+    #: arguments that a teacher must have been trained with
     teacher_arguments: ClassVar[tuple[str, ...]] = ("plan_of", "horizon", "stride", "history")
-    _windows: Windows | None = None
 
-    def __init__(
-        self,
-        *args: Any,
-        plan_of: str,
-        horizon: int,
-        stride: int,
-        history: int,
-        executed_steps: int | None,
-        tracking_gains: tuple[float, float],
-        pad: bool,
-        cut_at_goals: bool,
-        **kwargs: Any,
-    ) -> None:
-        self.plan_of = plan_of
-        self.horizon = horizon
-        self.stride = stride
-        self.history = history
-        self.executed_steps = executed_steps
-        self.tracking_gains = tracking_gains
-        self.pad = pad
-        self.cut_at_goals = cut_at_goals
-        super().__init__(*args, **kwargs)
-        if kwargs.get("_init_setup_model", True):  # what was saved was accepted once
+    pad: bool = option(
+        default=True,
+        fixed=True,
+        doc="whether windows may run past the end of an episode, repeating its last action (or state, at rest)",
+    )
+    cut_at_goals: bool = option(
+        default=True, fixed=True, doc="whether, for plans of states, a window ends where the goal changes, too"
+    )
+    teacher_steps: int | float = option(
+        default=0.4,
+        check=_check_length,
+        doc="gradient steps of the teacher stage; a float is a share of the run",
+        search=(0.2, 0.6),
+    )
+    reward_steps: int | float = option(
+        default=0.1,
+        check=_check_length,
+        doc="gradient steps of the reward stage, likewise; the student takes what is left of the run",
+    )
+    teacher: str | None = option(
+        default=None,
+        fixed=True,
+        doc="file of a saved model whose teacher is taken over; the teacher stage is left out then",
+    )
+    warmup_steps: int = option(
+        default=500,
+        low=0,
+        doc="gradient steps over which the learning rate rises in every stage, at most a tenth of it",
+    )
+
+    def construct(self, values: dict[str, Any]) -> None:
+        super().construct(values)
+        if values["_init_setup_model"]:  # what was saved was accepted once
             check_student_kwargs(*(self.policy_kwargs.get(name) or {} for name in ("student_kwargs", "model_kwargs")))
+            if self.teacher is not None:
+                take_teacher(self, self.teacher, self.teacher_arguments)
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        check_choice("plan_of", self.plan_of, PLANS)
-        for name in ("horizon", "stride", "history"):
-            check_range(name, getattr(self, name), 1, integer=True)
+    def check_options(self) -> None:
+        super().check_options()
+        # a teacher that is given needs no stage of its own
+        lengths = (0 if self.teacher else self.teacher_steps, self.reward_steps)
+        if sum(x for x in lengths if isinstance(x, float)) >= 1:
+            got = f"{self.teacher_steps}, {self.reward_steps}"
+            raise ValueError(f"teacher_steps and reward_steps leave the student no share of the run, got {got}.")
         if self.plan_of == "actions" and self.stride != 1:
             raise ValueError(f"stride must be 1 with plan_of='actions', whose plans have every action, got {self.stride}.")
         if self.plan_of == "states" and not self.normalize_observations:
             raise ValueError("normalize_observations must be True with plan_of='states', whose plans are scaled observations.")
-        check_flags(pad=self.pad, cut_at_goals=self.cut_at_goals)
-        check_pair("tracking_gains", self.tracking_gains, 0)
         if self.n_steps != 1:
             raise ValueError(f"n_steps must be 1: a planner has no bootstrapped targets, got {self.n_steps}.")
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, HerReplayBuffer):
             raise ValueError("replay_buffer_class can't be HerReplayBuffer: windows have goals in hindsight of their own.")
 
-    def policy_options(self) -> dict[str, Any]:
-        names = ("plan_of", "horizon", "stride", "history", "executed_steps", "tracking_gains")
-        return {"model_kwargs": {}, **{name: getattr(self, name) for name in names}}
+    # stages
 
-    def _model_classes(self) -> dict[str, type[Any]]:
-        return {"model_kwargs": EDMModel, "student_kwargs": TrajectoryConsistencyModel}
+    @property
+    def stage(self) -> str:
+        """Stage of the next gradient step: "teacher", "reward" or "student"."""
+        return STAGES[sum(self._n_updates >= end for end in self.stage_ends())]
 
-    # batches
-
-    def windows(self) -> Windows:
+    def stage_ends(self) -> tuple[int, int]:
         """
-        :return: the windows of the offline data
-        :raises DatasetError: if no episode is long enough and ``pad`` is off
+        :return: numbers of gradient steps at which the teacher and the reward stage end
         """
-        buffer = self._offline_data()
-        assert buffer is not None
-        if self._windows is None or self._windows.buffer is not buffer:
-            self._windows = self._windows_of(buffer)
-        return self._windows
+        run = self.curriculum_steps or self.run.curriculum_end or 0
+        return stage_ends(0 if self.teacher else self.teacher_steps, self.reward_steps, run)
 
-    def _windows_of(self, buffer: ReplayBuffer) -> Windows:
-        goal_key = "desired_goal" if self.plan_of == "states" and self.cut_at_goals else None
-        return Windows(buffer, self.horizon, self.history, self.pad, self.gamma, goal_key, self.stride)
+    def _stage_progress(self) -> tuple[float, int]:
+        """Share of the present stage that is done, and its length."""
+        ends = [0, *self.stage_ends(), self.curriculum_steps or self.run.curriculum_end or 0]
+        i = STAGES.index(self.stage)
+        start, end = ends[i], ends[i + 1]
+        if self._n_updates >= end:
+            # beyond the planned run, every call is a stage of its own
+            call_start = self._n_updates - (self.num_timesteps - self._num_timesteps_at_start)
+            start, end = max(start, end, call_start), self._n_updates + self._total_timesteps - self.num_timesteps
+        length = max(1, end - start)
+        return (self._n_updates - start) / length, length
 
-    def _read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
-        """Held-out episodes keep their order, in a buffer of their own: windows are taken from it."""
-        episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
-        if not episodes:
-            return None
-        size = sum(len(e) for e in episodes)
-        if size < self.n_envs:
-            raise DatasetError(
-                f"heldout_fraction: the held-out episodes have {size} transition(s), fewer than there are environments "
-                f"({self.n_envs}), each of which gets windows: hold out more, or use fewer environments."
-            )
-        rows = block_rows(size, self.n_envs)
-        buffer = self._new_buffer((rows + int(self.optimize_memory_usage)) * self.n_envs)
-        writer = BlockWriter(buffer, 0, size)
-        for episode in episodes:
-            writer.write(episode)
-        set_size(buffer, rows)
-        return {"windows": self._windows_of(buffer)}
+    def update_learning_rates(self) -> None:
+        progress, length = self._stage_progress()
+        warmup = min(self.warmup_steps, length // 10)
+        factor = min(1.0, (progress * length + 1) / (warmup + 1)) * self.cosine_decay(progress)
+        schedule = self.actor_rate if self.stage == "student" else self.lr_schedule
+        rate = factor * schedule(1 - progress)
+        update_learning_rate(getattr(self.policy, NETWORK_OF_STAGE[self.stage]).optimizer, rate)
+        self.logger.record("train/learning_rate", rate)
+        self.logger.record("train/stage", STAGES.index(self.stage))
 
-    @th.no_grad()
-    def heldout_loss(self, heldout: dict[str, Any]) -> float:
+    def _begin_stage(self) -> None:
+        network = NETWORK_OF_STAGE[self.stage]
+        if self.policy.in_training != network:
+            self.policy.in_training = network
+            self.policy.set_training_mode(self.policy.training)
+        if network == "student" and not self.run.student_started:
+            self.policy.warm_start_student()
+            self.run.student_started = True
+
+    def gradient_step(self, batch: Any) -> TensorDict:
+        self._begin_stage()
+        self.update_learning_rates()
+        return super().gradient_step(batch)
+
+    def teacher_ema_share(self, n_updates: int) -> float:
         """
-        :param heldout: windows of the held-out episodes
-        :return: denoising loss of the teacher, or of the student in its stage, with the same noise at every call
+        How far the teacher's moving average follows in its stage: power 0.75, as in the released code.
+
+        :param n_updates: number of updates
+        :return: how far it moves towards the teacher
         """
-        self.policy.set_training_mode(False)
-        windows = heldout["windows"]
-        chosen = np.linspace(0, len(windows) - 1, min(HELDOUT_ROWS, len(windows))).astype(int)
-        batch = self._plan_batch(windows, windows.at(windows.starts[chosen]))
-        network = self.policy.student if self.stage == "student" else self.policy.teacher_model
-        generator = th.Generator().manual_seed(0)
-        noise = th.randn(batch.plans.shape, generator=generator).to(self.device)
-        u = th.rand(len(chosen), 2, generator=generator).to(self.device)
-        loss = network.model.denoising_loss(batch.plans, network.condition(batch.conditions), noise=noise, u=u)[0]
-        return float(loss.mean())
-
-    def _sample_batches(self, n_batches: int, batch_size: int) -> list[Any]:
-        windows = self.windows()
-        return split(self._plan_batch(windows, windows.sample(n_batches * batch_size, self._segments)), n_batches)
-
-    def _plan_batch(self, windows: Windows, at: WindowRows) -> PlanBatch:
-        buffer, normalise = windows.buffer, windows.buffer._normalize_obs
-        observed = normalise(windows.take(buffer.observations, at.past, at.columns), self._vec_normalize_env)
-        history = tree_map(buffer.to_torch, observed)
-        conditions = reward_conditions = self.policy.conditions(history)
-        if self.plan_of == "actions":
-            plans = buffer.to_torch(windows.take(buffer.actions, at.rows, at.columns))
-        else:
-            states = windows.take(buffer.observations["observation"], at.rows, at.columns)
-            # waiting at the end of an episode is being at rest there
-            states[..., states.shape[-1] // 2 :][at.padded] = 0
-            plans = buffer.to_torch(states)
-            conditions = plans[:, [0, -1]]
-        returns = self.policy.reward_model.scale(buffer.to_torch(windows.returns[at.rows[:, 0], at.columns[:, 0]]))
-        return PlanBatch(conditions, reward_conditions, self.policy.scale_plans(plans), returns)
-
-    def _fit_statistics(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
-        vec_normalize = self._vec_normalize_env
-        if self.plan_of == "states" and vec_normalize is not None and vec_normalize.norm_obs:
-            raise ValueError("env: plan_of='states' plans in the environment's units: use VecNormalize(norm_obs=False).")
-        super()._fit_statistics(statistics, buffer, n_rows)
-
-    def _install(self, buffer: ReplayBuffer) -> None:
-        self._windows = self._windows_of(buffer)
-        super()._install(buffer)
-        # other data, or another gamma, may come while R has not learned yet
-        if self._n_updates <= self.stage_ends()[0]:
-            returns = self._windows.returns[: buffer.size()]
-            self.policy.reward_model.fit_returns(float(returns.min()), float(returns.max()))
-
-    def _fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
-        """Centre and half range in the place of mean and deviation: min-max scaling to [-1, 1]."""
-        if self.teacher is not None:
-            return  # its observations stay scaled as they were
-        observations: Any = buffer.observations
-        if self.plan_of == "states":
-            observations = observations["observation"]
-        entries = observations if isinstance(observations, dict) else {"": observations}
-        space = self.policy.network_space
-        kept = {k: x[:n_rows] for k, x in entries.items() if is_normalised_space(space[k] if k else space)}  # type: ignore[index]
-        low = {k: x.min(axis=(0, 1)) for k, x in kept.items()}
-        high = {k: x.max(axis=(0, 1)) for k, x in kept.items()}
-        self.policy.fit_normalizer({k: (high[k] + low[k]) / 2 for k in kept}, {k: (high[k] - low[k]) / 2 for k in kept})
+        return max(1e-4, (1 + n_updates) ** -0.75) if n_updates <= self.stage_ends()[0] else 0.0
 
     # acting
 
@@ -307,8 +239,28 @@ class PlanningAlgorithm(StagedAlgorithm):
         """
         return self.policy.plan(observation, deterministic, steps, "teacher_ema")
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_windows"]
+    @classmethod
+    def load(  # type: ignore[override]
+        cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any
+    ) -> Any:
+        """
+        Load a model; see :meth:`GenerativeAlgorithm.load`.
+
+        :param path: file that :meth:`save` wrote
+        :param env: environment to train in, or its id
+        :param kwargs: SB3's further arguments, and constructor arguments to change, except ``teacher``
+        :return: the model
+        :raises ValueError: if ``teacher`` is not the model's own
+        """
+        others = {name: value for name, value in kwargs.items() if name != "teacher"}
+        model = super().load(path, env, **others)
+        teacher = kwargs.get("teacher", model.teacher)
+        if teacher != model.teacher:
+            raise ValueError(
+                f"teacher: load() takes no other teacher than the model's own, {model.teacher!r}, got {teacher!r}; "
+                f"pass it to {cls.__name__}(...), which begins with it."
+            )
+        return model
 
 
 def _evaluate_if_acting(evaluation: EvalCallback, evaluate: Callable[[], bool]) -> bool:

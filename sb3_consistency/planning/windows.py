@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from sb3_consistency.data.buffer import Segment
 from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.training.batches import tree_map
-from sb3_consistency.training.offline_data import Segment
 
 
 class WindowRows(NamedTuple):

@@ -1,7 +1,8 @@
 """SB3 modules around the pure networks: preprocessing, normalisation and feature extraction, then the network."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -13,48 +14,107 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_consistency.generative.model import Denoiser, GenerativeModel
-from sb3_consistency.options import check_range
+from sb3_consistency.generative.networks import Mish
+from sb3_consistency.generative.schedules import cached
+from sb3_consistency.options import Options, option
 from sb3_consistency.policies.normalizer import ObservationNormalizer
 from sb3_consistency.values.critics import StackedCritic, StackedMlp
 
 
-class FeatureNetwork(BaseModel):
+@dataclass(frozen=True)
+class Follow:
     """
-    Base of actor, critic and value network: turns observations into features.
+    How a moving average follows its network.
 
-    :param observation_space: observation space
-    :param action_space: action space
-    :param features_extractor: network that extracts features (a CNN for images, flattening otherwise)
-    :param features_dim: size F of the features
-    :param normalize_images: whether to divide images by 255
+    :param share: how far it moves towards the network in one update, or a function of the number of updates
+    :param interval: updates between two moves
+    :param start: number of updates in which it just equals the network
     """
 
-    features_extractor: BaseFeaturesExtractor
-    #: whether the extractor is another network's (the actor's), whose loss alone trains it
-    share_features_extractor: bool = False
+    share: float | Callable[[int], float]
+    interval: int = 1
+    start: int = 0
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        normalize_images: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images, **kwargs
+    def weight(self, n_updates: int) -> float:
+        """
+        :param n_updates: number of updates, the present one included
+        :return: how far it moves now; 0 for not at all
+        """
+        if n_updates <= self.start:
+            return 1.0
+        if n_updates % self.interval:
+            return 0.0
+        return self.share(n_updates) if callable(self.share) else self.share
+
+
+@dataclass(frozen=True)
+class Network:
+    """
+    One network of an algorithm: what is trained, and which moving averages follow it.
+
+    :param cls: its class
+    :param kwargs: what it needs beyond the options that it shares with the policy
+    :param targets: name of a moving average -> how it follows
+    """
+
+    cls: "type[FeatureNetwork]"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, Follow | None] = field(default_factory=dict)
+
+    def structure(self) -> "Network":
+        """
+        :return: the network without the rules of its moving averages: what a policy is built from, and saved with
+        """
+        return replace(self, kwargs=dict(self.kwargs), targets=dict.fromkeys(self.targets))
+
+
+class FeatureNetwork(Options, BaseModel):
+    """Base of actor, critic and value network: turns observations into features."""
+
+    #: whose layers of ``net_arch`` it has, "pi" or "qf"
+    arch: ClassVar[str] = "qf"
+
+    observation_space: spaces.Space = option(sb3=True, doc="observation space")
+    action_space: spaces.Box = option(sb3=True, doc="action space")
+    features_extractor: BaseFeaturesExtractor = option(
+        sb3=True, doc="network that extracts features (a CNN for images, flattening otherwise)"
+    )
+    features_dim: int = option(doc="size F of the features")
+    normalize_images: bool = option(default=True, sb3=True, doc="whether to divide images by 255")
+    optimizer: th.optim.Optimizer = option(init=False)
+
+    def construct(self, values: dict[str, Any]) -> None:
+        self.store({name: value for name, value in values.items() if name != "features_extractor"})
+        super(Options, self).__init__(
+            self.observation_space,
+            self.action_space,
+            features_extractor=values["features_extractor"],
+            normalize_images=self.normalize_images,
+            **({"squash_output": True} if isinstance(self, BasePolicy) else {}),
         )
-        self.features_dim = features_dim
-        self.action_dim = get_action_dim(action_space)
-        self.obs_normalizer = ObservationNormalizer(observation_space)
+        self.check_options()
+        self.action_dim = get_action_dim(self.action_space)
+        self.obs_normalizer = ObservationNormalizer(self.observation_space)
+        self.build()
+        self._is_built = True
+
+    def build(self) -> None:
+        """Make what comes after the features."""
+
+    @property
+    def has_shared_extractor(self) -> bool:
+        """Whether the extractor is another network's (the actor's), whose loss alone trains it."""
+        return bool(vars(self).get("share_features_extractor"))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return self.option_values()
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations as the replay buffer holds them, (B, ...) or a dict
         :return: features, (B, F)
         """
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.has_shared_extractor):
             return self.extract_features(obs, self.features_extractor)
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
@@ -62,39 +122,45 @@ class FeatureNetwork(BaseModel):
         return features_extractor(self.obs_normalizer(preprocessed))
 
 
-class GenerativeActor(FeatureNetwork, BasePolicy):
+class NoiseOptions(Options):
+    """The fixed noise of deterministic predictions."""
+
+    noise_seed: int = option(default=0, size=False, doc="seed of the fixed noise of deterministic predictions")
+    noise_scale: float = option(
+        default=0.5,
+        low=0,
+        doc="its standard deviation, that of ``n_eval_candidates`` too: with 1 it is a typical sample's, and a constant bias; "
+        "the nearer to 0, the nearer are deterministic actions to the middle of the distribution, where no mode may be",
+    )
+
+
+class GenerativeActor(NoiseOptions, FeatureNetwork, BasePolicy):
     """
     The actor: a generative model of scaled actions, conditioned on observation features.
 
     With a :class:`~sb3_consistency.generative.consistency.ConsistencyModel` it is the consistency actor.
-
-    :param model_class: class of the generative model, called with (action_dim, features_dim, **model_kwargs)
-    :param model_kwargs: further arguments of the model
-    :param noise_seed: seed of the fixed noise that deterministic actions start from
-    :param noise_scale: its standard deviation
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        model_class: Callable[..., GenerativeModel],
-        model_kwargs: dict[str, Any],
-        noise_seed: int = 0,
-        noise_scale: float = 0.5,
-        normalize_images: bool = True,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, features_extractor, features_dim, normalize_images, squash_output=True
-        )
-        self.model = model_class(self.action_dim, features_dim, **model_kwargs)
-        # one vector for all rows, reproducible and not zero: by symmetry, zero lands between modes
-        noise = seeded_noise(self.model.noise_shape(1), noise_seed, noise_scale)
-        self.register_buffer("fixed_noise", noise, persistent=False)
+    arch: ClassVar[str] = "pi"
 
-    fixed_noise: th.Tensor
+    model_class: Callable[..., GenerativeModel] = option(
+        doc="class of the generative model, called with (action_dim, features_dim, **model_kwargs)"
+    )
+    model_kwargs: dict[str, Any] = option(doc="further arguments of the model")
+
+    def build(self) -> None:
+        self.model = self.model_class(self.action_dim, self.features_dim, **self.model_kwargs)
+
+    def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
+        """
+        Noise of deterministic predictions: the same for all rows, reproducible and not zero (by symmetry, zero lands between
+        modes).
+
+        :param n: number of noise vectors, of which candidates are made
+        :param device: where to
+        :return: (S, n, A)
+        """
+        return seeded_noise(self.model.noise_shape(n), self.noise_seed, self.noise_scale, device)
 
     def denoiser(self, obs: PyTorchObs) -> Denoiser:
         """
@@ -138,37 +204,36 @@ class GenerativeActor(FeatureNetwork, BasePolicy):
         features = self.features(observation)
         if not deterministic:
             return self.sample(features)
-        return self.model.sample(self.fixed_noise.expand(-1, features.shape[0], -1), features)
+        return self.model.sample(self.fixed_noise(1, features.device).expand(-1, features.shape[0], -1), features)
 
 
-class GenerativeCritic(FeatureNetwork):
-    """
-    Q(s, a) of several critics, as one batched network.
+class ValueOptions(Options):
+    """What critics and value network have in common."""
 
-    :param net_arch: hidden layer sizes
-    :param activation_fn: activation class
-    :param n_critics: number of critics
-    :param layer_norm: normalise the hidden layers
-    :param share_features_extractor: the extractor is the actor's, trained by the actor's loss only
-    """
+    activation_fn: type[nn.Module] = option(
+        default=Mish, doc='activation class of all networks (but the "ln_resnet" backbone)'
+    )
+    layer_norm: bool = option(default=False, doc="layer normalisation in critics and value network", search=[False, True])
+    share_features_extractor: bool = option(
+        default=False, doc="whether actor, critics and value network share one extractor, trained by the actor"
+    )
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        net_arch: list[int],
-        activation_fn: type[nn.Module],
-        n_critics: int = 2,
-        layer_norm: bool = False,
-        share_features_extractor: bool = False,
-        normalize_images: bool = True,
-    ) -> None:
-        super().__init__(observation_space, action_space, features_extractor, features_dim, normalize_images)
-        self.share_features_extractor = share_features_extractor
-        self.n_critics = n_critics
-        self.q_networks = StackedCritic(features_dim, self.action_dim, net_arch, n_critics, activation_fn, layer_norm)
+
+class CriticOptions(ValueOptions):
+    """What critics can be told."""
+
+    n_critics: int = option(default=2, low=1, doc="number of critics")
+
+
+class GenerativeCritic(CriticOptions, FeatureNetwork):
+    """Q(s, a) of several critics, as one batched network."""
+
+    net_arch: list[int] = option(doc="hidden layer sizes")
+
+    def build(self) -> None:
+        self.q_networks = StackedCritic(
+            self.features_dim, self.action_dim, self.net_arch, self.n_critics, self.activation_fn, self.layer_norm
+        )
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
@@ -179,31 +244,15 @@ class GenerativeCritic(FeatureNetwork):
         return self.q_networks(self.features(obs), actions)
 
 
-class ValueNetwork(FeatureNetwork):
-    """
-    V(s) of implicit Q-learning.
+class ValueNetwork(ValueOptions, FeatureNetwork):
+    """V(s) of implicit Q-learning."""
 
-    :param net_arch: hidden layer sizes
-    :param activation_fn: activation class
-    :param layer_norm: normalise the hidden layers
-    :param share_features_extractor: the extractor is the actor's, trained by the actor's loss only
-    """
+    net_arch: list[int] = option(doc="hidden layer sizes")
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        net_arch: list[int],
-        activation_fn: type[nn.Module],
-        layer_norm: bool = False,
-        share_features_extractor: bool = False,
-        normalize_images: bool = True,
-    ) -> None:
-        super().__init__(observation_space, action_space, features_extractor, features_dim, normalize_images)
-        self.share_features_extractor = share_features_extractor
-        self.value_net = StackedMlp(features_dim, net_arch, activation_fn=activation_fn, layer_norm=layer_norm)
+    def build(self) -> None:
+        self.value_net = StackedMlp(
+            self.features_dim, self.net_arch, activation_fn=self.activation_fn, layer_norm=self.layer_norm
+        )
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -213,15 +262,17 @@ class ValueNetwork(FeatureNetwork):
         return self.value_net(self.features(obs))
 
 
-def seeded_noise(shape: tuple[int, ...], noise_seed: int, noise_scale: float) -> th.Tensor:
+@cached
+def seeded_noise(shape: tuple[int, ...], noise_seed: int, noise_scale: float, device: th.device) -> th.Tensor:
     """
     Normal noise that depends on nothing but its arguments.
 
     :param shape: shape of the noise
     :param noise_seed: seed
     :param noise_scale: standard deviation
-    :return: float32 noise on the CPU
-    :raises ValueError: if the standard deviation is negative
+    :param device: where to
+    :return: float32 noise
     """
-    check_range("noise_scale", noise_scale, 0)
-    return th.as_tensor(noise_scale * np.random.default_rng(noise_seed).standard_normal(shape), dtype=th.float32)
+    noise = noise_scale * np.random.default_rng(noise_seed).standard_normal(shape)
+    with th.inference_mode(False):
+        return th.as_tensor(noise, dtype=th.float32, device=device)

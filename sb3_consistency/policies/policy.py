@@ -1,7 +1,7 @@
 """The policy: owns every network, acts with the actor, and picks among candidate actions by value."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -15,17 +15,25 @@ from stable_baselines3.common.torch_layers import (
     get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import nn
 
+from sb3_consistency.compiled import Compiled
 from sb3_consistency.envs.spaces import action_bounds
 from sb3_consistency.generative.consistency import ConsistencyModel
-from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.generative.networks import Mish
-from sb3_consistency.policies.modules import FeatureNetwork, GenerativeActor, GenerativeCritic, ValueNetwork, seeded_noise
-from sb3_consistency.training.gradient import Compiled
+from sb3_consistency.options import Options, option, shared_options
+from sb3_consistency.policies.modules import (
+    CriticOptions,
+    FeatureNetwork,
+    GenerativeActor,
+    GenerativeCritic,
+    Network,
+    NoiseOptions,
+    ValueNetwork,
+)
 from sb3_consistency.values.losses import choose_candidate, gumbel_noise, pessimistic_value
 
 CANDIDATE_SELECTIONS = ("softmax", "argmax")
+#: candidates that are evaluated together: more rows need more memory, and are no faster
+MAX_CANDIDATE_ROWS = 2**16
 
 
 def _check_extractor(space: spaces.Space, extractor_class: type[BaseFeaturesExtractor]) -> None:
@@ -43,48 +51,136 @@ def _check_extractor(space: spaces.Space, extractor_class: type[BaseFeaturesExtr
         raise ValueError(f"env: SB3's CombinedExtractor takes no keys with dots, got {dotted}: rename them in a wrapper.")
 
 
-class NetworksPolicy(BasePolicy):
-    """A policy that owns several networks, some with optimizers of their own, some moving averages of others."""
+class NetworksPolicy(Options, BasePolicy):
+    """
+    A policy that owns several networks, some with optimizers of their own, some moving averages of others.
 
-    share_features_extractor: bool = False
+    :raises ValueError: if an option is unknown or out of its range
+    """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        features_extractor_class: type[BaseFeaturesExtractor],
-        *,
-        features_extractor_kwargs: dict[str, Any] | None,
-        **kwargs: Any,
-    ) -> None:
-        _check_extractor(observation_space, features_extractor_class)
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor_class,
+    observation_space: spaces.Space = option(sb3=True, kw_only=False, doc="observation space")
+    action_space: spaces.Box = option(sb3=True, kw_only=False, doc="action space")
+    lr_schedule: Schedule = option(sb3=True, kw_only=False, doc="learning rate schedule")
+    networks: Mapping[str, Network] | None = option(
+        default=None, fixed=True, doc="the networks, by name; None for an actor alone. The algorithm passes them"
+    )
+    features_extractor_class: type[BaseFeaturesExtractor] = option(
+        default=FlattenExtractor, sb3=True, doc="features extractor"
+    )
+    features_extractor_kwargs: dict[str, Any] | None = option(default=None, sb3=True, doc="its arguments")
+    normalize_images: bool = option(default=True, sb3=True, doc="whether to divide images by 255")
+    optimizer_class: type[th.optim.Optimizer] = option(
+        default=th.optim.Adam, sb3=True, doc="optimizer of every network; Adam is used in its fused form"
+    )
+    optimizer_kwargs: dict[str, Any] | None = option(default=None, sb3=True, doc="its arguments, except the learning rate")
+    #: networks whose moving averages are made after all others: the order decides on the random numbers that they begin with
+    targets_last: ClassVar[tuple[type[FeatureNetwork], ...]] = ()
+
+    def construct(self, values: dict[str, Any]) -> None:
+        self.store(values)
+        _check_extractor(self.observation_space, self.features_extractor_class)
+        extractor_kwargs = self.features_extractor_kwargs
+        super(Options, self).__init__(
+            self.observation_space,
+            self.action_space,
+            self.features_extractor_class,
             # SB3's constructor updates this dict; the caller's stays as it is
-            features_extractor_kwargs=None if features_extractor_kwargs is None else dict(features_extractor_kwargs),
+            features_extractor_kwargs=None if extractor_kwargs is None else dict(extractor_kwargs),
+            normalize_images=self.normalize_images,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
             squash_output=True,
-            **kwargs,
         )
+        self.check_options()
+        self._build(vars(self).pop("lr_schedule"))
+        self._is_built = True
+
+    @property
+    def structure(self) -> Mapping[str, Network]:
+        """The networks, by name: those that are trained, with the names of their moving averages."""
+        assert self.networks is not None
+        return self.networks
+
+    def network_kwargs(self, network: Network) -> dict[str, Any]:
+        """
+        :param network: one of :attr:`structure`
+        :return: arguments of its class
+        """
+        shared = {name: getattr(self, name) for name in shared_options(network.cls, type(self))}
+        return {**shared, **network.kwargs}
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        shared: BaseFeaturesExtractor | None = None
+        for name, network in self.structure.items():
+            is_actor = issubclass(network.cls, GenerativeActor)
+            module = self._make(network, None if is_actor else shared)
+            setattr(self, name, module)
+            if is_actor and shared is None and getattr(self, "share_features_extractor", False):
+                shared = module.features_extractor
+            self._add_optimizer(name, lr_schedule)
+            if not issubclass(network.cls, self.targets_last):
+                self._make_targets(network)
+        for network in self.structure.values():
+            if issubclass(network.cls, self.targets_last):
+                self._make_targets(network)
+        for source, target in self.target_pairs():
+            target.load_state_dict(source.state_dict())
+            target.set_training_mode(False)
+            target.requires_grad_(False)
+
+    def _make_targets(self, network: Network) -> None:
+        for name in network.targets:
+            setattr(self, name, self._make(network, None))
+
+    def _make(self, network: Network, features_extractor: BaseFeaturesExtractor | None) -> Any:
+        base = {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "normalize_images": self.normalize_images,
+        }
+        kwargs = {**base, **self.network_kwargs(network)}
+        return network.cls(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+
+    def _add_optimizer(self, name: str, lr_schedule: Schedule) -> None:
+        net: FeatureNetwork = getattr(self, name)
+        kwargs = {**self.optimizer_defaults(name), **(self.optimizer_kwargs or {})}
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not kwargs.keys() & {"fused", "foreach"}:
+            kwargs["fused"] = True
+        # a shared extractor is trained by the actor's loss alone, as in SAC
+        shared = getattr(self, "share_features_extractor", False) and not isinstance(net, GenerativeActor)
+        parameters = [p for n, p in net.named_parameters() if not (shared and n.startswith("features_extractor."))]
+        net.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+
+    def optimizer_defaults(self, name: str) -> dict[str, Any]:
+        """
+        :param name: one of :meth:`trained_networks`
+        :return: arguments of its optimizer that ``optimizer_kwargs`` may overrule
+        """
+        return {}
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # the learning rate is not needed to act
+        return {**self.option_values(), "lr_schedule": self._dummy_schedule}
 
     def network_names(self) -> list[str]:
         """
         :return: names of all networks, the trained ones (those with an optimizer) first
         """
-        raise NotImplementedError
+        return [*self.structure, *(name for network in self.structure.values() for name in network.targets)]
 
     def trained_networks(self) -> list[str]:
         """
         :return: names of the networks that have an optimizer
         """
-        raise NotImplementedError
+        return list(self.structure)
 
     def target_pairs(self) -> Iterator[tuple[FeatureNetwork, FeatureNetwork]]:
         """
-        :return: (network, its target network), for every target network
+        :return: (network, its moving average), for every moving average
         """
-        raise NotImplementedError
+        for name, network in self.structure.items():
+            for target in network.targets:
+                yield getattr(self, name), getattr(self, target)
 
     def scale_action(self, action: np.ndarray) -> np.ndarray:
         """
@@ -102,23 +198,6 @@ class NetworksPolicy(BasePolicy):
         low, high, middle, half_range = action_bounds(self.action_space)
         return (middle + half_range * scaled_action).clip(low, high).astype(self.action_space.dtype)
 
-    def _make(self, cls: type[Any], features_extractor: BaseFeaturesExtractor | None, **kwargs: Any) -> Any:
-        base = {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "normalize_images": self.normalize_images,
-        }
-        return cls(**self._update_features_extractor({**base, **kwargs}, features_extractor)).to(self.device)
-
-    def _add_optimizer(self, net: FeatureNetwork, lr_schedule: Schedule, **defaults: Any) -> None:
-        kwargs = {**defaults, **self.optimizer_kwargs}
-        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not kwargs.keys() & {"fused", "foreach"}:
-            kwargs["fused"] = True
-        # a shared extractor is trained by the actor's loss alone, as in SAC
-        shared = self.share_features_extractor and not isinstance(net, GenerativeActor)
-        parameters = [p for n, p in net.named_parameters() if not (shared and n.startswith("features_extractor."))]
-        net.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
-
     def fit_normalizer(self, mean: dict[str, np.ndarray], std: dict[str, np.ndarray]) -> None:
         """
         Set the observation statistics of every network.
@@ -135,7 +214,7 @@ class NetworksPolicy(BasePolicy):
 
         :param mode: True for training mode
         """
-        for name in self.trained_networks():
+        for name in self.structure:
             network, wanted = getattr(self, name), mode and self.trains(name)
             # going through all modules takes as long as a small network's pass, and predict() asks for it every time
             if network.training != wanted:
@@ -150,184 +229,106 @@ class NetworksPolicy(BasePolicy):
         return True
 
 
-class GenerativePolicy(NetworksPolicy):
+class CandidateOptions(Options):
+    """How one of several candidate actions is picked by its value."""
+
+    n_candidates: int = option(
+        default=1,
+        low=1,
+        doc="actions drawn per stochastic prediction, of which one is picked by its value",
+        search={"online": [1, 10, 50]},
+    )
+    n_eval_candidates: int = option(
+        default=1,
+        low=1,
+        doc="fixed noise vectors per deterministic prediction, of which the best action is taken",
+        # trials are evaluated deterministically: offline, n_candidates would change nothing
+        search={"offline": [1, 5, 20]},
+    )
+    candidate_selection: str = option(
+        default="softmax",
+        one_of=CANDIDATE_SELECTIONS,
+        doc='"softmax" (probability proportional to exp(Q / temperature)) or "argmax"',
+    )
+    candidate_temperature: float = option(default=1.0, above=0, doc="temperature of the softmax")
+
+
+class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPolicy):
     """
     Policy of the generative algorithms: actor, its moving averages, critics and value network, as far as asked for.
 
-    What the algorithm needs (``model_class``, ``target_networks`` to ``candidate_temperature``) it passes itself, and its
-    part of ``model_kwargs``; ``policy_kwargs`` holds the rest.
+    What the algorithm has options for (``networks``, ``n_candidates`` and the others of :class:`CandidateOptions`) it passes
+    itself, and its part of ``model_kwargs``; ``policy_kwargs`` holds the rest.
 
-    :param observation_space: observation space
-    :param action_space: action space
-    :param lr_schedule: learning rate schedule
-    :param net_arch: hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``
-    :param activation_fn: activation class of all networks (but the "ln_resnet" backbone, which has ReLU)
-    :param network: the actor's backbone, "mlp" or "ln_resnet"
-    :param embedding_scale: factor of ln(sigma), or of the diffusion step, in the actor's noise-level embedding; the
-        consistency papers' is 250
-    :param n_critics: number of critics
-    :param layer_norm: layer normalisation in critics and value network
-    :param features_extractor_class: features extractor
-    :param features_extractor_kwargs: its arguments
-    :param share_features_extractor: whether actor, critics and value network share one extractor, trained by the actor
-    :param normalize_images: whether to divide images by 255
-    :param optimizer_class: optimizer of every network; Adam is used in its fused form
-    :param optimizer_kwargs: its arguments, except the learning rate
-    :param model_class: class of the actor's generative model
-    :param model_kwargs: arguments of the model
-    :param target_networks: names of the moving averages of the actor to keep
-    :param use_critic: whether there are critics (and their targets)
-    :param use_value: whether there is a value network
-    :param n_candidates: number of actions that a stochastic prediction draws, to pick one by its value
-    :param n_eval_candidates: number of fixed noise vectors that a deterministic prediction picks the best action of
-    :param candidate_selection: "softmax" (probability proportional to exp(Q / temperature)) or "argmax"
-    :param candidate_temperature: temperature of the softmax
-    :param noise_seed: seed of the fixed noise of deterministic predictions
-    :param noise_scale: its standard deviation, that of ``n_eval_candidates`` too: with 1 it is a typical sample's, and a
-        constant bias; the nearer to 0, the nearer are deterministic actions to the middle of the distribution, where no
-        mode may be (docs/results)
     :raises ValueError: if an option is unknown or out of its range
     """
 
-    actor: GenerativeActor
-    critic: GenerativeCritic
-    critic_target: GenerativeCritic
-    value: ValueNetwork
+    actor: GenerativeActor = option(init=False)
+    critic: GenerativeCritic = option(init=False)
+    critic_target: GenerativeCritic = option(init=False)
+    value: ValueNetwork = option(init=False)
+    targets_last: ClassVar[tuple[type[FeatureNetwork], ...]] = (GenerativeActor,)
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = Mish,
-        network: str = "mlp",
-        embedding_scale: float = 1.0,
-        n_critics: int = 2,
-        layer_norm: bool = True,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        share_features_extractor: bool = False,
-        normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
-        model_class: type[GenerativeModel] = ConsistencyModel,
-        model_kwargs: dict[str, Any] | None = None,
-        target_networks: tuple[str, ...] = (),
-        use_critic: bool = False,
-        use_value: bool = False,
-        n_candidates: int = 1,
-        n_eval_candidates: int = 1,
-        candidate_selection: str = "softmax",
-        candidate_temperature: float = 1.0,
-        noise_seed: int = 0,
-        noise_scale: float = 0.5,
-    ) -> None:
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor_class,
-            features_extractor_kwargs=features_extractor_kwargs,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-            normalize_images=normalize_images,
-        )
-        if candidate_selection not in CANDIDATE_SELECTIONS:
-            raise ValueError(f"candidate_selection must be one of {CANDIDATE_SELECTIONS}, got {candidate_selection!r}.")
-        if n_critics < 1:
-            raise ValueError(f"n_critics must be at least 1, got {n_critics}.")
-        for name, number in {"n_candidates": n_candidates, "n_eval_candidates": n_eval_candidates}.items():
-            if number < 1 or (number > 1 and not use_critic):
-                raise ValueError(f"{name} must be at least 1, and exactly 1 without critics to choose by, got {number}.")
-        if candidate_temperature <= 0:
-            raise ValueError(f"candidate_temperature must be positive, got {candidate_temperature}.")
-        self.net_arch = [256, 256, 256] if net_arch is None else net_arch
-        self.activation_fn = activation_fn
-        self.network = network
-        self.embedding_scale = embedding_scale
-        self.n_critics = n_critics
-        self.layer_norm = layer_norm
-        self.share_features_extractor = share_features_extractor
-        self.model_class = model_class
-        self.model_kwargs = dict(model_kwargs or {})
-        self.target_networks = tuple(target_networks)
-        self.use_critic = use_critic
-        self.use_value = use_value
-        self.n_candidates = n_candidates
-        self.n_eval_candidates = n_eval_candidates
-        self.candidate_selection = candidate_selection
-        self.candidate_temperature = candidate_temperature
-        self.noise_seed = noise_seed
-        self.noise_scale = noise_scale
-        self._build(lr_schedule)
+    net_arch: list[int] | dict[str, list[int]] | None = option(
+        default=None, doc="hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``; None for three of 256"
+    )
+    network: str = option(default="mlp", doc='the actor\'s backbone, "mlp" or "ln_resnet"')
+    embedding_scale: float = option(
+        default=1.0,
+        doc="factor of ln(sigma), or of the diffusion step, in the actor's noise-level embedding; the papers' is 250",
+    )
+    layer_norm: bool = True
+    model_kwargs: dict[str, Any] | None = option(default=None, doc="arguments of the actor's generative model")
 
     def _build(self, lr_schedule: Schedule) -> None:
-        actor_arch, value_arch = get_actor_critic_arch(self.net_arch)
-        value_kwargs: dict[str, Any] = {
-            "net_arch": value_arch,
-            "activation_fn": self.activation_fn,
-            "layer_norm": self.layer_norm,
-            "share_features_extractor": self.share_features_extractor,
-        }
-        critic_kwargs = {**value_kwargs, "n_critics": self.n_critics}
-        self.actor = self._make_actor(actor_arch)
-        self._add_optimizer(self.actor, lr_schedule)
-        shared = self.actor.features_extractor if self.share_features_extractor else None
-        if self.use_critic:
-            self.critic = self._make(GenerativeCritic, shared, **critic_kwargs)
-            self._add_optimizer(self.critic, lr_schedule)
-            self.critic_target = self._make(GenerativeCritic, None, **critic_kwargs)
-        if self.use_value:
-            self.value = self._make(ValueNetwork, shared, **value_kwargs)
-            self._add_optimizer(self.value, lr_schedule)
-        for name in self.target_networks:
-            setattr(self, name, self._make_actor(actor_arch))
-        for source, target in self.target_pairs():
-            target.load_state_dict(source.state_dict())
-            target.set_training_mode(False)
-            target.requires_grad_(False)
-        if self.n_eval_candidates > 1:
-            shape = self.actor.model.noise_shape(self.n_eval_candidates)
-            self.register_buffer("noise_bank", seeded_noise(shape, self.noise_seed, self.noise_scale), persistent=False)
+        super()._build(lr_schedule)
+        self._compiled_choice = None
 
-    noise_bank: th.Tensor
+    def check_options(self) -> None:
+        super().check_options()
+        for name in ("n_candidates", "n_eval_candidates"):
+            if getattr(self, name) > 1 and "critic" not in self.structure:
+                raise ValueError(f"{name} must be 1: there are no critics to choose by, got {getattr(self, name)}.")
 
-    def _make_actor(self, net_arch: list[int]) -> GenerativeActor:
+    @property
+    def structure(self) -> Mapping[str, Network]:
+        if self.networks is None:
+            return {"actor": Network(GenerativeActor, {"model_class": ConsistencyModel, "model_kwargs": {}})}
+        return self.networks
+
+    def network_kwargs(self, network: Network) -> dict[str, Any]:
+        kwargs = super().network_kwargs(network)
+        archs = dict(
+            zip(("pi", "qf"), get_actor_critic_arch([256, 256, 256] if self.net_arch is None else self.net_arch), strict=True)
+        )
+        if issubclass(network.cls, GenerativeActor):
+            kwargs["model_kwargs"] = self._model_kwargs(kwargs["model_kwargs"], archs["pi"])
+        else:
+            kwargs["net_arch"] = archs[network.cls.arch]
+        return kwargs
+
+    def _model_kwargs(self, of_algorithm: dict[str, Any], net_arch: list[int]) -> dict[str, Any]:
         network_kwargs: dict[str, Any] = {"net_arch": net_arch, "embedding_scale": self.embedding_scale}
         if self.network == "mlp":
             network_kwargs["activation_fn"] = self.activation_fn
-        network_kwargs |= self.model_kwargs.get("network_kwargs", {})
-        model_kwargs = {"network": self.network, **self.model_kwargs, "network_kwargs": network_kwargs}
-        actor: GenerativeActor = self._make(
-            GenerativeActor,
-            None,
-            model_class=self.model_class,
-            model_kwargs=model_kwargs,
-            noise_seed=self.noise_seed,
-            noise_scale=self.noise_scale,
-        )
-        return actor
+        given = {"network": self.network, **of_algorithm, **(self.model_kwargs or {})}
+        return {**given, "network_kwargs": {**network_kwargs, **(given.get("network_kwargs") or {})}}
 
-    def network_names(self) -> list[str]:
+    def bc_term(self, obs: PyTorchObs, features: th.Tensor, actions: th.Tensor, progress: th.Tensor | None) -> th.Tensor:
         """
-        :return: names of all networks, the trained ones (those with an optimizer) first
-        """
-        return [*self.trained_networks(), *(["critic_target"] if self.use_critic else []), *self.target_networks]
+        Behaviour-cloning term: the loss of the actor's generative model on the data's actions.
 
-    def trained_networks(self) -> list[str]:
+        :param obs: observations, (B, ...)
+        :param features: the actor's features of them, (B, F)
+        :param actions: scaled actions, (B, A)
+        :param progress: share of the curriculum that is done, scalar; None for its end
+        :return: mean loss, scalar
         """
-        :return: names of the networks that have an optimizer
-        """
-        return ["actor", *(["critic"] if self.use_critic else []), *(["value"] if self.use_value else [])]
-
-    def target_pairs(self) -> Iterator[tuple[FeatureNetwork, FeatureNetwork]]:
-        """
-        :return: (network, its target network), for every target network
-        """
-        if self.use_critic:
-            yield self.critic, self.critic_target
-        for name in self.target_networks:
-            yield self.actor, getattr(self, name)
+        name, target = self.actor.model.regression_target, None
+        if name is not None and hasattr(self, name):
+            with th.no_grad():
+                target = getattr(self, name).denoiser(obs)
+        return self.actor.bc_loss(features, actions, target, progress).mean()
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(obs, deterministic)
@@ -336,42 +337,42 @@ class GenerativePolicy(NetworksPolicy):
         n_candidates = self.n_eval_candidates if deterministic else self.n_candidates
         if n_candidates == 1:
             return self.actor(observation, deterministic)
+        noise = self.actor.fixed_noise(n_candidates, self.device) if deterministic else None
         choose = self._compiled_choice or self._best_candidate
-        return choose(observation, n_candidates, deterministic)
+        n_rows = len(next(iter(observation.values())) if isinstance(observation, dict) else observation)
+        at_once = max(1, MAX_CANDIDATE_ROWS // n_candidates)
+        if n_rows <= at_once:
+            return choose(observation, n_candidates, noise)
+        parts = [slice(start, start + at_once) for start in range(0, n_rows, at_once)]
+        rows = [{k: v[p] for k, v in observation.items()} if isinstance(observation, dict) else observation[p] for p in parts]
+        return th.cat([choose(part, n_candidates, noise) for part in rows])
 
-    _compiled_choice: Compiled | None = None
+    _compiled_choice: Compiled | None = option(init=False)
 
-    def compile_choice(self) -> None:
-        """Compile the choice among candidates, at the first prediction that draws any."""
-        self._compiled_choice = Compiled(self._best_candidate, "the choice among candidates")
+    def compile_choice(self, compile: bool) -> None:
+        """
+        Compile the choice among candidates, at the first prediction that draws any.
 
-    def _best_candidate(self, observation: PyTorchObs, n_candidates: int, deterministic: bool) -> th.Tensor:
+        :param compile: False to leave it uncompiled
+        """
+        self._compiled_choice = Compiled(self._best_candidate, "the choice among candidates") if compile else None
+
+    def _best_candidate(self, observation: PyTorchObs, n_candidates: int, noise: th.Tensor | None) -> th.Tensor:
         """Draw candidates from the current actor, choose by the least of the target critics (Ding & Jin, code)."""
         features = self.actor.features(observation)
         batch_size = features.shape[0]
         features = features.repeat_interleave(n_candidates, dim=0)
-        if deterministic:
-            actions = self.actor.model.sample(self.noise_bank.repeat(1, batch_size, 1), features)
+        if noise is not None:
+            actions = self.actor.model.sample(noise.repeat(1, batch_size, 1), features)
         else:
             actions = self.actor.sample(features)
         critic_features = self.critic_target.features(observation).repeat_interleave(n_candidates, dim=0)
         values = pessimistic_value(self.critic_target.q_networks(critic_features, actions)).view(batch_size, n_candidates)
-        greedy = deterministic or self.candidate_selection == "argmax"
+        greedy = noise is not None or self.candidate_selection == "argmax"
         gumbel = None if greedy else gumbel_noise(th.rand_like(values))
         return choose_candidate(
             values, actions.view(batch_size, n_candidates, actions.shape[1]), gumbel, self.candidate_temperature
         )
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        names = """
-            net_arch activation_fn network embedding_scale n_critics layer_norm features_extractor_class
-            features_extractor_kwargs share_features_extractor optimizer_class optimizer_kwargs model_class model_kwargs
-            target_networks use_critic use_value n_candidates n_eval_candidates candidate_selection candidate_temperature
-            noise_seed noise_scale
-        """
-        # the learning rate is not needed to act
-        parameters = {"lr_schedule": self._dummy_schedule, **{name: getattr(self, name) for name in names.split()}}
-        return {**super()._get_constructor_parameters(), **parameters}
 
 
 MlpPolicy = GenerativePolicy
@@ -380,12 +381,10 @@ MlpPolicy = GenerativePolicy
 class CnnPolicy(GenerativePolicy):
     """:class:`GenerativePolicy` for images: the default features extractor is SB3's ``NatureCNN``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN
 
 
 class MultiInputPolicy(GenerativePolicy):
     """:class:`GenerativePolicy` for Dict observations: the default features extractor is SB3's ``CombinedExtractor``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor

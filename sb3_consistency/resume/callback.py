@@ -5,7 +5,7 @@ import time
 import warnings
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -21,127 +21,127 @@ from sb3_consistency.resume.run_state import (
     save_checkpoint,
     set_random_states,
 )
-from sb3_consistency.training.updater import TrainingLoop
-
-if TYPE_CHECKING:
-    from typing import Self
 
 
-class ResumableTraining(TrainingLoop):
-    """Adds :meth:`load_latest` and :meth:`resume`; a :class:`ResumableCheckpointCallback` writes what they read."""
+class Resumption:
+    """
+    What a model knows of the run that it continues; nothing of it is saved with a model.
 
-    _run_id: str | None = None
-    _resume_point: dict[str, Any] | None = None
-    _root_callback: BaseCallback | None = None
-    # offline data, folder and manifest entry of the file that holds it
-    _dataset_file: tuple[Any, Path, dict[str, Any]] | None = None
+    A model that can be resumed has one as ``resumption``, tells it of its callbacks, asks it whether a loop continues, and
+    has ``run`` (with ``id`` and ``call``), ``data`` and ``new_buffer`` for :mod:`~sb3_consistency.resume.run_state`.
 
-    @classmethod
-    def load_latest(cls, folder: str | os.PathLike[str], env: Any = None, device: Any = "auto", **kwargs: Any) -> "Self":
-        """
-        Load the newest intact checkpoint of a folder, to :meth:`resume` from; a broken one is named in a warning.
+    :ivar point: what was restored from a checkpoint; None where nothing is to be continued
+    :ivar continued_phase: phase ("offline", "online") of the call that is about to be continued, if one is
+    :ivar root_callback: the tree of callbacks of the present call
+    :ivar last_checkpoint: path of the newest checkpoint of this run
+    :ivar dataset_file: offline data, folder and manifest entry of the file that holds it
+    """
 
-        Like SB3's files, checkpoints hold pickles: load only those you trust.
+    def __init__(self) -> None:
+        self.point: dict[str, Any] | None = None
+        self.continued_phase: str | None = None
+        self.root_callback: BaseCallback | None = None
+        self.last_checkpoint: str | None = None
+        self.dataset_file: tuple[Any, Path, dict[str, Any]] | None = None
 
-        :param folder: folder that a :class:`ResumableCheckpointCallback` writes to
-        :param env: environment, made and wrapped as the interrupted run's; its state is put back
-        :param device: device to continue on
-        :param kwargs: as for :meth:`load`; with changed hyperparameters the run is no longer the uninterrupted one
-        :return: the model
-        :raises CheckpointError: if there is no intact checkpoint, it is another class's, or ``env`` is made differently
-        """
-        return cls._load_checkpoint(latest_checkpoint(folder), env, device, **kwargs)
-
-    @classmethod
-    def _load_checkpoint(cls, checkpoint: Checkpoint, env: Any, device: Any, **kwargs: Any) -> "Self":
-        ours, theirs = f"{cls.__module__}:{cls.__qualname__}", checkpoint.manifest["class"]
-        if ours != theirs:
-            raise CheckpointError(f"folder: {checkpoint.path} is a checkpoint of {theirs}, not of {ours}: use that class.")
-        path: Any = checkpoint.file("model.zip")
-        model: Any = cls.load(path, env=env, device=device, force_reset=False, **kwargs)
-        _warn_of_differences(checkpoint.manifest["environment"], environment_facts(model))
-        model._resume_point = restore_run(model, checkpoint)
-        model.last_checkpoint = str(checkpoint.path)
-        return model
+    def __getstate__(self) -> dict[str, Any]:
+        # for copies and pickles: callbacks hold on to whole modules
+        return {**vars(self), "root_callback": None}
 
     @property
     def interrupted_phase(self) -> str | None:
-        """Phase that :meth:`resume` continues: "offline", "online", or None if there is no interrupted run."""
-        return None if self._resume_point is None else str(self._resume_point["phase"])
+        """Phase that :meth:`resume` continues, or None if there is no interrupted run."""
+        return None if self.point is None else str(self.point["phase"])
 
-    def resume(self, callback: MaybeCallback = None, progress_bar: bool = False) -> "Self":
+    def resume(self, model: Any, callback: MaybeCallback, progress_bar: bool) -> None:
         """
-        Continue the call of :meth:`learn` or :meth:`pretrain` that was interrupted, with its arguments, to its end.
+        Continue the call of ``learn`` or ``pretrain`` that was interrupted, with its arguments, to its end.
 
+        :param model: the model
         :param callback: callback(s), given anew; the counters of SB3's continue
         :param progress_bar: show a progress bar
-        :return: the model
-        :raises ValueError: if the model does not come from :meth:`load_latest`, or has no environment to go on in
+        :raises ValueError: if there is no interrupted run, or no environment to go on in
         """
-        point, call = self._resume_point, self._call
+        point, call = self.point, model.run.call
         if point is None or call is None:
             raise ValueError("resume: there is no interrupted run; get the model from load_latest(folder, env=...).")
         normalised = point["env"] is not None and "VecNormalize" in point["env"].classes
-        if self.env is None and (point["phase"] == "online" or normalised):
+        if model.env is None and (point["phase"] == "online" or normalised):
             raise ValueError("env: the interrupted run had an environment; pass one made like it to load_latest(env=...).")
         method, arguments = call
-        self._continued_phase = self.interrupted_phase
+        self.continued_phase = self.interrupted_phase
         try:
-            getattr(self, method)(callback=callback, progress_bar=progress_bar, **arguments)
+            getattr(model, method)(callback=callback, progress_bar=progress_bar, **arguments)
         finally:
-            self._continued_phase = None
+            self.continued_phase = None
         # of a run that was at its end
-        self._enter_loop()
-        return self
+        self.enter_loop(model)
 
-    def _enter_loop(self) -> None:
-        """The last moment before a loop goes on: whatever was set up since has left its trace in the random states."""
-        point, self._resume_point, self._continued_phase = self._resume_point, None, None
+    def enter_loop(self, model: Any) -> None:
+        """
+        The last moment before a loop goes on: whatever was set up since has left its trace in the random states.
+
+        :param model: the model
+        """
+        point, self.point, self.continued_phase = self.point, None, None
         if point is not None:
-            restore_callbacks(self._root_callback, point["callbacks"])
+            restore_callbacks(self.root_callback, point["callbacks"])
             set_random_states(point["random"])
-            self.start_time = time.time_ns() - point["elapsed"]
+            model.start_time = time.time_ns() - point["elapsed"]
 
-    def _offline_steps(self, *args: Any) -> bool:
-        if self._continued_phase is not None:
-            self._enter_loop()
-        return super()._offline_steps(*args)
-
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:
-        if self._continued_phase is not None:
-            self._enter_loop()
-        return super().collect_rollouts(*args, **kwargs)
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
+    def setup_learn(
+        self, model: Any, callback: MaybeCallback, tb_log_name: str, progress_bar: bool
     ) -> tuple[int, BaseCallback]:
-        if self._continued_phase is None:
-            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        # SB3 would begin anew: counters, action noise, environment
-        self.start_time = time.time_ns()
-        if not self._custom_logger:
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, False)
-        return self._total_timesteps, self._init_callback(callback, progress_bar)
+        """
+        In the place of SB3's ``_setup_learn``, which would begin anew: counters, action noise, environment.
 
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        if self._continued_phase is None:
+        :param model: the model
+        :param callback: callback(s)
+        :param tb_log_name: name of the TensorBoard run
+        :param progress_bar: show a progress bar
+        :return: timesteps at which the call ends, the callbacks
+        """
+        model.start_time = time.time_ns()
+        if not model._custom_logger:
+            model._logger = configure_logger(model.verbose, model.tensorboard_log, tb_log_name, False)
+        return model._total_timesteps, model._init_callback(callback, progress_bar)
+
+    def init_callback(self, model: Any, callback: BaseCallback) -> BaseCallback:
+        """
+        :param model: the model
+        :param callback: tree of callbacks of a call that begins
+        :return: the same
+        """
+        if self.continued_phase is None:
             # a new run: the interrupted one is given up
-            self._resume_point = None
-        self._root_callback = super()._init_callback(callback, progress_bar)
-        for each in callback_tree(self._root_callback):
+            self.point = None
+        self.root_callback = callback
+        for each in callback_tree(callback):
             if isinstance(each, EveryNTimesteps):
                 # SB3 leaves it waiting for a number of timesteps that was reached before counting began anew
-                each.last_time_trigger = min(each.last_time_trigger, self.num_timesteps)
-        return self._root_callback
+                each.last_time_trigger = min(each.last_time_trigger, model.num_timesteps)
+        return callback
 
-    def _excluded_save_params(self) -> list[str]:
-        ours = ["last_checkpoint", "_resume_point", "_root_callback", "_dataset_file", "_continued_phase"]
-        return [*super()._excluded_save_params(), *ours]
+
+def load_checkpoint(cls: type[Any], checkpoint: Checkpoint, env: Any, device: Any, **kwargs: Any) -> Any:
+    """
+    :param cls: class of the model
+    :param checkpoint: an intact checkpoint
+    :param env: environment, made and wrapped as the interrupted run's
+    :param device: device to continue on
+    :param kwargs: as for ``load``
+    :return: the model
+    :raises CheckpointError: if it is another class's, or ``env`` is made differently
+    """
+    ours, theirs = f"{cls.__module__}:{cls.__qualname__}", checkpoint.manifest["class"]
+    if ours != theirs:
+        raise CheckpointError(f"folder: {checkpoint.path} is a checkpoint of {theirs}, not of {ours}: use that class.")
+    path: Any = checkpoint.file("model.zip")
+    model: Any = cls.load(path, env=env, device=device, force_reset=False, **kwargs)
+    _warn_of_differences(checkpoint.manifest["environment"], environment_facts(model))
+    model.resumption.point = restore_run(model, checkpoint)
+    model.resumption.last_checkpoint = str(checkpoint.path)
+    return model
 
 
 def _warn_of_differences(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -173,9 +173,9 @@ def load_latest(folder: str | os.PathLike[str], env: Any = None, device: Any = "
         raise CheckpointError(
             f"folder: the class {module}.{name} of {checkpoint.path} can't be imported; call load_latest of the class itself."
         ) from error
-    if not (isinstance(cls, type) and issubclass(cls, ResumableTraining)):
+    if not (isinstance(cls, type) and hasattr(cls, "load_latest")):
         raise CheckpointError(f"folder: {checkpoint.path} was written by {module}.{name}, which is none of our algorithms.")
-    return cls._load_checkpoint(checkpoint, env, device, **kwargs)
+    return load_checkpoint(cls, checkpoint, env, device, **kwargs)
 
 
 class ResumableCheckpointCallback(BaseCallback):
@@ -203,13 +203,13 @@ class ResumableCheckpointCallback(BaseCallback):
         self._between_rollouts = False
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, ResumableTraining):
+        if not hasattr(self.model, "resumption"):
             raise TypeError(f"ResumableCheckpointCallback: {type(self.model).__name__} can't resume; use CheckpointCallback.")
         if self.parent is not None:
             # such callbacks hand on steps only
             raise ValueError(f"ResumableCheckpointCallback: give it to learn() itself, not to {type(self.parent).__name__}.")
         checkpoints = list_checkpoints(self.folder)
-        if checkpoints and self._run_of(checkpoints[-1]) != self.model._run_id:
+        if checkpoints and self._run_of(checkpoints[-1]) != self.model.run.id:
             warnings.warn(
                 f"{self.folder} has checkpoints of another run, which this one will replace; until then load_latest() loads "
                 "those. Give each run a folder of its own.",
@@ -245,13 +245,12 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _save(self) -> None:
         model: Any = self.model
+        run = model.resumption
         self._saved_at = model.num_timesteps
         try:
-            model.last_checkpoint = str(save_checkpoint(model, self.folder, self.keep))
+            run.last_checkpoint = str(save_checkpoint(model, self.folder, self.keep))
         except OSError as error:
-            last = (
-                "there is none yet" if model.last_checkpoint is None else f"the last one, {model.last_checkpoint}, is intact"
-            )
+            last = "there is none yet" if run.last_checkpoint is None else f"the last one, {run.last_checkpoint}, is intact"
             warnings.warn(
                 f"The checkpoint of step {model.num_timesteps} could not be written to {self.folder} ({error}); {last}. "
                 f"Training goes on; the next attempt is in {self.save_freq} steps.",
@@ -259,4 +258,4 @@ class ResumableCheckpointCallback(BaseCallback):
             )
             return
         if self.verbose >= 1:
-            print(f"Checkpoint of step {model.num_timesteps}: {model.last_checkpoint}")
+            print(f"Checkpoint of step {model.num_timesteps}: {run.last_checkpoint}")

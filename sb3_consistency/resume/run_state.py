@@ -37,8 +37,6 @@ BUFFER_ROWS = (
 )
 # what a new buffer has from the model
 BUFFER_STATIC = ("observation_space", "action_space", "obs_shape", "action_dim", "device", "env", "n_envs")
-# what a saved model leaves out because its data is gone
-OFFLINE_ATTRIBUTES = ("_segments", "_replay_is_offline", "_constructor_dataset_loaded")
 # counters and scores of SB3's callbacks; what their constructors take is the caller's again
 CALLBACK_STATE = (
     "n_calls n_episodes last_time_trigger best_mean_reward last_mean_reward last_best_mean_reward no_improvement_evals "
@@ -93,7 +91,7 @@ def restore_buffer(model: Any, state: dict[str, Any]) -> ReplayBuffer:
     :raises CheckpointError: if the model's buffers are of another class
     """
     content, rows = state["content"], state["rows"]
-    buffer: ReplayBuffer = model._new_buffer(content["buffer_size"] * model.n_envs)
+    buffer: ReplayBuffer = model.new_buffer(content["buffer_size"] * model.n_envs)
     if type(buffer).__name__ != state["class"]:
         raise CheckpointError(f"replay_buffer_class: the checkpoint has a {state['class']}, got {type(buffer).__name__}.")
     for name, value in content.items():
@@ -206,32 +204,32 @@ def save_checkpoint(model: Any, folder: Path, keep: int) -> Path:
     :return: the checkpoint's folder
     :raises OSError: if it can't be written
     """
-    model._run_id = model._run_id or uuid.uuid4().hex
+    model.run.id = model.run.id or uuid.uuid4().hex
     env_state = None if model.env is None else capture_vec_env(model.env)
     spaces = (model.observation_space, model.action_space)
     state = {
-        "phase": "offline" if model._in_offline_phase else "online",
+        "phase": "offline" if model.in_offline_phase else "online",
         "random": random_states(),
         "env": env_state,
         "spaces": spaces,
         "spaces_of_env": model.env is not None and model.action_space is model.env.action_space,
         "elapsed": time.time_ns() - int(model.start_time),
-        "callbacks": callback_states(model._root_callback),
-        "attributes": {name: getattr(model, name) for name in OFFLINE_ATTRIBUTES},
+        "callbacks": callback_states(model.resumption.root_callback),
+        "data": model.data.facts(),
     }
     writers: dict[str, Writer] = {"model.zip": lambda file: _write_model(model, file), "state.pkl": _pickled(state)}
-    if model.replay_buffer is not None and not model._replay_is_offline:
+    if model.replay_buffer is not None and not model.data.in_replay:
         writers["replay_buffer.pkl"] = _pickled(buffer_state(model.replay_buffer))
     facts = {
         "class": f"{type(model).__module__}:{type(model).__qualname__}",
-        "run": model._run_id,
+        "run": model.run.id,
         "phase": state["phase"],
         "num_timesteps": int(model.num_timesteps),
         "n_updates": int(model._n_updates),
         "new_episode": None if env_state is None else env_state.reason,
         "environment": environment_facts(model),
     }
-    shared = {} if model._offline_data() is None else {"dataset.pkl": _dataset_entry(model, folder)}
+    shared = {} if model.data.buffer is None else {"dataset.pkl": _dataset_entry(model, folder)}
     return write_checkpoint(folder, writers, shared, facts, keep)
 
 
@@ -248,13 +246,13 @@ def _write_model(model: Any, file: Any) -> None:
 
 def _dataset_entry(model: Any, folder: Path) -> dict[str, Any]:
     """Write the offline data once per folder: it does not change, and may be the largest part."""
-    buffer = model._offline_data()
-    if model._dataset_file is not None:
-        written, place, entry = model._dataset_file
+    buffer = model.data.buffer
+    if model.resumption.dataset_file is not None:
+        written, place, entry = model.resumption.dataset_file
         if written is buffer and place == folder.resolve() and (folder / os.path.basename(entry["path"])).is_file():
             return dict(entry)
-    entry = write_shared(folder, "dataset", _pickled({"buffer": buffer_state(buffer), "heldout": model._heldout}))
-    model._dataset_file = (buffer, folder.resolve(), entry)
+    entry = write_shared(folder, "dataset", _pickled({"buffer": buffer_state(buffer), "heldout": model.data.heldout}))
+    model.resumption.dataset_file = (buffer, folder.resolve(), entry)
     return entry
 
 
@@ -277,8 +275,8 @@ def restore_run(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     else:
         for source, target in zip(state["spaces"], (model.observation_space, model.action_space), strict=True):
             copy_random_state(source, target)
-    for name, value in state["attributes"].items():
-        setattr(model, name, value)
+    for name, value in state["data"].items():
+        setattr(model.data, name, value)
     if checkpoint.file("replay_buffer.pkl") is not None:
         model.replay_buffer = restore_buffer(model, _unpickled(checkpoint, "replay_buffer.pkl"))
     if checkpoint.file("dataset.pkl") is not None:
@@ -301,15 +299,11 @@ def _unpickled(checkpoint: Checkpoint, name: str) -> Any:
 def _restore_dataset(model: Any, checkpoint: Checkpoint) -> None:
     data = _unpickled(checkpoint, "dataset.pkl")
     buffer = restore_buffer(model, data["buffer"])
-    if model._replay_is_offline:
-        model.replay_buffer, model.offline_buffer = buffer, None
-    else:
-        model.offline_buffer = buffer
-    model._heldout = data["heldout"]
+    model.data.restore(buffer, data["heldout"])
     windows = (data["heldout"] or {}).get("windows")
     if windows is not None:
         windows.buffer.device = model.device
-    model._dataset_file = (buffer, checkpoint.path.parent.resolve(), checkpoint.manifest["files"]["dataset.pkl"])
+    model.resumption.dataset_file = (buffer, checkpoint.path.parent.resolve(), checkpoint.manifest["files"]["dataset.pkl"])
 
 
 def _start_new_episodes(model: Any, reason: str) -> None:
@@ -319,7 +313,7 @@ def _start_new_episodes(model: Any, reason: str) -> None:
         "was cut is marked truncated in the replay buffer. The result will differ from that of an uninterrupted run.",
         stacklevel=5,
     )
-    if model.replay_buffer is not None and not model._replay_is_offline:
+    if model.replay_buffer is not None and not model.data.in_replay:
         truncate_last_episodes(model.replay_buffer)
     # else every resumed run would repeat the first episodes
     model.env.seed(int(np.random.randint(2**31 - 1)))

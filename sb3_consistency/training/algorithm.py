@@ -1,41 +1,56 @@
-"""What all generative algorithms share: construction, ``learn``, saving and loading."""
+"""SB3's hooks around the parts: construction, the phases of ``learn``, gradient steps, saving and loading."""
 
 import inspect
 import io
+import math
+import os
 import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import gymnasium as gym
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.noise import VectorizedActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.data.checks import as_count
-from sb3_consistency.envs.spaces import check_action_space, check_observation_space
+from sb3_consistency.data.checks import DatasetError, as_count
+from sb3_consistency.data.opening import dataset_spaces, open_datasets
+from sb3_consistency.data.rewards import RewardFunction
+from sb3_consistency.envs.spaces import adopted_spaces, check_action_space, check_observation_space, fitting_policy
+from sb3_consistency.envs.wrappers import SpacesOnlyEnv, flatten_if_nested
+from sb3_consistency.files.run import Run
 from sb3_consistency.files.zip import ModelFileError, load_model
-from sb3_consistency.options import check_shared
-from sb3_consistency.policies.policy import CnnPolicy, GenerativePolicy, MlpPolicy, MultiInputPolicy
-from sb3_consistency.resume.callback import ResumableTraining
+from sb3_consistency.options import Options, argument_names, check_keys, did_you_mean, option, options_of, shared_options
+from sb3_consistency.policies.modules import Network
+from sb3_consistency.policies.policy import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_consistency.resume.callback import Resumption
+from sb3_consistency.resume.run_state import truncate_last_episodes
+from sb3_consistency.training.arguments import TrainingOptions, check_policy_kwargs, explain_unknown
+from sb3_consistency.training.batches import CHUNK, CHUNK_BYTES, bytes_per_transition, can_sample, samples_as_sb3
 from sb3_consistency.training.gradient import check_precision
+from sb3_consistency.training.offline_data import OfflinePretraining
+from sb3_consistency.training.pretraining import learn_offline, pretrain
 from sb3_consistency.training.scores import with_scores
-from sb3_consistency.unknown import argument_names, check_keys, check_policy_kwargs, did_you_mean, reject_unknown
+from sb3_consistency.training.updater import LossFn, RunningMeans, Updater
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
-class GenerativeAlgorithm(ResumableTraining):
+class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     """
-    Base of the generative algorithms. See :class:`~sb3_consistency.options.SharedArguments`.
+    Base of the generative algorithms, which supply :meth:`networks` and :meth:`losses`.
 
-    Subclasses set their own attributes, then call this constructor, and supply :meth:`losses`.
-
-    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
-    :param env: environment or its id; None to train offline only
-    :param learning_rate: learning rate of all networks, or a schedule of the progress remaining (from 1 to 0)
     :raises ValueError: if an argument is out of its range
     :raises UnsupportedSpaceError: if the action space is not a bounded Box
     :raises TypeError: if an argument is unknown
@@ -46,125 +61,90 @@ class GenerativeAlgorithm(ResumableTraining):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    #: whether :meth:`predict` works already (a staged planner's does so late)
-    can_act: bool = True
-    _n_step_class_is_derived = False
+    #: entry of ``policy_kwargs`` -> class of the model whose arguments it holds
+    model_classes: ClassVar[dict[str, type[Any]]] = {}
+    #: the part that loads datasets, and keeps them through online training
+    data_class: ClassVar[type[OfflinePretraining]] = OfflinePretraining
     #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
     offline_only: ClassVar[bool] = False
+    #: whether :meth:`predict` works already (a staged planner's does so late)
+    can_act: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        policy: str | type[GenerativePolicy],
-        env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 3e-4,
-        *,
-        buffer_size: int = 1_000_000,
-        learning_starts: int = 100,
-        batch_size: int = 256,
-        tau: float = 0.005,
-        gamma: float = 0.99,
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
-        action_noise: ActionNoise | None = None,
-        replay_buffer_class: type[ReplayBuffer] | None = None,
-        replay_buffer_kwargs: dict[str, Any] | None = None,
-        optimize_memory_usage: bool = False,
-        n_steps: int = 1,
-        target_update_interval: int = 1,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        actor_learning_rate: float | Schedule | None = None,
-        cosine_lr_decay: bool | None = None,
-        max_grad_norm: float | None = None,
-        curriculum_steps: int | None = None,
-        dataset: Any = None,
-        dataset_kwargs: dict[str, Any] | None = None,
-        pretrain_steps: int = 0,
-        offline_fraction: float | Schedule | None = None,
-        keep_offline: bool = True,
-        normalize_observations: bool = True,
-        compile: bool = False,
-        precision: str = "float32",
-        on_divergence: str = "stop",
-        _init_setup_model: bool = True,
-        **unknown: Any,
-    ) -> None:
-        reject_unknown(type(self), unknown)
+    # the parts, of which only the run is saved
+    policy: Any = option(init=False)
+    run: Run = option(init=False)
+    data: OfflinePretraining = option(init=False)
+    updater: Updater = option(init=False)
+    resumption: Resumption = option(init=False)
+    #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
+    progress: th.Tensor | None = option(init=False)
+    in_offline_phase: bool = option(init=False)
+
+    def networks(self) -> Mapping[str, Network]:
+        """
+        :return: what is trained, by name, and which moving averages follow it how at present
+        """
+        raise NotImplementedError
+
+    def losses(self) -> Mapping[str, LossFn]:
+        """
+        :return: name of a network -> its loss on a batch, with scalars to log; in the order of the updates
+        """
+        raise NotImplementedError
+
+    # construction
+
+    def construct(self, values: dict[str, Any]) -> None:
+        build = values["_init_setup_model"]
+        env = values["env"]
         if env is not None:
-            env = maybe_make_env(env, verbose)
+            env = maybe_make_env(env, values["verbose"])
             check_action_space(env.action_space)
-            check_observation_space(env.observation_space, optimize_memory_usage)
-        super().__init__(
-            policy,
-            env,  # type: ignore[arg-type]
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class=replay_buffer_class,
-            # SB3 adds to this dict; the caller's stays as it is
-            replay_buffer_kwargs=copy(replay_buffer_kwargs),
-            optimize_memory_usage=optimize_memory_usage,
-            n_steps=n_steps,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
-            seed=seed,
-            sde_support=False,
-            support_multi_env=True,
-        )
-        self.target_update_interval = target_update_interval
-        self.actor_learning_rate = actor_learning_rate
-        self.cosine_lr_decay = cosine_lr_decay
-        self.max_grad_norm = max_grad_norm
-        self.curriculum_steps = curriculum_steps
-        self.dataset = dataset
-        self.dataset_kwargs = dataset_kwargs
-        self.pretrain_steps = pretrain_steps
-        self.offline_fraction = offline_fraction
-        self.keep_offline = keep_offline
-        self.normalize_observations = normalize_observations
-        self.compile = compile
-        self.precision = precision
-        self.on_divergence = on_divergence
-        # saved with the model: SB3's load() would put one algorithm's attributes into another
-        self._saved_as = next(c.__name__ for c in type(self).__mro__ if c.__module__.startswith(__package__.partition(".")[0]))
-        self._init_offline()
-        self._check_arguments()
+            check_observation_space(env.observation_space, values["optimize_memory_usage"])
+        declared = options_of(type(self))
+        self.store({name: value for name, value in values.items() if not declared[name].sb3})
+        accepted = inspect.signature(OffPolicyAlgorithm.__init__).parameters
+        given = {name: value for name, value in values.items() if declared[name].sb3 and name in accepted}
+        # SB3 adds to this dict; the caller's stays as it is
+        given |= {"env": env, "replay_buffer_kwargs": copy(values["replay_buffer_kwargs"])}
+        super(Options, self).__init__(**given, sde_support=False, support_multi_env=True)
+        self.run = Run(algorithm=self._own_class_name())
+        self.data, self.resumption = self.data_class(self), Resumption()
+        self.in_offline_phase, self.progress = False, None
+        self.check_options()
         # not in load(): what was saved was accepted once
-        options, models = self.policy_options(), self._model_classes()
-        check_policy_kwargs(type(self), self.policy_class, self.policy_kwargs, options, models, _init_setup_model)
-        if _init_setup_model and not self._has_our_policy():
+        check_policy_kwargs(
+            type(self), self.policy_class, self.policy_kwargs, self._own_arguments(), self.model_classes, build
+        )
+        if not build:
+            return
+        if not self._has_our_policy():
             ours = self.policy_aliases["MlpPolicy"].__name__
-            raise TypeError(f"policy: {policy!r} is none of {', '.join(self.policy_aliases)}, and no subclass of {ours}.")
-        if env is None and _init_setup_model:
+            raise TypeError(
+                f"policy: {values['policy']!r} is none of {', '.join(self.policy_aliases)}, and no subclass of {ours}."
+            )
+        if env is None:
             self._take_spaces_from_dataset()
             check_action_space(self.action_space)
-            check_observation_space(self.observation_space, optimize_memory_usage)
-        if _init_setup_model:
-            self._setup_model()
+            check_observation_space(self.observation_space, self.optimize_memory_usage)
+        self._setup_model()
 
-    def policy_options(self) -> dict[str, Any]:
-        """
-        :return: what this algorithm needs from the policy, as its constructor arguments
-        """
-        return {"target_networks": (), "model_kwargs": {}}
+    @property
+    def is_built(self) -> bool:
+        return "policy" in vars(self)
 
-    def _model_classes(self) -> dict[str, type[Any]]:
-        """Entry of ``policy_kwargs`` -> class of the model whose arguments it holds."""
-        options = self.policy_options()
-        return {"model_kwargs": options["model_class"]} if "model_class" in options else {}
+    @classmethod
+    def explain_unknown(cls, name: str) -> str:
+        return explain_unknown(cls, name)
+
+    @classmethod
+    def _own_class_name(cls) -> str:
+        return next(c.__name__ for c in cls.__mro__ if c.__module__.startswith(__package__.partition(".")[0]))
+
+    def _own_arguments(self) -> set[str]:
+        """Arguments of the policy and its models that are this algorithm's."""
+        takers = [self.policy_aliases["MlpPolicy"], *self.model_classes.values()]
+        return {"networks", *(name for taker in takers for name in shared_options(taker, type(self)))}
 
     def _has_our_policy(self) -> bool:
         return isinstance(self.policy_class, type) and issubclass(self.policy_class, self.policy_aliases["MlpPolicy"])
@@ -180,9 +160,8 @@ class GenerativeAlgorithm(ResumableTraining):
             self.train_freq = tuple(self.train_freq)
         super()._convert_train_freq()
 
-    def _check_arguments(self) -> None:
-        """Check the arguments that were stored; subclasses add theirs."""
-        check_shared({**vars(self), "stats_window_size": self._stats_window_size})
+    def check_options(self) -> None:
+        super().check_options()
         if self.offline_only and self.pretrain_steps:
             raise ValueError(
                 f"pretrain_steps must be 0, got {self.pretrain_steps}: {type(self).__name__} learns offline only, "
@@ -192,41 +171,214 @@ class GenerativeAlgorithm(ResumableTraining):
             "dataset_kwargs", self.dataset_kwargs or {}, inspect.signature(self.load_dataset).parameters.keys() - {"dataset"}
         )
 
+    def option_changed(self, name: str, value: Any) -> None:
+        for module in self.policy.modules():
+            if name in shared_options(type(module), type(self)):
+                setattr(module, name, value)
+        if name in ("dataset", "dataset_kwargs"):
+            self.data.outdated = True
+        elif name == "actor_learning_rate":
+            self._setup_lr_schedule()
+        self._forget_compiled()
+
+    def _forget_compiled(self) -> None:
+        self.updater.forget()
+        if hasattr(self.policy, "compile_choice"):
+            self.policy.compile_choice(self.compile)
+
     def _setup_model(self) -> None:
         if not self._has_our_policy():
             theirs = f"{self.policy_class.__module__}.{self.policy_class.__qualname__}"
             raise ModelFileError(
                 f"This is a model of another algorithm, with {theirs}: load it with that algorithm, not {type(self).__name__}."
             )
-        if self._saved_as not in [base.__name__ for base in type(self).__mro__]:
+        if self.run.algorithm not in [base.__name__ for base in type(self).__mro__]:
             # networks alike would fit; the losses are not
-            raise ModelFileError(
-                f"This is a {self._saved_as}: load it with {self._saved_as}.load(), not {type(self).__name__}."
-            )
+            name = self.run.algorithm
+            raise ModelFileError(f"This is a {name}: load it with {name}.load(), not {type(self).__name__}.")
         # again, because load() has set what it is given since
-        self._check_arguments()
+        self.check_options()
         check_precision(self.precision, self.device)
-        if self.replay_buffer_class is NStepReplayBuffer and self._n_step_class_is_derived:
+        if self.replay_buffer_class is NStepReplayBuffer and self.run.n_step_class_is_derived:
             # set by an earlier call and saved: SB3 would take it for the user's
             self.replay_buffer_class = None
             self.replay_buffer_kwargs = {k: v for k, v in self.replay_buffer_kwargs.items() if k not in ("n_steps", "gamma")}
-        self._n_step_class_is_derived = self.replay_buffer_class is None
-        user_kwargs, options = self.policy_kwargs, self.policy_options()
+        self.run.n_step_class_is_derived = self.replay_buffer_class is None
+        user_kwargs = self.policy_kwargs
+        shared = shared_options(self.policy_aliases["MlpPolicy"], type(self))
         # the caller's (and the saved) policy_kwargs stay as they were given
-        model_kwargs = {**options["model_kwargs"], **user_kwargs.get("model_kwargs", {})}
-        self.policy_kwargs = {**options, **user_kwargs, "model_kwargs": model_kwargs}
+        self.policy_kwargs = {
+            "networks": {name: network.structure() for name, network in self.networks().items()},
+            **{name: getattr(self, name) for name in shared},
+            **user_kwargs,
+        }
         try:
             super()._setup_model()
         finally:
             self.policy_kwargs = user_kwargs
         for name in self.policy.network_names():
             setattr(self, name, getattr(self.policy, name))
-        self._collect_parameters()
+        self.updater = Updater(self.policy, self)
+        self._forget_compiled()
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         rate = self.actor_learning_rate
         self.actor_lr_schedule = None if rate is None else FloatSchedule(rate)
+
+    # data
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: Any, policy: str | type[Any] | None = None, *, eval_env: bool = True, env: Any = None, **kwargs: Any
+    ) -> "Self":
+        """
+        Build a model for a dataset: environment, policy and data come from it.
+
+        :param dataset: as for :meth:`load_dataset`
+        :param policy: policy; None for the one that fits the observations
+        :param eval_env: use the environment meant for evaluation (some collection environments never truncate)
+        :param env: an environment of your own instead
+        :param kwargs: further arguments of the algorithm; ``dataset_kwargs`` go to :meth:`load_dataset`
+        :return: model with the data loaded
+        :raises DatasetError: if the dataset can't be used or its environment can't be made
+        """
+        sources = open_datasets(dataset)
+        if env is None:
+            env = sources[0].make_env(eval_env=eval_env)
+        if not isinstance(env, VecEnv):
+            env = flatten_if_nested(gym.make(env) if isinstance(env, str) else env)
+        if policy is None:
+            policy = fitting_policy(env.observation_space)
+        model: Any = cls(policy, env, dataset=dataset, **kwargs)
+        model.data.of_constructor = True  # from the sources that are open already
+        model.load_dataset(sources, **(model.dataset_kwargs or {}))
+        return model  # type: ignore[no-any-return]
+
+    def load_dataset(
+        self,
+        dataset: Any,
+        *,
+        weights: Sequence[float] | None = None,
+        episodes: slice | Iterable[int] | None = None,
+        top_fraction: float = 1.0,
+        heldout_fraction: float = 0.0,
+        reward_transform: str | RewardFunction = "none",
+        progress_bar: bool = False,
+    ) -> int:
+        """
+        Fill the replay buffer with a dataset, in place of what an earlier call loaded.
+
+        Scales and clips actions to [-1, 1], keeps time-outs apart from terminations, fits the policy's observation
+        statistics (and VecNormalize's) unless the model has been trained, and applies the reward transform. Nothing
+        changes if anything is wrong with the data.
+
+        :param dataset: a Minari id (local, else downloaded), a ``minari.MinariDataset``, a mapping (or ``.npz``
+            file) of arrays ``observations, actions, rewards, next_observations, terminations, truncations`` (or D4RL's
+            ``terminals, timeouts``), an SB3 ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, or a list of these
+        :param weights: shares in which batches draw from a list of datasets (they need not sum to 1);
+            None draws every transition with the same probability
+        :param episodes: a slice of the episodes (of each dataset), or their numbers
+        :param top_fraction: load only this share of the episodes, those with the highest returns, in (0, 1]
+        :param heldout_fraction: keep this share of the episodes (evenly spaced) out of training; their
+            behaviour-cloning loss is logged as ``eval/heldout_bc_loss``
+        :param reward_transform: "none", "normalize", "antmaze", "minus_one", "iql_locomotion" or a function of an
+            array of rewards; applied to online rewards too
+        :param progress_bar: show a progress bar
+        :return: number of transitions loaded
+        :raises DatasetError: if the dataset can't be found, read or used
+        :raises ValueError: if another argument is wrong
+        """
+        return self.data.load(
+            dataset,
+            weights=weights,
+            episodes=episodes,
+            top_fraction=top_fraction,
+            heldout_fraction=heldout_fraction,
+            reward_transform=reward_transform,
+            progress_bar=progress_bar,
+        )
+
+    @property
+    def offline_buffer(self) -> ReplayBuffer | None:
+        """The offline data, once online training has a buffer of its own."""
+        return self.data.separate
+
+    @property
+    def reference_returns(self) -> tuple[float, float] | None:
+        """Returns of a random policy and of an expert, where the data tells them."""
+        return self.run.reference_returns
+
+    def new_buffer(self, size: int) -> ReplayBuffer:
+        """
+        :param size: number of transitions that it has room for
+        :return: an empty buffer of the model's class
+        :raises ValueError: if it asks the environment for rewards, and there is none
+        """
+        assert self.replay_buffer_class is not None
+        kwargs = dict(self.replay_buffer_kwargs)
+        if issubclass(self.replay_buffer_class, HerReplayBuffer):
+            if self.env is None:
+                raise ValueError("HerReplayBuffer needs an environment to compute rewards: pass env=...")
+            kwargs["env"] = self.env
+        return self.replay_buffer_class(
+            size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **kwargs,
+        )
+
+    def _take_spaces_from_dataset(self) -> None:
+        if self.dataset is None:
+            raise ValueError(
+                f"env is None: pass an environment, or dataset=... to train offline "
+                f"({type(self).__name__}.from_dataset('<Minari id>') does both)."
+            )
+        source = open_datasets(self.dataset)[0]
+        self.observation_space, self.action_space = dataset_spaces(source)
+        self.run.inferred_spaces = list(source.inferred)
+        wanted = self.policy_aliases["MultiInputPolicy"]
+        if isinstance(self.observation_space, spaces.Dict) and self.policy_class is not wanted:
+            raise ValueError("policy: use 'MultiInputPolicy' for a dataset with Dict observations.")
+        self.n_envs = 1
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment, as SB3 does. Its spaces take the place of those that were inferred from arrays.
+
+        :param env: the environment
+        :param force_reset: whether to reset it before training
+        :raises ValueError: if its spaces are not the model's
+        """
+        env = self._wrap_env(env, self.verbose)
+        before = {name: getattr(self, name) for name in self.run.inferred_spaces}
+        self._replace_spaces(adopted_spaces(before, env))
+        try:
+            super().set_env(env, force_reset)
+        except BaseException:
+            self._replace_spaces(before)
+            raise
+        self.run.inferred_spaces = []
+
+    def _replace_spaces(self, new: dict[str, spaces.Space]) -> None:
+        for name, space in new.items():
+            old = getattr(self, name)
+            for holder in (self, *self.policy.modules()):
+                if getattr(holder, name, None) is old:
+                    setattr(holder, name, space)
+
+    def get_env(self) -> VecEnv | None:
+        """
+        :return: the environment; without one, in an offline phase, a stand-in with its spaces, which callbacks ask for
+        """
+        if self.env is None and self.in_offline_phase:
+            return DummyVecEnv([lambda: SpacesOnlyEnv(self.observation_space, self.action_space)])
+        return super().get_env()
+
+    # the phases
 
     def learn(
         self,
@@ -259,46 +411,287 @@ class GenerativeAlgorithm(ResumableTraining):
         total_timesteps = as_count("total_timesteps", total_timesteps)
         name = tb_log_name or type(self).__name__
         arguments = {"total_timesteps": total_timesteps, "log_interval": log_interval, "tb_log_name": tb_log_name}
-        self._call = ("learn", {**arguments, "reset_num_timesteps": reset_num_timesteps})
-        continued = self._continued_phase
+        self.run.call = ("learn", {**arguments, "reset_num_timesteps": reset_num_timesteps})
+        continued = self.continued_phase
         if continued is None:
-            self._restore_online_timesteps()
-        self._load_constructor_dataset()
+            self.restore_online_timesteps()
+        self.data.load_of_constructor()
         if log_interval == -1:
             log_interval = 1000 if self.offline_only else 4
         if self.offline_only:
             self.num_timesteps = 0 if reset_num_timesteps and continued is None else self.num_timesteps
-            self._learn_offline(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+            learn_offline(self, total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
             return self
         if self.env is None and total_timesteps > 0:
             raise ValueError("env: learn() collects experience; call set_env(...) first, or pretrain(...) instead.")
-        if self.pretrain_steps and self._pretrain_start is None:
-            self._pretrain_start = self._n_updates
+        if self.pretrain_steps and self.run.pretrain_start is None:
+            self.run.pretrain_start = self._n_updates
         # a model loaded from a checkpoint of its pretraining takes the steps that are left
         remaining = self._pretraining_left()
-        pretraining = remaining > 0 or continued == "offline"
         interval = None if log_interval is None else 1000  # a number is one of episodes here
-        if pretraining and not self._pretrain(remaining, callback, interval, f"{name}_pretrain", progress_bar):
+        if (remaining > 0 or continued == "offline") and not pretrain(
+            self, remaining, callback, interval, f"{name}_pretrain", progress_bar
+        ):
             return self
-        if self.env is None or (total_timesteps == 0 and self._was_pretrained):
+        if self.env is None or (total_timesteps == 0 and self.run.was_pretrained):
             return self
-        self._begin_online()
+        self.data.begin_online()
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+
+    def pretrain(
+        self,
+        gradient_steps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1000,
+        tb_log_name: str | None = None,
+        progress_bar: bool = False,
+    ) -> "Self":
+        """
+        Train on the loaded dataset without touching an environment.
+
+        SB3 callbacks work as in :meth:`learn`: ``on_step`` is called once per gradient step, ``on_rollout_start`` and
+        ``on_rollout_end`` around every chunk of 64, whose batches are drawn together. Inside,
+        ``num_timesteps`` counts the model's gradient steps, so that checkpoints and TensorBoard points get
+        names of their own; it is restored at the end.
+
+        :param gradient_steps: number of gradient steps
+        :param callback: callback(s), called after every gradient step
+        :param log_interval: gradient steps between two logs; None to leave them to a callback, as SB3 does
+        :param tb_log_name: name of the TensorBoard run; None for the class's name + "_pretrain"
+        :param progress_bar: show a progress bar
+        :return: the model
+        :raises DatasetError: if no dataset was loaded
+        :raises TypeError: if the number of steps is not whole
+        :raises ValueError: if it is negative
+        """
+        gradient_steps = as_count("gradient_steps", gradient_steps)
+        arguments = {"gradient_steps": gradient_steps, "log_interval": log_interval, "tb_log_name": tb_log_name}
+        self.run.call = ("pretrain", arguments)
+        pretrain(self, gradient_steps, callback, log_interval, tb_log_name, progress_bar)
+        return self
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether ``learn()`` has none of the constructor's ``pretrain_steps`` left to take."""
+        return self._pretraining_left() <= 0
+
+    def _pretraining_left(self) -> int:
+        return (self.run.pretrain_start or 0) + self.pretrain_steps - self._n_updates if self.pretrain_steps else 0
+
+    def restore_online_timesteps(self) -> None:
+        """Count environment steps again, after an offline phase that counted gradient steps."""
+        if self.run.online_timesteps is not None:
+            self.num_timesteps, self.run.online_timesteps = self.run.online_timesteps, None
 
     @property
     def learning_starts(self) -> int:
         """Steps of random warm-up; 0 after an offline phase, which a random warm-up would only dilute."""
-        return 0 if self._was_pretrained else int(self.__dict__["learning_starts"])
+        return 0 if self.run.was_pretrained else int(self.__dict__["learning_starts"])
 
     @learning_starts.setter
     def learning_starts(self, value: int) -> None:
         self.__dict__["learning_starts"] = value
 
-    _was_pretrained = False
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self.continued_phase is not None:
+            return self.resumption.setup_learn(self, callback, tb_log_name, progress_bar)
+        if (reset_num_timesteps or self._last_obs is None) and self.replay_buffer is not None and not self.data.in_replay:
+            # the environment starts anew: what was running is cut off
+            truncate_last_episodes(self.replay_buffer)
+        if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
+            self.action_noise = self.action_noise.base_noise  # SB3 makes as many as there are environments
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Collect experience; see SB3.
+
+        :return: how much there is
+        """
+        self.enter_loop()
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+        except BaseException:
+            self._last_obs = None  # a step may have been taken that is not stored: begin anew
+            raise
+        if not rollout.continue_training:
+            self._last_obs = None  # as SB3 stops before it stores the step
+        return rollout
+
+    def _store_transition(
+        self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
+    ) -> None:
+        row = replay_buffer.pos
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if self.run.reward_function is not None:
+            # on the stored reward: VecNormalize hands on the original one
+            replay_buffer.rewards[row] = self.run.reward_function(replay_buffer.rewards[row])
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        self._logger: Logger = with_scores(self._logger, self._reference_returns)
-        return super()._init_callback(callback, progress_bar)
+        self._logger = with_scores(self._logger, self.run.reference_returns)
+        return self.resumption.init_callback(self, super()._init_callback(callback, progress_bar))
+
+    # gradient steps
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Take gradient steps; see SB3.
+
+        :param gradient_steps: number of gradient steps
+        :param batch_size: transitions of each
+        """
+        if not self._ready_to_train():
+            return
+        self.update_learning_rates()
+        means = RunningMeans()
+        for batch in self.batches(gradient_steps, batch_size):
+            means.add(self.gradient_step(batch))
+        self.log_metrics(means)
+
+    def _ready_to_train(self) -> bool:
+        """After an offline phase whose data is gone (it is not saved with a model), experience must gather first."""
+        if self.data.buffer is not None or not self.run.was_pretrained or self.replay_buffer is None:
+            return can_sample(self.replay_buffer) or can_sample(self.data.separate)
+        wanted = min(self.__dict__["learning_starts"] // self.n_envs, self.replay_buffer.buffer_size)
+        return can_sample(self.replay_buffer) and self.replay_buffer.size() >= wanted
+
+    def batches(self, n_batches: int, batch_size: int) -> Iterator[Any]:
+        """
+        Sample several batches at once: the buffer's fixed cost per call is larger than its cost per row.
+
+        :param n_batches: number of batches
+        :param batch_size: rows of each
+        :return: the batches
+        """
+        at_once = min(n_batches, CHUNK)
+        if at_once > 1:
+            buffers = [buffer for buffer in (self.replay_buffer, self.data.separate) if buffer is not None]
+            at_once = min(at_once, max(1, CHUNK_BYTES // (batch_size * bytes_per_transition(self.observation_space))))
+            # a user's own may give meaning to the size of what is drawn together
+            at_once = at_once if all(map(samples_as_sb3, buffers)) else 1
+        for start in range(0, n_batches, at_once):
+            yield from self.data.sample(min(at_once, n_batches - start), batch_size)
+
+    def gradient_step(self, batch: Any) -> TensorDict:
+        """
+        :param batch: transitions
+        :return: scalars to log
+        """
+        # predict() of the policy, or of a network alone, switches it off
+        self.policy.set_training_mode(True)
+        self.prepare_step()
+        metrics = self.updater.step(self.losses(), self.networks(), batch, self._n_updates + 1)
+        self._n_updates += 1
+        return metrics
+
+    def prepare_step(self) -> None:
+        """Set what changes from step to step, as tensors: a compiled loss takes numbers for constants."""
+        end = self.curriculum_steps or self.run.curriculum_end
+        if end:
+            self.progress = th.full((), min(1.0, self._n_updates / end), device=self.device)
+
+    def update_learning_rates(self) -> None:
+        """Set the optimizers' learning rates for the present progress, and record them."""
+        progress = self._current_progress_remaining
+        decay = self.cosine_decay(1 - progress)
+        rate, actor_rate = decay * self.lr_schedule(progress), decay * self.actor_rate(progress)
+        for name in self.policy.trained_networks():
+            update_learning_rate(getattr(self.policy, name).optimizer, actor_rate if name == "actor" else rate)
+        self.logger.record("train/learning_rate", rate)
+        self.logger.record("train/actor_learning_rate", actor_rate)
+
+    def actor_rate(self, progress: float) -> float:
+        """
+        :param progress: progress remaining, from 1 to 0
+        :return: learning rate of the actor, without its decay
+        """
+        return (self.actor_lr_schedule or self.lr_schedule)(progress)
+
+    def cosine_decay(self, progress: float) -> float:
+        """
+        :param progress: share of the run that is done
+        :return: factor of the learning rates
+        """
+        decays = self.in_offline_phase if self.cosine_lr_decay is None else self.cosine_lr_decay
+        return 0.5 * (1 + math.cos(math.pi * progress)) if decays else 1.0
+
+    def check_divergence(self) -> None:
+        """
+        :raises DivergenceError: if a loss was not finite since the last look, and ``on_divergence`` is "stop"
+        """
+        last = self.last_checkpoint
+        self.updater.check(self._n_updates, f" The last checkpoint is {last}." if last else "")
+
+    def log_metrics(self, means: RunningMeans) -> None:
+        """
+        :param means: of the scalars to log
+        """
+        self.check_divergence()
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, mean in means.read().items():
+            self.logger.record(f"train/{name}", mean)
+
+    # a killed run goes on
+
+    @classmethod
+    def load_latest(cls, folder: str | os.PathLike[str], env: Any = None, device: Any = "auto", **kwargs: Any) -> "Self":
+        """
+        Load the newest intact checkpoint of a folder, to :meth:`resume` from; a broken one is named in a warning.
+
+        Like SB3's files, checkpoints hold pickles: load only those you trust.
+
+        :param folder: folder that a :class:`ResumableCheckpointCallback` writes to
+        :param env: environment, made and wrapped as the interrupted run's; its state is put back
+        :param device: device to continue on
+        :param kwargs: as for :meth:`load`; with changed hyperparameters the run is no longer the uninterrupted one
+        :return: the model
+        :raises CheckpointError: if there is no intact checkpoint, it is another class's, or ``env`` is made differently
+        """
+        from sb3_consistency.resume.callback import load_checkpoint
+        from sb3_consistency.resume.folder import latest_checkpoint
+
+        return load_checkpoint(cls, latest_checkpoint(folder), env, device, **kwargs)  # type: ignore[no-any-return]
+
+    def resume(self, callback: MaybeCallback = None, progress_bar: bool = False) -> "Self":
+        """
+        Continue the call of :meth:`learn` or :meth:`pretrain` that was interrupted, with its arguments, to its end.
+
+        :param callback: callback(s), given anew; the counters of SB3's continue
+        :param progress_bar: show a progress bar
+        :return: the model
+        :raises ValueError: if the model does not come from :meth:`load_latest`, or has no environment to go on in
+        """
+        self.resumption.resume(self, callback, progress_bar)
+        return self
+
+    @property
+    def interrupted_phase(self) -> str | None:
+        """Phase that :meth:`resume` continues: "offline", "online", or None if there is no interrupted run."""
+        return self.resumption.interrupted_phase
+
+    @property
+    def continued_phase(self) -> str | None:
+        """Phase that is about to be continued, if one is."""
+        return self.resumption.continued_phase
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """Path of the newest checkpoint of this run."""
+        return self.resumption.last_checkpoint
+
+    def enter_loop(self) -> None:
+        """The last moment before a loop goes on: whatever was set up since has left its trace in the random states."""
+        if self.continued_phase is not None:
+            self.resumption.enter_loop(self)
+
+    # saving and loading
 
     def export(self, path: str | pathlib.Path, deterministic: bool = True) -> pathlib.Path:
         """Write the actor as ONNX, ``torch.export`` or TorchScript; see :func:`sb3_consistency.files.export.export_policy`."""
@@ -319,19 +712,55 @@ class GenerativeAlgorithm(ResumableTraining):
 
         return load_safe_as(cls, path, env, device)
 
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer, as SB3 does: online experience, or after an offline phase alone its data.
+
+        :param path: file to write
+        """
+        if not self.data.in_replay:
+            return super().save_replay_buffer(path)
+        # in the file only: load_replay_buffer() shall know what it reads
+        content = vars(self.replay_buffer)
+        content["offline_segments"] = [tuple(segment) for segment in self.data.segments]
+        try:
+            return super().save_replay_buffer(path)
+        finally:
+            del content["offline_segments"]
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a buffer of online experience, as SB3 does; offline data loaded before stays, unless ``keep_offline`` is off.
+
+        :param path: file that ``save_replay_buffer`` wrote; offline data that it wrote takes the place of what is loaded
+        :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
+        :raises DatasetError: if the file is damaged, or of another number of environments; then nothing has changed
+        """
+        try:
+            with self.data.kept_on_error():
+                self.data.begin_online()
+                super().load_replay_buffer(path, truncate_last_traj)
+                n_envs = self.replay_buffer.n_envs  # type: ignore[union-attr]
+                if n_envs != self.n_envs:
+                    raise DatasetError(
+                        f"{path}: a buffer of {n_envs} environment(s), the model has {self.n_envs}: load it into a model with "
+                        f"{n_envs}, or as a dataset (load_dataset({str(path)!r}))."
+                    )
+                segments = vars(self.replay_buffer).pop("offline_segments", None)
+                if segments is not None:
+                    self.data.take_segments(segments)
+        except (FileNotFoundError, DatasetError):
+            raise
+        except Exception as error:  # unpickling damaged bytes may raise anything
+            raise DatasetError(f"{path}: damaged, or not a file of save_replay_buffer(): {error!r}.") from error
+
     def _excluded_save_params(self) -> list[str]:
-        networks = self.policy.network_names()
-        derived = ["offline_buffer", "_heldout", "_segments", "_replay_is_offline", "_in_offline_phase"]
-        derived += ["_batch_norm_pairs", "_batch_norm_statistics", "_loss_gradients", "_unchecked_steps"]
-        derived += ["progress", "step_alpha", "step_eta", "_constructor_dataset_loaded"]
+        parts = ["data", "updater", "resumption", "progress", "in_offline_phase"]
         by_name = isinstance(self.dataset, str) or (
             isinstance(self.dataset, (list, tuple)) and all(isinstance(d, str) for d in self.dataset)
         )
-        return [*super()._excluded_save_params(), *networks, *derived, *([] if by_name else ["dataset"])]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # for copies and pickles: compiled functions belong to these very weights, callbacks hold on to whole modules
-        return {**vars(self), "_loss_gradients": {}, "_root_callback": None}
+        others = [*self.policy.network_names(), *([] if by_name else ["dataset"])]
+        return [*super()._excluded_save_params(), *parts, *others]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self.policy.trained_networks())], []
@@ -377,4 +806,4 @@ class GenerativeAlgorithm(ResumableTraining):
             env = cls._wrap_env(maybe_make_env(env, 0), 0)
         if "stats_window_size" in kwargs:  # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        return load_model(super().load, path, env, cls.__name__, kwargs)
+        return load_model(super().load, path, env, cls, kwargs)

@@ -11,7 +11,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.training.offline_data import Segment
+from sb3_consistency.data.buffer import Segment
+
+# batches sampled from the replay buffer at once
+CHUNK = 64
+# at most this much memory goes into them
+CHUNK_BYTES = 2**26
 
 
 class Batch(NamedTuple):

@@ -1,158 +1,76 @@
-"""Fill the replay buffer of an SB3 off-policy algorithm with a dataset, and keep the data through online training."""
+"""The data of a model's offline phase: loading it, its place among the buffers, its share of the batches."""
 
 from __future__ import annotations
 
-import io
 import math
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
+import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.data.buffer import (
     EpisodeConverter,
     ObservationStatistics,
+    Segment,
     block_rows,
     converted_episodes,
     fill,
 )
 from sb3_consistency.data.episodes import DatasetError, map_observations
-from sb3_consistency.data.opening import dataset_spaces, open_datasets
+from sb3_consistency.data.opening import open_datasets
 from sb3_consistency.data.rewards import RewardFunction, fit_reward_transform
 from sb3_consistency.data.selection import hold_out, select_episodes
-from sb3_consistency.envs.spaces import adopted_spaces, fitting_policy
-from sb3_consistency.envs.wrappers import flatten_if_nested
+from sb3_consistency.training.batches import Batch, can_sample, concatenate, sample, split
 
-if TYPE_CHECKING:
-    from typing import Self
-
-# what loading data changes in a model, but for the statistics of observations and rewards
-OFFLINE_STATE = (
-    "replay_buffer",
-    "offline_buffer",
-    "_replay_is_offline",
-    "_segments",
-    "_reward_function",
-    "_heldout",
-    "_reference_returns",
-)
+# rows of the held-out data that are evaluated, evenly spread
+HELDOUT_ROWS = 8192
+# what of it a checkpoint holds, beside the buffer and the held-out episodes
+FACTS = ("segments", "in_replay", "of_constructor")
 
 
-class Segment(NamedTuple):
-    """Rows of the offline buffer that hold one dataset, and the share of the batches drawn from it."""
+class OfflinePretraining:
+    """
+    The offline-pretraining part of an algorithm: fills its replay buffer from datasets, and keeps them when it goes online.
 
-    start: int
-    stop: int
-    share: float
+    In the offline phase SB3's ``replay_buffer`` holds the data; with the first online step it moves to a buffer of its own,
+    out of the way of SB3's circular overwriting. None of it is saved with a model.
 
+    :param model: the algorithm
+    """
 
-class DatasetMixin(OffPolicyAlgorithm):
-    """Adds :meth:`load_dataset` and :meth:`from_dataset` to an off-policy algorithm, and keeps its offline data."""
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        #: the data, once it has a buffer of its own
+        self.separate: ReplayBuffer | None = None
+        #: whether the replay buffer holds the data
+        self.in_replay = False
+        self.segments: list[Segment] = []
+        self.heldout: dict[str, Any] | None = None
+        #: whether it is the constructor's ``dataset``
+        self.of_constructor = False
+        #: whether ``dataset`` was set anew since
+        self.outdated = False
 
-    policy: Any
-    offline_buffer: ReplayBuffer | None
-    keep_offline: bool
-    normalize_observations: bool
-    dataset: Any
-    dataset_kwargs: dict[str, Any] | None
-    pretrain_steps: int
-    curriculum_steps: int | None
+    @property
+    def buffer(self) -> ReplayBuffer | None:
+        """The data, wherever it lies; None if there is none."""
+        return self.model.replay_buffer if self.in_replay else self.separate  # type: ignore[no-any-return]
 
-    def _init_offline(self) -> None:
-        self.offline_buffer = None
-        self._replay_is_offline = False
-        self._segments: list[Segment] = []
-        self._reward_function: RewardFunction | None = None
-        self._heldout: dict[str, Any] | None = None
-        self._reference_returns: tuple[float, float] | None = None
-        self._was_pretrained = False
-        self._pretrain_start: int | None = None
-        self._online_timesteps: int | None = None
-        self._in_offline_phase = False
-        self._constructor_dataset_loaded = False
-        self._curriculum_end: int | None = None
-        #: spaces that an environment's take the place of; saved with the model
-        self._inferred_spaces: list[str] = []
+    # loading
 
-    @classmethod
-    def from_dataset(
-        cls, dataset: Any, policy: str | type[Any] | None = None, *, eval_env: bool = True, env: Any = None, **kwargs: Any
-    ) -> Self:
-        """
-        Build a model for a dataset: environment, policy and data come from it.
+    def load_of_constructor(self) -> None:
+        """Load the constructor's ``dataset``, if there is one, unless it is loaded, or other data in its place."""
+        model = self.model
+        if model.dataset is not None and (self.outdated or (not self.of_constructor and self.buffer is None)):
+            self.load(model.dataset, **(model.dataset_kwargs or {}))
+            self.of_constructor, self.outdated = True, False
 
-        :param dataset: as for :meth:`load_dataset`
-        :param policy: policy; None for the one that fits the observations
-        :param eval_env: use the environment meant for evaluation (some collection environments never truncate)
-        :param env: an environment of your own instead
-        :param kwargs: further arguments of the algorithm; ``dataset_kwargs`` go to :meth:`load_dataset`
-        :return: model with the data loaded
-        :raises DatasetError: if the dataset can't be used or its environment can't be made
-        """
-        sources = open_datasets(dataset)
-        if env is None:
-            env = sources[0].make_env(eval_env=eval_env)
-        if not isinstance(env, VecEnv):
-            env = flatten_if_nested(gym.make(env) if isinstance(env, str) else env)
-        if policy is None:
-            policy = fitting_policy(env.observation_space)
-        model: Any = cls(policy, env, dataset=dataset, **kwargs)  # type: ignore[call-arg]
-        model._constructor_dataset_loaded = True  # from the sources that are open already
-        model.load_dataset(sources, **(model.dataset_kwargs or {}))
-        return model
-
-    def _take_spaces_from_dataset(self) -> None:
-        if self.dataset is None:
-            raise ValueError(
-                f"env is None: pass an environment, or dataset=... to train offline "
-                f"({type(self).__name__}.from_dataset('<Minari id>') does both)."
-            )
-        source = open_datasets(self.dataset)[0]
-        self.observation_space, self.action_space = dataset_spaces(source)
-        self._inferred_spaces = list(source.inferred)
-        if (
-            isinstance(self.observation_space, spaces.Dict)
-            and self.policy_class is not self.policy_aliases["MultiInputPolicy"]
-        ):
-            raise ValueError("policy: use 'MultiInputPolicy' for a dataset with Dict observations.")
-        self.n_envs = 1
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """
-        Set the environment, as SB3 does. Its spaces take the place of those that were inferred from arrays.
-
-        :param env: the environment
-        :param force_reset: whether to reset it before training
-        :raises ValueError: if its spaces are not the model's
-        """
-        env = self._wrap_env(env, self.verbose)
-        before = {name: getattr(self, name) for name in self._inferred_spaces}
-        self._replace_spaces(adopted_spaces(before, env))
-        try:
-            super().set_env(env, force_reset)
-        except BaseException:
-            self._replace_spaces(before)
-            raise
-        self._inferred_spaces = []
-
-    def _replace_spaces(self, new: dict[str, spaces.Space]) -> None:
-        for name, space in new.items():
-            old = getattr(self, name)
-            for holder in (self, *self.policy.modules()):
-                if getattr(holder, name, None) is old:
-                    setattr(holder, name, space)
-
-    def load_dataset(
+    def load(
         self,
         dataset: Any,
         *,
@@ -163,29 +81,8 @@ class DatasetMixin(OffPolicyAlgorithm):
         reward_transform: str | RewardFunction = "none",
         progress_bar: bool = False,
     ) -> int:
-        """
-        Fill the replay buffer with a dataset, in place of what an earlier call loaded.
-
-        Scales and clips actions to [-1, 1], keeps time-outs apart from terminations, fits the policy's observation
-        statistics (and VecNormalize's) unless the model has been trained, and applies the reward transform. Nothing
-        changes if anything is wrong with the data.
-
-        :param dataset: a Minari id (local, else downloaded), a ``minari.MinariDataset``, a mapping (or ``.npz``
-            file) of arrays ``observations, actions, rewards, next_observations, terminations, truncations`` (or D4RL's
-            ``terminals, timeouts``), an SB3 ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, or a list of these
-        :param weights: shares in which batches draw from a list of datasets (they need not sum to 1);
-            None draws every transition with the same probability
-        :param episodes: a slice of the episodes (of each dataset), or their numbers
-        :param top_fraction: load only this share of the episodes, those with the highest returns, in (0, 1]
-        :param heldout_fraction: keep this share of the episodes (evenly spaced) out of training; their
-            behaviour-cloning loss is logged as ``eval/heldout_bc_loss``
-        :param reward_transform: "none", "normalize", "antmaze", "minus_one", "iql_locomotion" or a function of an
-            array of rewards; applied to online rewards too
-        :param progress_bar: show a progress bar
-        :return: number of transitions loaded
-        :raises DatasetError: if the dataset can't be found, read or used
-        :raises ValueError: if another argument is wrong
-        """
+        """See :meth:`GenerativeAlgorithm.load_dataset`."""
+        model = self.model
         if not 0 < top_fraction <= 1:
             raise ValueError(f"top_fraction must be in (0, 1], got {top_fraction}.")
         if not 0 <= heldout_fraction < 1:
@@ -194,7 +91,7 @@ class DatasetMixin(OffPolicyAlgorithm):
             episodes = np.asarray(list(episodes) if isinstance(episodes, Iterable) else [episodes])
         sources = open_datasets(dataset)
         shares = self._check_weights(weights, len(sources))
-        converters = [EpisodeConverter(s, self.observation_space, self.action_space) for s in sources]  # type: ignore[arg-type]
+        converters = [EpisodeConverter(s, model.observation_space, model.action_space) for s in sources]
         chosen = [select_episodes(source, episodes, top_fraction) for source in sources]
         held = [hold_out(c, heldout_fraction) for c in chosen]
         chosen = [np.setdiff1d(c, h) for c, h in zip(chosen, held, strict=True)]
@@ -202,39 +99,44 @@ class DatasetMixin(OffPolicyAlgorithm):
             raise DatasetError(f"heldout_fraction={heldout_fraction} leaves no episode to train on: the dataset is too small.")
 
         sizes = [int(source.lengths[c].sum()) for source, c in zip(sources, chosen, strict=True)]
-        if min(sizes) < self.n_envs:
+        if min(sizes) < model.n_envs:
             raise DatasetError(
-                f"{sources[int(np.argmin(sizes))].name} has fewer transitions than environments ({self.n_envs})."
+                f"{sources[int(np.argmin(sizes))].name} has fewer transitions than environments ({model.n_envs})."
             )
-        n_rows = sum(block_rows(size, self.n_envs) for size in sizes)
-        size = (n_rows + int(self.optimize_memory_usage)) * self.n_envs
-        buffer = self._new_buffer(size if self.keep_offline else max(size, self.buffer_size))
-        statistics = ObservationStatistics(self.observation_space)
+        n_rows = sum(block_rows(size, model.n_envs) for size in sizes)
+        size = (n_rows + int(model.optimize_memory_usage)) * model.n_envs
+        buffer = model.new_buffer(size if model.keep_offline else max(size, model.buffer_size))
+        statistics = ObservationStatistics(model.observation_space)
         ranges = fill(buffer, converters, chosen, sizes, statistics, progress_bar)
         for converter, size in zip(converters, sizes, strict=True):
             converter.warn_if_clipped(size)
         returns = np.concatenate([s.returns[c] for s, c in zip(sources, chosen, strict=True)])
         reward_function = self._transform_rewards(buffer, n_rows, reward_transform, returns)
-        heldout = self._read_heldout(converters, held)
+        heldout = self.read_heldout(converters, held)
 
-        with self._offline_state_kept_on_error():
-            self._install(buffer)
+        with self.kept_on_error():
+            self.install(buffer)
             # without weights there are no shares, and no segments
-            self._segments = [Segment(*rows, share) for rows, share in zip(ranges, shares, strict=False)]
-            self._reward_function = reward_function
-            self._heldout = heldout
-            self._reference_returns = sources[0].reference_returns
-            if self._n_updates == 0:
+            self.segments = [Segment(*rows, share) for rows, share in zip(ranges, shares, strict=False)]
+            self.heldout = heldout
+            model.run.reward_function = reward_function
+            model.run.reference_returns = sources[0].reference_returns
+            if model._n_updates == 0:
                 self._fit_statistics(statistics, buffer, n_rows)
         return sum(sizes)
 
     @contextmanager
-    def _offline_state_kept_on_error(self) -> Iterator[None]:
-        kept = {name: getattr(self, name) for name in OFFLINE_STATE}
+    def kept_on_error(self) -> Iterator[None]:
+        """Within this context, an error leaves data and buffers as they were."""
+        model = self.model
+        mine, buffer = dict(vars(self)), model.replay_buffer
+        run = (model.run.reward_function, model.run.reference_returns)
         try:
             yield
         except BaseException:
-            vars(self).update(kept)
+            vars(self).update(mine)
+            model.replay_buffer = buffer
+            model.run.reward_function, model.run.reference_returns = run
             raise
 
     def _check_weights(self, weights: Sequence[float] | None, n_datasets: int) -> list[float]:
@@ -242,27 +144,9 @@ class DatasetMixin(OffPolicyAlgorithm):
             return []
         if len(weights) != n_datasets or not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
             raise ValueError(f"weights must be {n_datasets} numbers >= 0, one per dataset and not all 0, got {list(weights)}.")
-        if isinstance(self.replay_buffer, HerReplayBuffer):
+        if isinstance(self.model.replay_buffer, HerReplayBuffer):
             raise ValueError("weights can't be used with HerReplayBuffer, which samples whole episodes itself.")
         return [weight / sum(weights) for weight in weights]
-
-    def _new_buffer(self, size: int) -> ReplayBuffer:
-        """An empty buffer of the model's class with room for ``size`` transitions."""
-        assert self.replay_buffer_class is not None
-        kwargs = dict(self.replay_buffer_kwargs)
-        if issubclass(self.replay_buffer_class, HerReplayBuffer):
-            if self.env is None:
-                raise ValueError("HerReplayBuffer needs an environment to compute rewards: pass env=...")
-            kwargs["env"] = self.env
-        return self.replay_buffer_class(
-            size,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            n_envs=self.n_envs,
-            optimize_memory_usage=self.optimize_memory_usage,
-            **kwargs,
-        )
 
     def _transform_rewards(
         self, buffer: ReplayBuffer, n_rows: int, transform: str | RewardFunction, returns: np.ndarray
@@ -271,7 +155,7 @@ class DatasetMixin(OffPolicyAlgorithm):
         function = fit_reward_transform(transform, rewards, returns)
         if function is None:
             return None
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward:
+        if self.model._vec_normalize_env is not None and self.model._vec_normalize_env.norm_reward:
             raise ValueError("reward_transform can't be combined with VecNormalize(norm_reward=True): both rescale rewards.")
         if isinstance(buffer, HerReplayBuffer):
             raise ValueError("reward_transform can't be used with HerReplayBuffer, which asks the environment for rewards.")
@@ -283,24 +167,32 @@ class DatasetMixin(OffPolicyAlgorithm):
         buffer.rewards[:n_rows] = transformed
         return function
 
-    def _read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
+    def read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
+        """
+        :param converters: of every dataset
+        :param held: numbers of the held-out episodes, of every dataset
+        :return: what :meth:`heldout_loss` takes; None if nothing is held out
+        """
         episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
         if not episodes:
             return None
         observations = map_observations(lambda *parts: np.concatenate(parts), *(e.observations for e in episodes))
         return {"observations": observations, "actions": np.concatenate([e.actions for e in episodes])}
 
-    def _install(self, buffer: ReplayBuffer) -> None:
-        online = self.replay_buffer is not None and self.replay_buffer.size() > 0 and not self._replay_is_offline
-        if online:
-            self.offline_buffer = buffer
+    def install(self, buffer: ReplayBuffer) -> None:
+        """
+        :param buffer: data to take from now on
+        """
+        model = self.model
+        if model.replay_buffer is not None and model.replay_buffer.size() > 0 and not self.in_replay:
+            self.separate = buffer
         else:
-            self.replay_buffer, self.offline_buffer, self._replay_is_offline = buffer, None, True
+            model.replay_buffer, self.separate, self.in_replay = buffer, None, True
 
     def _fit_statistics(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
-        vec_normalize = self._vec_normalize_env
-        if self.normalize_observations and not (vec_normalize is not None and vec_normalize.norm_obs):
-            self._fit_normalizer(statistics, buffer, n_rows)
+        vec_normalize = self.model._vec_normalize_env
+        if self.model.normalize_observations and not (vec_normalize is not None and vec_normalize.norm_obs):
+            self.fit_normalizer(statistics, buffer, n_rows)
         if vec_normalize is None or not vec_normalize.training:
             return
         if vec_normalize.norm_obs:
@@ -321,75 +213,100 @@ class DatasetMixin(OffPolicyAlgorithm):
                 )
                 vec_normalize.ret_rms.update(np.array(list(running_returns)[1:]))
 
-    def _fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
-        self.policy.fit_normalizer(statistics.mean, statistics.std)
+    def fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
+        """
+        :param statistics: of the observations
+        :param buffer: the data
+        :param n_rows: how many rows of it are filled
+        """
+        self.model.policy.fit_normalizer(statistics.mean, statistics.std)
 
-    def _offline_data(self) -> ReplayBuffer | None:
-        return self.replay_buffer if self._replay_is_offline else self.offline_buffer
+    @th.no_grad()
+    def heldout_loss(self) -> float:
+        """
+        :return: behaviour-cloning loss of the held-out episodes at the end of the curriculum, with one noise at every call
+        """
+        model, heldout = self.model, self.heldout
+        assert heldout is not None
+        model.policy.set_training_mode(False)
+        rows = np.linspace(0, len(heldout["actions"]) - 1, min(HELDOUT_ROWS, len(heldout["actions"]))).astype(int)
+        taken = map_observations(lambda x: x[rows], heldout["observations"])
+        if model._vec_normalize_env is not None:
+            taken = model._vec_normalize_env.normalize_obs(taken)
+        obs, _ = model.policy.obs_to_tensor(taken)
+        actions = th.as_tensor(heldout["actions"][rows], device=model.device)
+        generator = th.Generator().manual_seed(0)
+        actor = model.policy.actor
+        noise = th.randn(actions.shape, generator=generator).to(model.device)
+        u = th.rand(len(actions), actor.model.n_uniforms, generator=generator).to(model.device)
+        return float(actor.model.loss(actions, actor.features(obs), noise=noise, u=u).mean())
 
-    def _load_constructor_dataset(self) -> None:
-        if self.dataset is not None and not self._constructor_dataset_loaded and self._offline_data() is None:
-            self.load_dataset(self.dataset, **(self.dataset_kwargs or {}))
-            self._constructor_dataset_loaded = True
+    # going online
 
-    def _begin_online(self) -> None:
-        """Keep the offline data out of the way of SB3's circular overwriting, and start a fresh buffer."""
-        if self._replay_is_offline and self.keep_offline:
-            self.offline_buffer, self.replay_buffer = self.replay_buffer, self._new_buffer(self.buffer_size)
-            self._replay_is_offline = False
-        elif self._replay_is_offline and self.replay_buffer is not None:
+    def begin_online(self) -> None:
+        """Keep the data out of the way of SB3's circular overwriting, and start a fresh buffer."""
+        model = self.model
+        if self.in_replay and model.keep_offline:
+            self.separate, model.replay_buffer = model.replay_buffer, model.new_buffer(model.buffer_size)
+            self.in_replay = False
+        elif self.in_replay and model.replay_buffer is not None:
             # one buffer: SB3's overwriting sets in once it is full, and the rows of a dataset no longer stay together
-            self._replay_is_offline = False
-            self._segments = []
+            self.in_replay = False
+            self.segments = []
 
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    def take_segments(self, segments: Sequence[Sequence[Any]]) -> None:
         """
-        Save the replay buffer, as SB3 does: online experience, or after an offline phase alone its data.
-
-        :param path: file to write
+        :param segments: those of offline data that was put into the replay buffer
         """
-        if not self._replay_is_offline:
-            return super().save_replay_buffer(path)
-        # in the file only: load_replay_buffer() shall know what it reads
-        content = vars(self.replay_buffer)
-        content["offline_segments"] = [tuple(segment) for segment in self._segments]
-        try:
-            return super().save_replay_buffer(path)
-        finally:
-            del content["offline_segments"]
+        self.separate, self.in_replay = None, True
+        self.segments = [Segment(*segment) for segment in segments]
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+    # batches
+
+    def sample(self, n_batches: int, batch_size: int) -> list[Any]:
         """
-        Load a buffer of online experience, as SB3 does; offline data loaded before stays, unless ``keep_offline`` is off.
-
-        :param path: file that ``save_replay_buffer`` wrote; offline data that it wrote takes the place of what is loaded
-        :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
-        :raises DatasetError: if the file is damaged; then nothing has changed
+        :param n_batches: number of batches
+        :param batch_size: rows of each
+        :return: batches of offline and online data
         """
-        try:
-            with self._offline_state_kept_on_error():
-                self._begin_online()
-                super().load_replay_buffer(path, truncate_last_traj)
-                segments = vars(self.replay_buffer).pop("offline_segments", None)
-                if segments is not None:
-                    self.offline_buffer, self._replay_is_offline = None, True
-                    self._segments = [Segment(*segment) for segment in segments]
-        except Exception as error:  # unpickling damaged bytes may raise anything
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise DatasetError(f"{path}: damaged, or not a file of save_replay_buffer(): {error!r}.") from error
+        model = self.model
+        n_offline = self._offline_share(batch_size)
+        parts: list[list[Batch]] = []
+        for buffer, size in ((model.replay_buffer, batch_size - n_offline), (self.separate, n_offline)):
+            if size > 0 and buffer is not None:
+                segments = self.segments if buffer is self.buffer else None
+                data = sample(buffer, n_batches * size, model.gamma, model._vec_normalize_env, segments)
+                parts.append(split(data, n_batches))
+        return parts[0] if len(parts) == 1 else concatenate(*parts)
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: Any,
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        row = replay_buffer.pos
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if self._reward_function is not None:
-            # on the stored reward: VecNormalize hands on the original one
-            replay_buffer.rewards[row] = self._reward_function(replay_buffer.rewards[row])
+    def _offline_share(self, batch_size: int) -> int:
+        """How many rows of a batch come from the separate offline buffer."""
+        separate, replay, fraction = self.separate, self.model.replay_buffer, self.model.offline_fraction
+        if separate is None or not can_sample(separate):
+            return 0
+        if not can_sample(replay):
+            return batch_size
+        if fraction is None:
+            # drawn, not rounded: a few online transitions among many offline ones must get their turn
+            return int(np.random.binomial(batch_size, separate.size() / (separate.size() + replay.size())))
+        share = fraction(self.model._current_progress_remaining) if callable(fraction) else fraction
+        return round(batch_size * min(max(share, 0.0), 1.0))
+
+    # what checkpoints hold of it
+
+    def facts(self) -> dict[str, Any]:
+        """
+        :return: what a checkpoint holds beside the data itself
+        """
+        return {name: getattr(self, name) for name in FACTS}
+
+    def restore(self, buffer: ReplayBuffer, heldout: dict[str, Any] | None) -> None:
+        """
+        :param buffer: the data, as a checkpoint has it, whose :meth:`facts` are set
+        :param heldout: the held-out episodes
+        """
+        if self.in_replay:
+            self.model.replay_buffer, self.separate = buffer, None
+        else:
+            self.separate = buffer
+        self.heldout = heldout

@@ -78,7 +78,7 @@ class ZooLoading:
         """
         buffer = self.replay_buffer
         if buffer is not None and buffer.size() == 0 and buffer.buffer_size < self.buffer_size // self.n_envs:
-            self.replay_buffer = self._new_buffer(self.buffer_size)
+            self.replay_buffer = self.new_buffer(self.buffer_size)
         return super().learn(*args, **kwargs)  # type: ignore[misc]
 
 

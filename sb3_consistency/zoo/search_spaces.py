@@ -1,105 +1,26 @@
-"""Search spaces for tuning: what is sampled follows from what an algorithm is made of."""
+"""Search spaces for tuning: what is sampled follows from what an algorithm's options declare."""
 
-from collections.abc import Callable
 from typing import Any
 
 import optuna
 
-from sb3_consistency.algorithms.actor_critic import GenerativeActorCritic
-from sb3_consistency.algorithms.consistency import ConsistencyPolicyMixin
-from sb3_consistency.algorithms.cpql import CPQL
-from sb3_consistency.algorithms.diffusion import DiffusionPolicyMixin
-from sb3_consistency.algorithms.ractd import RACTD
-from sb3_consistency.training.algorithm import GenerativeAlgorithm
-
-Space = Callable[[optuna.Trial], dict[str, Any]]
+from sb3_consistency.options import Option, options_of
 
 #: user attribute of a trial: whether it learns from a dataset
 OFFLINE = "offline"
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "large": [256, 256, 256], "verybig": [512, 512, 512]}
+#: what means something only where critics are trained beside an actor
+OF_ACTOR_CRITICS = ("tau", "actor_learning_rate")
 
 
-def _shared(trial: optuna.Trial) -> dict[str, Any]:
-    return {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True),
-        # from 2**6 = 64 to 2**10 = 1024
-        "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 10),
-        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.5, 10.0, log=True),
-        "cosine_lr_decay": trial.suggest_categorical("cosine_lr_decay", [False, True]),
-        "net_arch": trial.suggest_categorical("net_arch", ["small", "medium", "large"]),
-    }
-
-
-def _consistency(trial: optuna.Trial) -> dict[str, Any]:
-    return {
-        "bc_loss": trial.suggest_categorical("bc_loss", ["ict", "consistency", "reconstruction"]),
-        "sampling_steps": trial.suggest_int("sampling_steps", 1, 3),
-    }
-
-
-def _diffusion(trial: optuna.Trial) -> dict[str, Any]:
-    return {
-        "diffusion_steps": trial.suggest_int("diffusion_steps", 2, 10),
-        "beta_schedule": trial.suggest_categorical("beta_schedule", ["vp", "cosine"]),
-        "sampler": trial.suggest_categorical("sampler", ["ddpm", "ddim"]),
-    }
-
-
-def _actor_critic(trial: optuna.Trial) -> dict[str, Any]:
-    return {
-        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
-        "tau": trial.suggest_float("tau", 0.001, 0.08, log=True),
-        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 1e-2, log=True),
-        "eta": trial.suggest_float("eta", 0.01, 10.0, log=True),
-        **(_with_data(trial) if trial.user_attrs.get(OFFLINE) else _from_scratch(trial)),
-        "q_norm": trial.suggest_categorical("q_norm", [False, True]),
-        "max_q_backup": trial.suggest_categorical("max_q_backup", [False, True]),
-        "layer_norm": trial.suggest_categorical("layer_norm", [False, True]),
-    }
-
-
-def _with_data(trial: optuna.Trial) -> dict[str, Any]:
-    return {
-        "alpha": trial.suggest_float("alpha", 0.001, 1.0, log=True),
-        # trials are evaluated deterministically: n_candidates would change nothing
-        "n_eval_candidates": trial.suggest_categorical("n_eval_candidates", [1, 5, 20]),
-    }
-
-
-def _from_scratch(trial: optuna.Trial) -> dict[str, Any]:
-    return {
-        # 0 is the default, and on no logarithmic scale
-        "alpha": trial.suggest_categorical("alpha", [0.0, 0.005, 0.05, 0.5]),
-        # of the actions that experience is collected with
-        "n_candidates": trial.suggest_categorical("n_candidates", [1, 10, 50]),
-    }
-
-
-def _cpql(trial: optuna.Trial) -> dict[str, Any]:
-    return {
-        "value_mode": trial.suggest_categorical("value_mode", ["q", "iql"]),
-        "expectile": trial.suggest_float("expectile", 0.5, 0.95),
-    }
-
-
-def _ractd(trial: optuna.Trial) -> dict[str, Any]:
-    return {
-        "beta": trial.suggest_float("beta", 0.1, 10.0, log=True),
-        "reward_weight": trial.suggest_float("reward_weight", 0.01, 1.0, log=True),
-        "teacher_steps": trial.suggest_float("teacher_steps", 0.2, 0.6),
-        "sampling_steps": trial.suggest_categorical("sampling_steps", [1, 2]),
-    }
-
-
-# an algorithm samples what all its base classes do
-SPACES: dict[type[Any], Space] = {
-    GenerativeAlgorithm: _shared,
-    ConsistencyPolicyMixin: _consistency,
-    DiffusionPolicyMixin: _diffusion,
-    GenerativeActorCritic: _actor_critic,
-    CPQL: _cpql,
-    RACTD: _ractd,
-}
+def _suggest(trial: optuna.Trial, declared: Option) -> Any:
+    search, integer = declared.search, float not in declared.members
+    if isinstance(search, list):
+        return trial.suggest_categorical(declared.name, search)
+    low, high, *scale = search
+    if integer:
+        return trial.suggest_int(declared.name, low, high)
+    return trial.suggest_float(declared.name, low, high, log="log" in scale)
 
 
 def sample(
@@ -115,12 +36,21 @@ def sample(
     :param additional_args: rl-zoo3's, on HER
     :return: constructor arguments
     """
-    sampled: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if base in SPACES:
-            sampled |= SPACES[base](trial)
-    if "one_minus_gamma" in sampled:
+    phase = "offline" if trial.user_attrs.get(OFFLINE) else "online"
+    # from 2**6 = 64 to 2**10 = 1024
+    sampled: dict[str, Any] = {
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 10),
+        "net_arch": trial.suggest_categorical("net_arch", ["small", "medium", "large"]),
+    }
+    declared = options_of(cls)
+    if not cls.offline_only:
+        sampled["one_minus_gamma"] = trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
+        sampled["layer_norm"] = trial.suggest_categorical("layer_norm", [False, True])
         trial.set_user_attr("gamma", 1 - sampled["one_minus_gamma"])
+    for o in declared.values():
+        search = o.search.get(phase) if isinstance(o.search, dict) else o.search
+        if search is not None and not (cls.offline_only and o.name in OF_ACTOR_CRITICS):
+            sampled[o.name] = _suggest(trial, o.changed(search=search))
     trial.set_user_attr("batch_size", 2 ** sampled["batch_size_pow"])
     if additional_args.get("using_her_replay_buffer"):
         sampled["n_sampled_goal"] = trial.suggest_int("n_sampled_goal", 1, 5)
