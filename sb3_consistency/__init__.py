@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from sb3_consistency.data.checks import DatasetError
     from sb3_consistency.data.record import record_dataset
     from sb3_consistency.envs.spaces import UnsupportedSpaceError
-    from sb3_consistency.envs.state import CapturableEnv
+    from sb3_consistency.envs.state import CapturableEnv, CheckpointError
     from sb3_consistency.envs.wrappers import FlattenNestedDict
     from sb3_consistency.files.safe import SafeLoadError, load_safe
     from sb3_consistency.files.zip import ModelFileError
     from sb3_consistency.resume.callback import ResumableCheckpointCallback, load_latest
-    from sb3_consistency.resume.folder import CheckpointError
     from sb3_consistency.training.updater import DivergenceError
 
 __version__ = "0.1.0"

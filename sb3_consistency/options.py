@@ -11,7 +11,6 @@ import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Union, dataclass_transform, get_args, get_origin
 
@@ -195,6 +194,8 @@ class Options:
     """
 
     _own_options: ClassVar[dict[str, Option]] = {}
+    _all_options: ClassVar[dict[str, Option]] = {}
+    _options_by_attribute: ClassVar[dict[str, Option]] = {}
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -214,6 +215,8 @@ class Options:
             # the class has no such attribute: the value is an instance's
             delattr(cls, field)
         cls._own_options = own
+        cls._all_options = {n: o for base in reversed(cls.__mro__) for n, o in vars(base).get("_own_options", {}).items()}
+        cls._options_by_attribute = {o.attribute: o for o in cls._all_options.values()}
         cls.__signature__ = _signature(cls)
 
     if not TYPE_CHECKING:  # type checkers see the signature that follows from the fields
@@ -257,7 +260,7 @@ class Options:
         return False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        declared = _by_attribute(type(self)).get(name)
+        declared = self._options_by_attribute.get(name)
         if declared is None or declared.sb3 or not self.is_built:
             super().__setattr__(name, value)
             return
@@ -297,20 +300,7 @@ def options_of(cls: type[Any]) -> dict[str, Option]:
     :param cls: a class that declares options
     :return: its own and inherited ones, by the name of the constructor's argument
     """
-    return dict(_options_of(cls))
-
-
-@cache
-def _options_of(cls: type[Any]) -> Mapping[str, Option]:
-    found: dict[str, Option] = {}
-    for base in reversed(cls.__mro__):
-        found |= vars(base).get("_own_options", {})
-    return found
-
-
-@cache
-def _by_attribute(cls: type[Any]) -> dict[str, Option]:
-    return {o.attribute: o for o in _options_of(cls).values()}
+    return dict(getattr(cls, "_all_options", {}))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -328,7 +318,7 @@ def shared_options(one: type[Any], other: type[Any]) -> list[str]:
 
 
 def _signature(cls: type[Any]) -> inspect.Signature:
-    declared = list(_options_of(cls).values())
+    declared = list(options_of(cls).values())
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     # positional ones first, those without a default before the others
     ordered = sorted(declared, key=lambda o: (o.kw_only, not o.kw_only and o.default is not MISSING))

@@ -15,7 +15,7 @@ ALGORITHMS = {
 #: other public name -> its module
 TOOLS = {
     "CapturableEnv": "envs.state",
-    "CheckpointError": "resume.folder",
+    "CheckpointError": "envs.state",
     "DatasetError": "data.checks",
     "DivergenceError": "training.updater",
     "FlattenNestedDict": "envs.wrappers",

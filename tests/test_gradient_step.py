@@ -57,7 +57,7 @@ def assert_equal_states(a, b):
 @pytest.mark.parametrize("actor_rate", [None, 2e-3])
 @pytest.mark.parametrize("cls", ACTOR_CRITICS)
 def test_learning_rates_fall_offline_and_stay_online(cls, actor_rate, decay, monkeypatch):
-    monkeypatch.setattr("sb3_consistency.training.pretraining.CHUNK", 1)  # else one rate serves 64 gradient steps
+    monkeypatch.setattr("sb3_consistency.training.algorithm.CHUNK", 1)  # else one rate serves 64 gradient steps
 
     class Watch(BaseCallback):
         def _on_step(self) -> bool:

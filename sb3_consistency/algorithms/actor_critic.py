@@ -77,7 +77,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     actor_ema_start: int = option(default=0, low=0, size=False, doc="gradient steps for which it just follows the actor")
     #: weights of the two terms at the present gradient step, as tensors: a compiled loss takes numbers for constants
     step_alpha: th.Tensor | None = option(init=False)
-    step_eta: th.Tensor | None = option(init=False)
+    step_eta: th.Tensor = option(init=False)
 
     def networks(self) -> Mapping[str, Network]:
         model_kwargs = {name: getattr(self, name) for name in shared_options(self.model_class, type(self))}

@@ -74,7 +74,7 @@ class RACTD(JumpOptions, PlanningAlgorithm):
 
     def losses(self) -> Mapping[str, LossFn]:
         losses = {"teacher": self.teacher_loss, "reward": self.reward_loss, "student": self.student_loss}
-        return {NETWORK_OF_STAGE[self.stage]: losses[self.stage]}  # type: ignore[dict-item]
+        return {NETWORK_OF_STAGE[self.stage]: losses[self.stage]}
 
     def teacher_loss(self, batch: PlanBatch) -> tuple[th.Tensor, TensorDict]:
         """

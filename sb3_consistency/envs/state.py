@@ -19,8 +19,6 @@ from gymnasium.utils import EzPickle
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
-from sb3_consistency.resume.folder import CheckpointError
-
 # what is fixed by an environment's construction, or belongs to the process that it runs in
 STATIC_NAMES = frozenset(
     "env venv envs spec metadata render_mode class_attributes results_writer "
@@ -31,6 +29,10 @@ STATIC_TYPES = (types.FunctionType, types.BuiltinFunctionType, types.MethodType,
 STATIC_MODULES = ("pygame", "mujoco", "gymnasium.envs.mujoco.mujoco_rendering")
 # of a VecEnv all else is overwritten by every step
 VEC_ENV_NAMES = ("_seeds", "_options", "reset_infos", "action_space", "observation_space")
+
+
+class CheckpointError(ValueError):
+    """A folder without an intact checkpoint, or one that does not fit the model or environment."""
 
 
 class NotCapturableError(Exception):

@@ -137,7 +137,7 @@ class PlanData(OfflinePretraining):
             observations = observations["observation"]
         entries = observations if isinstance(observations, dict) else {"": observations}
         space = self.model.policy.network_space
-        kept = {k: x[:n_rows] for k, x in entries.items() if is_normalised_space(space[k] if k else space)}  # type: ignore[index]
+        kept = {k: x[:n_rows] for k, x in entries.items() if is_normalised_space(space[k] if k else space)}
         low = {k: x.min(axis=(0, 1)) for k, x in kept.items()}
         high = {k: x.max(axis=(0, 1)) for k, x in kept.items()}
         self.model.policy.fit_normalizer({k: (high[k] + low[k]) / 2 for k in kept}, {k: (high[k] - low[k]) / 2 for k in kept})

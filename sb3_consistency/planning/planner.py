@@ -165,7 +165,7 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
         widths = {"mlp": [256, 256, 256]}.get(self.network, [64, 128, 256])
         arch, reward_arch = get_actor_critic_arch({"pi": widths, "qf": [256, 256]} if self.net_arch is None else self.net_arch)
         states = self.plan_of == "states"
-        width = get_action_dim(self.network_space if states else self.action_space)  # type: ignore[arg-type]
+        width = get_action_dim(self.network_space if states else self.action_space)
         kwargs = {"observation_space": self.network_space, "n_stacked": 2 if states else self.history, **network.kwargs}
         if network.cls is RewardModel:
             n_actions = 0 if states else self.reward_horizon

@@ -85,12 +85,13 @@ class FeatureNetwork(Options, BaseModel):
 
     def construct(self, values: dict[str, Any]) -> None:
         self.store({name: value for name, value in values.items() if name != "features_extractor"})
+        squash: dict[str, Any] = {"squash_output": True} if isinstance(self, BasePolicy) else {}
         super(Options, self).__init__(
             self.observation_space,
             self.action_space,
             features_extractor=values["features_extractor"],
             normalize_images=self.normalize_images,
-            **({"squash_output": True} if isinstance(self, BasePolicy) else {}),
+            **squash,
         )
         self.check_options()
         self.action_dim = get_action_dim(self.action_space)

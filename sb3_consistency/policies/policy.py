@@ -67,19 +67,23 @@ class NetworksPolicy(Options, BasePolicy):
     features_extractor_class: type[BaseFeaturesExtractor] = option(
         default=FlattenExtractor, sb3=True, doc="features extractor"
     )
-    features_extractor_kwargs: dict[str, Any] | None = option(default=None, sb3=True, doc="its arguments")
+    features_extractor_kwargs_: dict[str, Any] | None = option(
+        alias="features_extractor_kwargs", default=None, sb3=True, doc="its arguments"
+    )
     normalize_images: bool = option(default=True, sb3=True, doc="whether to divide images by 255")
     optimizer_class: type[th.optim.Optimizer] = option(
         default=th.optim.Adam, sb3=True, doc="optimizer of every network; Adam is used in its fused form"
     )
-    optimizer_kwargs: dict[str, Any] | None = option(default=None, sb3=True, doc="its arguments, except the learning rate")
+    optimizer_kwargs_: dict[str, Any] | None = option(
+        alias="optimizer_kwargs", default=None, sb3=True, doc="its arguments, except the learning rate"
+    )
     #: networks whose moving averages are made after all others: the order decides on the random numbers that they begin with
     targets_last: ClassVar[tuple[type[FeatureNetwork], ...]] = ()
 
     def construct(self, values: dict[str, Any]) -> None:
         self.store(values)
         _check_extractor(self.observation_space, self.features_extractor_class)
-        extractor_kwargs = self.features_extractor_kwargs
+        extractor_kwargs = values["features_extractor_kwargs"]
         super(Options, self).__init__(
             self.observation_space,
             self.action_space,

@@ -203,13 +203,14 @@ class ResumableCheckpointCallback(BaseCallback):
         self._between_rollouts = False
 
     def _init_callback(self) -> None:
-        if not hasattr(self.model, "resumption"):
+        model: Any = self.model
+        if not hasattr(model, "resumption"):
             raise TypeError(f"ResumableCheckpointCallback: {type(self.model).__name__} can't resume; use CheckpointCallback.")
         if self.parent is not None:
             # such callbacks hand on steps only
             raise ValueError(f"ResumableCheckpointCallback: give it to learn() itself, not to {type(self.parent).__name__}.")
         checkpoints = list_checkpoints(self.folder)
-        if checkpoints and self._run_of(checkpoints[-1]) != self.model.run.id:
+        if checkpoints and self._run_of(checkpoints[-1]) != model.run.id:
             warnings.warn(
                 f"{self.folder} has checkpoints of another run, which this one will replace; until then load_latest() loads "
                 "those. Give each run a folder of its own.",

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from sb3_consistency.envs.state import CheckpointError
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 # names of unfinished writes begin with it; whoever writes next removes them
@@ -18,10 +20,6 @@ UNFINISHED = ".unfinished-"
 NAME = re.compile(r"checkpoint-\d{6,}")
 
 Writer = Callable[[BinaryIO], object]
-
-
-class CheckpointError(ValueError):
-    """A folder without an intact checkpoint, or one that does not fit the model or environment."""
 
 
 class Checkpoint(NamedTuple):

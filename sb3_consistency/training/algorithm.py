@@ -253,7 +253,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         model: Any = cls(policy, env, dataset=dataset, **kwargs)
         model.data.of_constructor = True  # from the sources that are open already
         model.load_dataset(sources, **(model.dataset_kwargs or {}))
-        return model  # type: ignore[no-any-return]
+        return model
 
     def load_dataset(
         self,
@@ -657,7 +657,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         from sb3_consistency.resume.callback import load_checkpoint
         from sb3_consistency.resume.folder import latest_checkpoint
 
-        return load_checkpoint(cls, latest_checkpoint(folder), env, device, **kwargs)  # type: ignore[no-any-return]
+        return load_checkpoint(cls, latest_checkpoint(folder), env, device, **kwargs)
 
     def resume(self, callback: MaybeCallback = None, progress_bar: bool = False) -> "Self":
         """

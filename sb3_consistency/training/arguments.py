@@ -128,7 +128,9 @@ class TrainingOptions(Options):
     replay_buffer_class: type[ReplayBuffer] | None = option(
         default=None, check=_check_buffer_class, sb3=True, doc="replay buffer class; None for the one that fits"
     )
-    replay_buffer_kwargs: dict[str, Any] | None = option(default=None, sb3=True, doc="its arguments")
+    replay_buffer_kwargs_: dict[str, Any] | None = option(
+        alias="replay_buffer_kwargs", default=None, sb3=True, doc="its arguments"
+    )
     optimize_memory_usage: bool = option(default=False, sb3=True, doc="store every observation once, not as a successor too")
     n_steps: int = option(default=1, low=1, sb3=True, doc="steps of the n-step return")
     target_update_interval: int = option(default=1, low=1, doc="gradient steps between two updates of the target critics")
@@ -140,7 +142,9 @@ class TrainingOptions(Options):
         doc="episodes that logged means of returns and lengths are taken over",
     )
     tensorboard_log: str | None = option(default=None, sb3=True, stored=False, doc="folder for TensorBoard's files")
-    policy_kwargs: dict[str, Any] | None = option(default=None, sb3=True, doc="arguments of the policy")
+    policy_kwargs_: dict[str, Any] | None = option(
+        alias="policy_kwargs", default=None, sb3=True, doc="arguments of the policy"
+    )
     verbose: int = option(default=0, sb3=True, doc="0 for no output, 1 for logs, 2 for debugging")
     seed: int | None = option(default=None, sb3=True, size=False, doc="seed of all random generators")
     device_: th.device | str = option(alias="device", default="auto", sb3=True, stored=False, doc="where networks live")

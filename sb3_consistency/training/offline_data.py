@@ -59,7 +59,7 @@ class OfflinePretraining:
     @property
     def buffer(self) -> ReplayBuffer | None:
         """The data, wherever it lies; None if there is none."""
-        return self.model.replay_buffer if self.in_replay else self.separate  # type: ignore[no-any-return]
+        return self.model.replay_buffer if self.in_replay else self.separate
 
     # loading
 

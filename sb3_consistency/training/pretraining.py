@@ -93,11 +93,11 @@ def learn_offline(
     if model.ep_info_buffer is None:  # SB3's logs read it
         model.ep_info_buffer, model.ep_success_buffer = (deque(maxlen=model._stats_window_size) for _ in range(2))
     try:
-        callback = model._init_callback(callback)
-        callback.on_training_start({"self": model, "total_timesteps": model._total_timesteps}, globals())
+        callbacks: BaseCallback = model._init_callback(callback)
+        callbacks.on_training_start({"self": model, "total_timesteps": model._total_timesteps}, globals())
         with tqdm(initial=done, total=total, desc="Pretraining", unit="step", disable=not progress_bar) as bar:
-            completed = _steps(model, callback, log_interval, bar)
-        callback.on_training_end()
+            completed = _steps(model, callbacks, log_interval, bar)
+        callbacks.on_training_end()
     finally:
         model.in_offline_phase = False
     return completed
