@@ -346,10 +346,14 @@ def _signature(cls: type[Any]) -> inspect.Signature:
 
 def argument_names(cls: type[Any]) -> set[str]:
     """
-    :param cls: a class of this package, or derived from one
+    :param cls: a class
     :return: names of its constructor's arguments, inherited ones included
     """
-    return set(cls.__signature__.parameters)
+    if issubclass(cls, Options):
+        return set(cls.__signature__.parameters)
+    inits = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
+    parameters = [p for init in inits for p in list(inspect.signature(init).parameters.values())[1:]]
+    return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def bind(cls: type[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

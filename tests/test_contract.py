@@ -152,7 +152,7 @@ MISPLACED = [
     (CPQL, {"policy_kwargs": {"n_candidates": 3}}, "policy_kwargs: pass n_candidates to CPQL itself"),
     (CPQL, {"policy_kwargs": {"model_kwargs": {"sampling_steps": 3}}}, "pass sampling_steps to CPQL itself"),
     (RACTD, {"policy_kwargs": {"horizon": 3}}, "policy_kwargs: pass horizon to RACTD itself"),
-    (CPQL, {"policy_kwargs": {"use_critic": False}}, "policy_kwargs: CPQL sets use_critic"),
+    (CPQL, {"policy_kwargs": {"networks": {}}}, "policy_kwargs: CPQL sets networks"),
     (CPQL, {"policy_kwargs": {"activation_fn": "relu"}}, "policy_kwargs: activation_fn must be a subclass of torch.nn"),
     (CPQL, {"policy_kwargs": {"activation_fn": th.nn.ReLU()}}, "policy_kwargs: activation_fn must be a subclass of torch.nn"),
     (CPQL, {"policy_kwargs": {"optimizer_class": "adam"}}, "policy_kwargs: optimizer_class must be a subclass"),
@@ -262,7 +262,7 @@ def test_deterministic_prediction_is_a_function_of_the_observation(cls):
     rows = np.stack([model.predict(o, deterministic=True)[0] for o in obs])
     np.testing.assert_allclose(batch, rows, atol=1e-5)
     assert not np.allclose(model.predict(obs)[0], model.predict(obs)[0])
-    assert model.policy.actor.fixed_noise.abs().min() > 0
+    assert model.policy.actor.fixed_noise(1, model.device).abs().min() > 0
 
 
 @pytest.mark.parametrize(
@@ -443,9 +443,7 @@ def test_actor_loss_leaves_the_critic_alone(cls):
     model.critic.optimizer.zero_grad(set_to_none=True)
     model.actor.optimizer.zero_grad(set_to_none=True)
     model.prepare_step()
-    loss_gradient = model._loss_gradient("actor", model.actor_loss)
-    loss, _, gradients = loss_gradient(batch)
-    model._descend("actor", loss, loss_gradient.parameters, gradients)
+    model.updater.step({"actor": model.actor_loss}, {}, batch, 1)
     assert all(p.grad is None for p in model.critic.parameters())
     assert any(p.grad is not None for p in model.actor.parameters())
 

@@ -33,7 +33,8 @@ def state(model):
     arrays = [buffer.observations, buffer.next_observations, buffer.actions, buffer.rewards, buffer.dones, buffer.timeouts]
     weights = [w.numpy() for w in model.policy.state_dict().values()]
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in (*arrays, *weights)))
-    rest = (id(buffer), buffer.pos, buffer.full, model.offline_buffer, model.data.segments, model.run.reward_function, model.data.heldout)
+    data = (model.data.separate, model.data.segments, model.data.heldout, model.run.reward_function)
+    rest = (id(buffer), buffer.pos, buffer.full, *data)
     return digest.hexdigest(), *map(repr, rest)
 
 

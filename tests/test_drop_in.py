@@ -493,23 +493,3 @@ def test_the_block_of_coming_from_sac_td3_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(block, {})
     assert "(-" in capsys.readouterr().out
-
-
-def test_the_page_names_tests_and_numbers_that_exist():
-    import re
-    from pathlib import Path
-
-    from tests import test_safe
-    from tests.test_properties import PROPERTIES
-
-    here = Path(__file__).parent
-    page = (here.parent / "docs" / "reliability.md").read_text()
-    file = None
-    named = re.findall(r"`(test_\w+\.py)?::(test_\w+)`", page)
-    for name, test in named:
-        file = name or file
-        assert f"def {test}(" in (here / file).read_text(), f"{file}::{test}"
-    assert len(named) > 40
-    n_examples = sum(n for n, _ in PROPERTIES.values())
-    assert f"{n_examples} examples" in page and f"{20 * n_examples:,}" in page
-    assert f"{len(test_safe.BAD_CONFIGS) + len(test_safe.BAD_TENSORS)} forged files" in page

@@ -18,8 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DivergenceError
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.training import gradient as acceleration
-from sb3_consistency.training.updater import RunningMeans
-from sb3_consistency.training.updater import lerp_where
+from sb3_consistency.training.updater import RunningMeans, lerp_where
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, SMALL, VectorEnv, make_arrays
 
 every = pytest.mark.parametrize("cls", ALGORITHMS)
@@ -57,7 +56,7 @@ def assert_equal_states(a, b):
 @pytest.mark.parametrize("actor_rate", [None, 2e-3])
 @pytest.mark.parametrize("cls", ACTOR_CRITICS)
 def test_learning_rates_fall_offline_and_stay_online(cls, actor_rate, decay, monkeypatch):
-    monkeypatch.setattr("sb3_consistency.training.algorithm.CHUNK", 1)  # else one rate serves 64 gradient steps
+    monkeypatch.setattr("sb3_consistency.training.pretraining.CHUNK", 1)  # else one rate serves 64 gradient steps
 
     class Watch(BaseCallback):
         def _on_step(self) -> bool:
@@ -310,7 +309,7 @@ def test_a_diverging_online_run_stops():
 
 def test_the_message_names_the_last_checkpoint():
     model, _ = poisoned(ConsistencyAC)
-    model.last_checkpoint = "runs/checkpoint_3"
+    model.resumption.last_checkpoint = "runs/checkpoint_3"
     with pytest.raises(DivergenceError, match="The last checkpoint is runs/checkpoint_3"):
         model.pretrain(5)
 
@@ -321,7 +320,7 @@ def test_the_guard_without_reading_tensors_does_the_same(optimizer, monkeypatch)
     kwargs = {"policy_kwargs": {"net_arch": [32, 32], "optimizer_class": optimizer}, "on_divergence": "continue"}
     models = [loaded(CPQL, **kwargs) for _ in range(2)]
     for model, may_read in zip(models, (True, False), strict=True):
-        monkeypatch.setattr(model, "_may_read_tensors", lambda optimizer, may_read=may_read: may_read)
+        monkeypatch.setattr(model.updater, "reads_tensors", lambda *_, may_read=may_read: may_read)
         model.set_random_seed(1)
         model.pretrain(3)
         rewards = model.data.buffer.rewards
@@ -349,7 +348,7 @@ class NormalisedExtractor(BaseFeaturesExtractor):
 def test_a_diverging_step_leaves_batch_norm_alone(may_read, monkeypatch):
     small = {"net_arch": [32, 32], "features_extractor_class": NormalisedExtractor}
     model = loaded(CPQL, policy_kwargs=small, on_divergence="continue", normalize_observations=False)
-    monkeypatch.setattr(model, "_may_read_tensors", lambda optimizer: may_read)
+    monkeypatch.setattr(model.updater, "reads_tensors", lambda *_: may_read)
     model.pretrain(3)
     before = [x.clone() for name, x in model.policy.state_dict().items() if "running_" in name]
     model.data.buffer.observations[:] = np.inf

@@ -107,10 +107,10 @@ def test_heldout_loss_is_logged_and_falls(arrays, tmp_path):
     arrays["actions"] = np.full((n, 1), 0.7, np.float32)
     model = bc(arrays, dataset_kwargs={"heldout_fraction": 0.3}, bc_loss="reconstruction")
     model.learn(20, log_interval=10)
-    first = model.heldout_loss(model.data.heldout)
-    assert first == model.heldout_loss(model.data.heldout)
+    first = model.data.heldout_loss()
+    assert first == model.data.heldout_loss()
     model.learn(400)
-    assert model.heldout_loss(model.data.heldout) < 0.5 * first
+    assert model.data.heldout_loss() < 0.5 * first
 
 
 def test_lists_and_weights(arrays):
@@ -367,7 +367,7 @@ def test_data_without_a_window_change_nothing(arrays):
     buffer, mean = model.replay_buffer, model.policy.teacher_model.obs_normalizer.entries["entry0"].mean.clone()
     with pytest.raises(DatasetError, match="No episode has the 10 steps of a window"):
         model.load_dataset(make_arrays(n_episodes=3, length=5, seed=1), reward_transform="minus_one")
-    assert model.replay_buffer is buffer and model.run.reward_function is None and model.windows().buffer is buffer
+    assert model.replay_buffer is buffer and model.run.reward_function is None and model.data.windows().buffer is buffer
     assert (model.policy.teacher_model.obs_normalizer.entries["entry0"].mean == mean).all()
 
 
@@ -401,7 +401,7 @@ def test_held_out_episodes_of_discrete_observations():
     model = CPQL("MlpPolicy", Cells(), **SMALL)
     model.learn(150)
     model.load_dataset(model.replay_buffer, heldout_fraction=0.3)
-    assert np.isfinite(model.heldout_loss(model.data.heldout))
+    assert np.isfinite(model.data.heldout_loss())
 
 
 def test_next_observations_of_other_shape_name_their_dataset(arrays, tmp_path):
@@ -518,7 +518,7 @@ def test_heldout_observations_are_normalised_as_the_batches_are(arrays):
     model.load_dataset(arrays, heldout_fraction=0.3)
     seen = []
     model.policy.actor.obs_normalizer.register_forward_hook(lambda module, args, output: seen.append(output))
-    model.heldout_loss(model.data.heldout)
+    model.data.heldout_loss()
     assert seen[0].abs().max() < 10  # raw, the first coordinate goes up to 5019
 
 

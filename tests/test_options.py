@@ -7,7 +7,7 @@ import pytest
 import torch as th
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC
-from sb3_consistency.options import MISSING, Options, option, options_of
+from sb3_consistency.options import MISSING, Options, option, options_of, shared_options
 from tests.conftest import ALGORITHMS, SMALL
 
 #: another valid value of options that have no limits to guess one from
@@ -69,7 +69,7 @@ def test_an_option_acts_when_it_is_set_or_says_how_it_can_be(models, cls, name):
         return
     setattr(model, name, value)
     try:
-        holders = [m for m in model.policy.modules() if name in options_of(type(m)) and options_of(type(m))[name].owner is declared.owner]
+        holders = [m for m in model.policy.modules() if name in shared_options(type(m), cls)]
         assert all(getattr(holder, name) == value for holder in holders)
         assert getattr(model, name) == value
     finally:
@@ -81,13 +81,14 @@ def test_every_option_is_documented_and_in_the_signature(cls):
     parameters = inspect.signature(cls).parameters
     assert list(parameters)[:3] == ["policy", "env", "learning_rate"]
     for name, declared in options_of(cls).items():
-        assert declared.doc and parameters[name].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        assert declared.doc and name in parameters
         assert declared.default is MISSING or parameters[name].default is declared.default
 
 
 def test_a_refused_value_changes_nothing(models):
     model = models[CPQL]
-    for name, value in {"n_candidates": 0, "eta": -1.0, "bc_loss": "mse", "max_q_backup": "yes", "candidate_temperature": 0}.items():
+    refused = {"n_candidates": 0, "eta": -1.0, "bc_loss": "mse", "max_q_backup": "yes", "candidate_temperature": 0}
+    for name, value in refused.items():
         before = getattr(model, name)
         with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
             setattr(model, name, value)

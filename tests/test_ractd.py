@@ -18,6 +18,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
 from sb3_consistency import CPQL, RACTD
+from sb3_consistency.data.buffer import Segment
 from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.generative.consistency import boundary_scalings
 from sb3_consistency.generative.edm import EDMModel, heun_step, window_distance
@@ -32,7 +33,6 @@ from sb3_consistency.generative.temporal import (
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
 from sb3_consistency.planning.tracking import forces, planned_states
 from sb3_consistency.planning.windows import Windows, discounted_returns
-from sb3_consistency.data.buffer import Segment
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import assert_same, box_env
 
@@ -611,7 +611,7 @@ def test_resuming_inside_a_stage_changes_nothing(at, tmp_path):
     steps = [
         next(iter(getattr(resumed.policy, n).optimizer.state.values()))["step"] for n in resumed.policy.trained_networks()
     ]
-    assert [int(s) for s in steps] == [12, 3, 15]
+    assert [int(s) for s in steps] == [12, 15, 3]
 
 
 def test_learning_rate_rises_and_falls_in_every_stage():
@@ -870,9 +870,9 @@ def test_several_environments_and_vec_normalize():
 def test_heldout_loss_is_of_windows_that_training_does_not_see():
     model = RACTD("MlpPolicy", box_env(), **SMALL)
     model.load_dataset(make_arrays(), heldout_fraction=0.34)
-    assert len(model.windows()) == 80 and len(model.data.heldout["windows"]) == 40
+    assert len(model.data.windows()) == 80 and len(model.data.heldout["windows"]) == 40
     model.pretrain(20)
-    assert model.heldout_loss(model.data.heldout) == model.heldout_loss(model.data.heldout) > 0
+    assert model.data.heldout_loss() == model.data.heldout_loss() > 0
 
 
 def test_held_out_episodes_have_windows_for_every_environment():
@@ -1048,12 +1048,12 @@ def test_plans_with_a_stride_reach_further(tmp_path):
     options = {"plan_of": "states", "horizon": 8, "stride": 3, "teacher_steps": 1, "reward_steps": 1}
     model = RACTD("MultiInputPolicy", PointEnv(), **options, **SMALL)
     model.load_dataset(point_data())
-    windows = model.pretrain(3).windows()
+    windows = model.pretrain(3).data.windows()
     at = windows.at(windows.starts[:500])
     inside = ~at.padded.any(axis=1)
     np.testing.assert_array_equal(at.rows[inside], at.rows[inside, :1] + 3 * np.arange(8))
     states = th.as_tensor(model.replay_buffer.observations["observation"][at.rows, at.columns])[inside]
-    batch = model._plan_batch(windows, at)
+    batch = model.data._plan_batch(windows, at)
     assert th.allclose(batch.plans[inside], model.policy.student.obs_normalizer(states))
     assert th.allclose(batch.conditions[inside], states[:, [0, -1]])
     model.save(tmp_path / "model")
@@ -1086,7 +1086,7 @@ def test_plans_of_states_are_tracked(pointer, tmp_path, monkeypatch):
     assert state.age.tolist() == [14]  # one plan, to its last state
     expected = plan[-1, :2] - obs["observation"][:2] + plan[-1, 2:] - obs["observation"][2:]
     np.testing.assert_allclose(action, np.clip(expected, -1, 1), atol=1e-5)
-    monkeypatch.setattr(pointer.policy, "steps_per_plan", 100)
+    pointer.executed_steps = 100
     action, state = pointer.predict(obs, state, np.array([False]), deterministic=True)
     expected = plan[-1, :2] - obs["observation"][:2] - obs["observation"][2:]
     np.testing.assert_allclose(action, np.clip(expected, -1, 1), atol=1e-5)  # held at rest
@@ -1102,7 +1102,7 @@ def test_plans_of_states_are_tracked(pointer, tmp_path, monkeypatch):
 def test_uncut_windows_of_states():
     model = RACTD("MultiInputPolicy", PointEnv(), plan_of="states", horizon=16, cut_at_goals=False, pad=False, **SMALL)
     model.load_dataset(point_data())
-    assert len(model.windows()) == 400 - 4 * 15
+    assert len(model.data.windows()) == 400 - 4 * 15
     model.pretrain(6)
 
 

@@ -110,7 +110,7 @@ def check(folder, make, run, kills, env=lambda: None, save_freq=20):
 def offline_model(cls, **kwargs):
     def make(env):
         model = cls("MlpPolicy", env, dataset=make_arrays(), dataset_kwargs={"heldout_fraction": 0.2}, **{**TINY, **kwargs})
-        model._load_constructor_dataset()
+        model.data.load_of_constructor()
         return model
 
     return make

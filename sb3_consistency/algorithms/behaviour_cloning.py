@@ -17,8 +17,7 @@ from sb3_consistency.training.updater import LossFn
 class BehaviourCloning(GenerativeAlgorithm):
     """Trains the actor alone, on a dataset, by its generative model's own loss: ``learn(n)`` takes n gradient steps."""
 
-    #: the actor's generative model
-    model_class: ClassVar[type[GenerativeModel]]
+    model_class: ClassVar[type[GenerativeModel]]  # type: ignore[assignment]
     offline_only: ClassVar[bool] = True
     learning_rate: float | Schedule = 3e-3
 

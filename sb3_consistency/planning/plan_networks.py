@@ -63,6 +63,16 @@ class PlanNetwork(NoiseOptions, StackedNetwork):
     def build(self) -> None:
         self.model = self.model_class(self.event_shape, self.n_stacked * self.features_dim, **self.model_kwargs)
 
+    def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
+        """
+        Noise of deterministic plans: the same for all rows, reproducible and not zero (by symmetry, zero lands between modes).
+
+        :param n: number of noise windows
+        :param device: where to
+        :return: (1, n, H, D)
+        """
+        return seeded_noise((1, n, *self.event_shape), self.noise_seed, self.noise_scale, device)
+
     def plan(self, stacked: PyTorchObs, deterministic: bool = False, steps: int | None = None) -> th.Tensor:
         """
         :param stacked: observations, (B, n, ...), or a dict of them
@@ -76,9 +86,7 @@ class PlanNetwork(NoiseOptions, StackedNetwork):
         shape = self.model.noise_shape(len(cond), steps)
         if not deterministic:
             return self.model.sample(th.randn(shape, device=cond.device), cond)
-        # one plan's noise for all rows, reproducible and not zero: by symmetry, zero lands between modes
-        noise = seeded_noise((1, 1, *self.event_shape), self.noise_seed, self.noise_scale, cond.device)
-        return self.model.sample_ode(noise.expand(shape), cond)
+        return self.model.sample_ode(self.fixed_noise(1, cond.device).expand(shape), cond)
 
     def empty_plan(self, batch_size: int) -> th.Tensor:
         """

@@ -38,7 +38,6 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
         "CnnPolicy": PlannerCnnPolicy,
         "MultiInputPolicy": PlannerMultiInputPolicy,
     }
-    model_classes: ClassVar[dict[str, type[Any]]] = {"model_kwargs": EDMModel, "student_kwargs": TrajectoryConsistencyModel}
     data_class: ClassVar[type[OfflinePretraining]] = PlanData
     offline_only: ClassVar[bool] = True
     #: arguments that a teacher must have been trained with
@@ -96,6 +95,10 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
             raise ValueError(f"n_steps must be 1: a planner has no bootstrapped targets, got {self.n_steps}.")
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, HerReplayBuffer):
             raise ValueError("replay_buffer_class can't be HerReplayBuffer: windows have goals in hindsight of their own.")
+
+    @property
+    def model_classes(self) -> dict[str, type[Any]]:
+        return {"model_kwargs": EDMModel, "student_kwargs": TrajectoryConsistencyModel}
 
     # stages
 

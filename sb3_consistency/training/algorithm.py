@@ -30,6 +30,7 @@ from sb3_consistency.envs.spaces import adopted_spaces, check_action_space, chec
 from sb3_consistency.envs.wrappers import SpacesOnlyEnv, flatten_if_nested
 from sb3_consistency.files.run import Run
 from sb3_consistency.files.zip import ModelFileError, load_model
+from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.options import Options, argument_names, check_keys, did_you_mean, option, options_of, shared_options
 from sb3_consistency.policies.modules import Network
 from sb3_consistency.policies.policy import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -61,8 +62,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    #: entry of ``policy_kwargs`` -> class of the model whose arguments it holds
-    model_classes: ClassVar[dict[str, type[Any]]] = {}
+    #: the actor's generative model
+    model_class: ClassVar[type[GenerativeModel] | None] = None
     #: the part that loads datasets, and keeps them through online training
     data_class: ClassVar[type[OfflinePretraining]] = OfflinePretraining
     #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
@@ -91,6 +92,11 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         :return: name of a network -> its loss on a batch, with scalars to log; in the order of the updates
         """
         raise NotImplementedError
+
+    @property
+    def model_classes(self) -> dict[str, type[Any]]:
+        """Entry of ``policy_kwargs`` -> class of the model whose arguments it holds."""
+        return {} if self.model_class is None else {"model_kwargs": self.model_class}
 
     # construction
 
@@ -306,8 +312,12 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
     @property
     def reference_returns(self) -> tuple[float, float] | None:
-        """Returns of a random policy and of an expert, where the data tells them."""
+        """Returns of a random policy and of an expert, where the data tells them: normalized scores are made of them."""
         return self.run.reference_returns
+
+    @reference_returns.setter
+    def reference_returns(self, value: tuple[float, float] | None) -> None:
+        self.run.reference_returns = value
 
     def new_buffer(self, size: int) -> ReplayBuffer:
         """

@@ -107,14 +107,24 @@ class Updater:
             parameter.grad = gradient
         # a gradient that is not finite makes the norm so
         finite = (norm + loss).isfinite()
-        if loss.device.type == "cpu" or not optimizer.defaults.get("fused"):
-            # reading a tensor costs nothing on a CPU; elsewhere the fused optimizers look themselves, the others can't
+        if self.reads_tensors(loss.device, optimizer):
             if finite:
                 optimizer.step()
         else:
             optimizer.found_inf = 1.0 - finite.float()
             optimizer.step()
         return finite
+
+    @staticmethod
+    def reads_tensors(device: th.device, optimizer: th.optim.Optimizer) -> bool:
+        """
+        Reading a tensor costs nothing on a CPU; elsewhere the fused optimizers look themselves, the others can't.
+
+        :param device: where the networks are
+        :param optimizer: an optimizer
+        :return: whether the host looks before the optimizer's step
+        """
+        return device.type == "cpu" or not optimizer.defaults.get("fused")
 
     def _follow(self, name: str, target: str, weight: float, finite: th.Tensor | None) -> None:
         on_cpu = finite is not None and finite.device.type == "cpu"

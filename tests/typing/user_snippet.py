@@ -1,0 +1,21 @@
+"""
+What a type checker sees of the options: ``make type`` checks this file, nothing runs it.
+
+An error that is expected is ignored by its code; where none comes up, the unused ignore is an error itself.
+"""
+
+from sb3_consistency import CPQL, RACTD, ConsistencyBC, DiffusionQL
+
+model = CPQL("MlpPolicy", "Pendulum-v1", 3e-4, eta=lambda step: 1.0, sampling_steps=1, policy_kwargs=dict(net_arch=[64, 64]))
+n: int = model.n_candidates
+model.learn(100).save("model")
+CPQL.from_dataset("mujoco/hopper/medium-v0", pretrain_steps=1000).pretrain(10)
+
+DiffusionQL("MlpPolicy", "Pendulum-v1", diffusion_steps=5, sampler="ddim", n_candidates=50, buffer_size=1000)
+RACTD("MlpPolicy", dataset="mujoco/hopper/medium-v0", horizon=8, sampling_steps=1, teacher_steps=0.4)
+ConsistencyBC("MlpPolicy", dataset="mujoco/hopper/medium-v0", bc_loss="ict", max_grad_norm=None)
+
+CPQL("MlpPolicy", "Pendulum-v1", n_candidate=50)  # type: ignore[call-arg]
+CPQL("MlpPolicy", "Pendulum-v1", n_candidates="fifty")  # type: ignore[arg-type]
+CPQL("MlpPolicy", "Pendulum-v1", 3e-4, 1000)  # type: ignore[call-arg]
+ConsistencyBC("MlpPolicy", dataset="d", value_mode="iql")  # type: ignore[call-arg]
