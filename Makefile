@@ -20,10 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=25 --cov --cov-report=term:skip-covered
 
 lint: $(STAMP)
 	$(PY) -m ruff check $(SOURCES)
+	$(VENV)/bin/lint-imports
 
 type: $(STAMP)
 	$(PY) -m mypy
@@ -32,8 +33,7 @@ format: $(STAMP)
 	$(PY) -m ruff check --fix $(SOURCES)
 	$(PY) -m ruff format $(SOURCES)
 
-check-codestyle: $(STAMP)
-	$(PY) -m ruff check $(SOURCES)
+check-codestyle: lint
 	$(PY) -m ruff format --check $(SOURCES)
 
 commit-checks: check-codestyle type

@@ -34,6 +34,7 @@ from sb3_consistency import (
     ResumableCheckpointCallback,
     load_latest,
 )
+from sb3_consistency.resume.callback import load_checkpoint
 from sb3_consistency.training.updater import DivergenceError
 from tests.conftest import VectorEnv, make_arrays
 
@@ -156,14 +157,13 @@ def test_every_stage_of_ractd(tmp_path, monkeypatch):
         model.learn(200, callback=callback)
 
     stages = []
-    load = RACTD._load_checkpoint.__func__
 
-    def noting(cls, *args):
-        model = load(cls, *args)
+    def noting(*args, **kwargs):
+        model = load_checkpoint(*args, **kwargs)
         stages.append(model.stage)
         return model
 
-    monkeypatch.setattr(RACTD, "_load_checkpoint", classmethod(noting))
+    monkeypatch.setattr("sb3_consistency.resume.callback.load_checkpoint", noting)
     check(tmp_path, make, run, [69, 134, 199])
     assert stages == ["teacher", "reward", "student"]
 

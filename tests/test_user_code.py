@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC
-from sb3_consistency.training import updater as training
+from sb3_consistency.training import algorithm as training
 from sb3_consistency.training.batches import bytes_per_transition
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import actor_critics, assert_same, every, make
@@ -125,7 +125,7 @@ def test_large_observations_are_sampled_in_small_chunks(monkeypatch):
     assert bytes_per_transition(spaces.Dict(a=image, b=spaces.Box(-1, 1, (2,), np.float32))) == 2 * (3 * 84 * 84 + 8)
     model = make(ConsistencyBC)
     drawn = []
-    monkeypatch.setattr(model, "_sample_batches", lambda n, size: drawn.append(n) or [None] * n)
+    monkeypatch.setattr(model.data, "sample", lambda n, size: drawn.append(n) or [None] * n)
     list(model.batches(100, 32))
     monkeypatch.setattr(training, "CHUNK_BYTES", 5 * 32 * bytes_per_transition(model.observation_space))
     list(model.batches(12, 32))

@@ -20,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_consistency.envs.spaces import fitting_policy
+from sb3_consistency.resume.callback import load_checkpoint
 from sb3_consistency.resume.folder import MANIFEST, verify
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
 from sb3_consistency.zoo.register import algorithm_names, canonical, default_config
@@ -182,7 +183,7 @@ class GenerativeExperimentManager(ExperimentManager):
                 # of an interrupted run, which goes on with its own hyperparameters
                 options = {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose, "buffer_size": None}
                 algorithm: Any = ALGOS[self.algo]
-                return algorithm._load_checkpoint(verify(folder), env, self.device, **options)
+                return load_checkpoint(algorithm, verify(folder), env, self.device, **options)
         # the file's number of steps in the place of the hyperparameters': a pretrained model goes on online
         steps = hyperparams.pop("pretrain_steps", 0) if self.pretrain_steps is None else 0
         model = super()._load_pretrained_agent(hyperparams, env)
