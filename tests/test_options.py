@@ -182,3 +182,19 @@ def test_a_class_of_options_binds_like_a_constructor():
     }.items():
         with pytest.raises(TypeError, match=message):
             call()
+
+
+@pytest.mark.slow
+def test_options_set_on_a_compiled_model_act_too():
+    from tests.conftest import make_arrays
+
+    def after_changes(compile):
+        model = CPQL("MlpPolicy", dataset=make_arrays(), compile=compile, **SMALL)
+        sums = []
+        for name, value in {"bc_loss": "ict", "max_q_backup": True, "actor_q": "min", "train_sampling_steps": 2}.items():
+            setattr(model, name, value)
+            model.pretrain(2)
+            sums.append(float(sum(p.double().sum() for p in model.policy.actor.parameters())))
+        return sums
+
+    np.testing.assert_allclose(after_changes(True), after_changes(False), atol=1e-4)

@@ -230,7 +230,7 @@ def candidate_counts(model: Any) -> tuple[int | None, ...]:
     """
     if getattr(model, "precision", "float32") != "float32":
         return ()  # precision is of training alone
-    if getattr(model.policy, "use_critic", False) and hasattr(model.policy, "n_candidates"):
+    if hasattr(model, "n_candidates"):
         return (50,) if model.compile else (1, 50)  # without candidates nothing is compiled
     return (None,)
 
@@ -340,7 +340,7 @@ def _acting_figures(models: dict[str, Any], rounds: int, turn: float, folder: Pa
     for round_number in tqdm(range(rounds + 1), desc="acting", unit="round"):
         for key, (model, n_candidates, call) in calls.items():
             if n_candidates is not None:
-                model.policy.n_candidates = n_candidates
+                model.n_candidates = n_candidates
             if len(seconds[key]) >= FEWEST_SAMPLES and sum(seconds[key]) > LONGEST:
                 continue
             (once,) = timed_calls(model, call, 1)

@@ -185,10 +185,12 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
             self.data.outdated = True
         elif name == "actor_learning_rate":
             self._setup_lr_schedule()
-        self._forget_compiled()
+        elif name in ("compile", "precision"):
+            # of all others PyTorch's guards take care
+            self.updater.forget()
+            self._compile_choice()
 
-    def _forget_compiled(self) -> None:
-        self.updater.forget()
+    def _compile_choice(self) -> None:
         if hasattr(self.policy, "compile_choice"):
             self.policy.compile_choice(self.compile)
 
@@ -225,7 +227,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         for name in self.policy.network_names():
             setattr(self, name, getattr(self.policy, name))
         self.updater = Updater(self.policy, self)
-        self._forget_compiled()
+        self._compile_choice()
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
