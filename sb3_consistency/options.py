@@ -243,7 +243,7 @@ class Options:
         """
         :return: the options' present values, by name
         """
-        return {o.name: vars(self)[o.attribute] for o in options_of(type(self)).values() if o.attribute in vars(self)}
+        return {o.name: getattr(self, o.attribute) for o in options_of(type(self)).values() if hasattr(self, o.attribute)}
 
     def check_options(self) -> None:
         """

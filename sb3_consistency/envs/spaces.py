@@ -79,11 +79,63 @@ def check_observation_space(space: spaces.Space, optimize_memory_usage: bool = F
     for entry in entries:
         if isinstance(entry, spaces.Box) and 0 in (*entry.shape, len(entry.shape)):
             raise UnsupportedSpaceError(f"env: observations need a shape with entries, got {entry}; use shape (1,).")
+        if isinstance(entry, spaces.MultiDiscrete) and entry.nvec.ndim > 1:
+            raise UnsupportedSpaceError(
+                f"env: SB3 encodes MultiDiscrete observations of one dimension only, got {entry}; flatten it with "
+                "gymnasium.wrappers.TransformObservation."
+            )
         if isinstance(entry, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(entry.start):
             raise UnsupportedSpaceError(
                 f"env: discrete observations must start at 0, got {entry}; subtract the start with "
                 "gymnasium.wrappers.TransformObservation."
             )
+
+
+def check_environment(env: Any) -> None:
+    """
+    :param env: argument of an algorithm, no string and not None
+    :raises TypeError: if it is no environment; it says how to make one of it
+    """
+    if hasattr(env, "action_space") and hasattr(env, "observation_space"):
+        several = hasattr(env, "possible_agents") or hasattr(env, "agents")
+        if not (several and callable(env.action_space)):
+            return
+    if hasattr(env, "possible_agents") or hasattr(env, "agents"):
+        remedy = "SB3 takes environments of one agent; make a vectorised environment of its agents (SuperSuit does)"
+    elif isinstance(env, (list, tuple)):
+        remedy = "several environments go into one: make_vec_env(...), or DummyVecEnv([lambda: ..., ...])"
+    elif callable(env):
+        remedy = "call it, or pass DummyVecEnv([function])"
+    else:
+        remedy = "pass a Gymnasium environment, its id, or a VecEnv"
+    raise TypeError(f"env: {env!r} is no environment: {remedy}.")
+
+
+def _shapes(space: spaces.Space) -> Any:
+    return {key: s.shape for key, s in space.items()} if isinstance(space, spaces.Dict) else space.shape
+
+
+def check_vec_normalize(env: VecEnv, vec_normalize: VecEnv | None) -> None:
+    """
+    :param env: environment, as SB3 wraps it
+    :param vec_normalize: the ``VecNormalize`` in it, if there is one
+    :raises ValueError: if what lies above it changes the observations: SB3 stores those that it saw last
+    """
+    if vec_normalize is None:
+        return
+    inner, outer = vec_normalize.observation_space, env.observation_space
+    if isinstance(inner, spaces.Dict):
+        same = isinstance(outer, spaces.Dict) and {k: s.shape for k, s in inner.items()} == {
+            k: s.shape for k, s in outer.items()
+        }
+    else:
+        same = inner.shape == outer.shape
+    if not same:
+        raise ValueError(
+            f"env: VecNormalize must be the outermost wrapper, here it has {inner} and the model gets {outer}. Stack frames "
+            "first (VecNormalize(VecFrameStack(...))), and give it images with their channels first "
+            "(VecNormalize(VecTransposeImage(...)))."
+        )
 
 
 def check_observation(observation: Any) -> None:

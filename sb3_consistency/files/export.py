@@ -125,8 +125,8 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> P
     :param path: file to write; missing folders are made
     :param deterministic: start from the fixed noise of ``predict(deterministic=True)``; else noise is an input
     :return: the path
-    :raises ValueError: if the suffix is unknown, the model has no generative actor, or an observation's key is an ONNX
-        file's "action" or "noise"
+    :raises ValueError: if the suffix is unknown, the model has no generative actor, lacks the ``VecNormalize`` that it learned
+        with, or an observation's key is an ONNX file's "action" or "noise"
     :raises ImportError: if a library that writes the format is missing
     """
     path = Path(path)
@@ -136,6 +136,11 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> P
     if not isinstance(actor, GenerativeActor):
         raise ValueError(
             f"model: {type(model).__name__} has no generative actor; planners and other libraries' can't be exported."
+        )
+    if model.run.in_vec_normalize and model.get_vec_normalize_env() is None:
+        raise ValueError(
+            f"env: this {type(model).__name__} learned from observations that VecNormalize normalised, and has no such "
+            "environment: load it with env=VecNormalize.load('vecnormalize.pkl', venv), whose statistics go into the file."
         )
     policy = ExportedPolicy(actor, model.get_vec_normalize_env(), deterministic)
     names = [*policy.input_names(), OUTPUT_NAME]

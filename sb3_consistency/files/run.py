@@ -22,6 +22,7 @@ class Run:
     :ivar reward_function: transform of the rewards; None for none
     :ivar inferred_spaces: names of spaces that were inferred from arrays: an environment's take their place
     :ivar n_step_class_is_derived: whether the class of the replay buffer follows from ``n_steps``
+    :ivar in_vec_normalize: whether it learned from observations that ``VecNormalize`` normalised
     :ivar call: name and arguments of the latest call of ``learn`` or ``pretrain``: what a resumed run continues
     :ivar id: of a run that writes checkpoints
     """
@@ -37,5 +38,6 @@ class Run:
     reward_function: RewardFunction | None = None
     inferred_spaces: list[str] = field(default_factory=list)
     n_step_class_is_derived: bool = False
+    in_vec_normalize: bool = False
     call: tuple[str, dict[str, Any]] | None = None
     id: str | None = None

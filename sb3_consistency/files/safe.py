@@ -48,7 +48,7 @@ MAX_BUFFER_SIZE = 10**7
 COUNTERS = ("num_timesteps", "_n_updates", "_total_timesteps", "_num_timesteps_at_start", "_episode_num")
 #: of a run: counters that may be None, flags, and what belongs to one process alone
 RUN_COUNTERS = ("curriculum_end", "pretrain_start", "online_timesteps")
-RUN_FLAGS = ("was_pretrained", "student_started", "n_step_class_is_derived")
+RUN_FLAGS = ("was_pretrained", "student_started", "n_step_class_is_derived", "in_vec_normalize")
 RUN_LEFT_OUT = ("algorithm", "inferred_spaces", "call", "id", "counts_before_pretraining")
 
 

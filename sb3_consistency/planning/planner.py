@@ -23,7 +23,7 @@ from sb3_consistency.generative.trajectory import JumpOptions, TrajectoryConsist
 from sb3_consistency.options import Options, check_range, option
 from sb3_consistency.planning.plan_networks import TRAINING_LEVELS, PlanNetwork, RewardModel
 from sb3_consistency.planning.tracking import forces, planned_states
-from sb3_consistency.policies.modules import Network, NoiseOptions
+from sb3_consistency.policies.modules import Network, NoiseOptions, check_net_arch
 from sb3_consistency.policies.policy import NetworksPolicy
 from sb3_consistency.training.batches import tree_map
 
@@ -103,6 +103,7 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
 
     net_arch: list[int] | dict[str, list[int]] | None = option(
         default=None,
+        check=check_net_arch,
         doc="widths of all networks, or ``dict(pi=[...], qf=[...])`` for planners and reward model; None for three layers of "
         '256 (network "mlp") or channels 64-128-256 ("unet"), and 256-256 in the reward model',
     )

@@ -194,11 +194,14 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
 
     def _require_student(self) -> None:
         if self.stage != "student":
+            name, slowly = type(self).__name__, "Or plan slowly: with model.planning_with('teacher'), or by teacher_plan(...)."
+            if self._n_updates == 0:
+                raise RuntimeError(f"{name} plans with its student, and has not been trained: learn(n). {slowly}")
             teacher_end, reward_end = self.stage_ends()
             raise RuntimeError(
-                f"{type(self).__name__} acts from its student stage on, and this model is in its {self.stage} stage: it has "
-                f"taken {self._n_updates} gradient steps, the teacher stage ends at {teacher_end}, the reward stage at "
-                f"{reward_end}. Train on, or plan slowly: with model.planning_with('teacher'), or by teacher_plan(...)."
+                f"{name} plans with its student, and this model is in its {self.stage} stage: it has taken {self._n_updates} "
+                f"gradient steps, the teacher stage ends at {teacher_end}, the reward stage at {reward_end}: train on. "
+                f"{slowly}"
             )
         self._begin_stage()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,6 +67,20 @@ class Network:
         :return: the network without the rules of its moving averages: what a policy is built from, and saved with
         """
         return replace(self, kwargs=dict(self.kwargs), targets=dict.fromkeys(self.targets))
+
+
+def check_net_arch(name: str, value: Any) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: hidden layer sizes
+    :raises ValueError: if it is neither a list of positive integers nor such lists by "pi" and "qf"
+    """
+    lists = [value.get("pi"), value.get("qf")] if isinstance(value, dict) and value.keys() == {"pi", "qf"} else [value]
+    for widths in lists:
+        if not (isinstance(widths, list) and all(isinstance(w, Integral) and w > 0 for w in widths)):
+            raise ValueError(
+                f"{name} must be a list of layer sizes like [256, 256], or dict(pi=[...], qf=[...]), got {value!r}."
+            )
 
 
 class FeatureNetwork(Options, BaseModel):

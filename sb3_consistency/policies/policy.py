@@ -28,6 +28,7 @@ from sb3_consistency.policies.modules import (
     Network,
     NoiseOptions,
     ValueNetwork,
+    check_net_arch,
 )
 from sb3_consistency.values.losses import choose_candidate, gumbel_noise, pessimistic_value
 
@@ -274,7 +275,9 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPo
     targets_last: ClassVar[tuple[type[FeatureNetwork], ...]] = (GenerativeActor,)
 
     net_arch: list[int] | dict[str, list[int]] | None = option(
-        default=None, doc="hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``; None for three of 256"
+        default=None,
+        check=check_net_arch,
+        doc="hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``; None for three of 256",
     )
     network: str = option(default="mlp", doc='the actor\'s backbone, "mlp" or "ln_resnet"')
     embedding_scale: float = option(

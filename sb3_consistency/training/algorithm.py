@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Never
 
 import gymnasium as gym
 import torch as th
@@ -20,13 +20,20 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.data.checks import DatasetError, as_count
 from sb3_consistency.data.opening import dataset_spaces, open_datasets
 from sb3_consistency.data.rewards import RewardFunction
-from sb3_consistency.envs.spaces import adopted_spaces, check_action_space, check_observation_space, fitting_policy
+from sb3_consistency.envs.spaces import (
+    adopted_spaces,
+    check_action_space,
+    check_environment,
+    check_observation_space,
+    check_vec_normalize,
+    fitting_policy,
+)
 from sb3_consistency.envs.wrappers import SpacesOnlyEnv, flatten_if_nested
 from sb3_consistency.files.run import Run
 from sb3_consistency.files.zip import ModelFileError, load_model
@@ -103,6 +110,10 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     def construct(self, values: dict[str, Any]) -> None:
         build = values["_init_setup_model"]
         env = values["env"]
+        if not (env is None or isinstance(env, str)):
+            check_environment(env)
+        if isinstance(values["policy"], (gym.Env, VecEnv)):
+            raise TypeError(f"policy: got an environment: write {type(self).__name__}('MlpPolicy', env).")
         if env is not None:
             env = maybe_make_env(env, values["verbose"])
             check_action_space(env.action_space)
@@ -152,6 +163,12 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         takers = [self.policy_aliases["MlpPolicy"], *self.model_classes.values()]
         return {"networks", *(name for taker in takers for name in shared_options(taker, type(self)))}
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_vec_normalize(wrapped, unwrap_vec_normalize(wrapped))
+        return wrapped
+
     def _has_our_policy(self) -> bool:
         return isinstance(self.policy_class, type) and issubclass(self.policy_class, self.policy_aliases["MlpPolicy"])
 
@@ -174,7 +191,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
                 "learn(n) takes n gradient steps on the dataset."
             )
         check_keys(
-            "dataset_kwargs", self.dataset_kwargs or {}, inspect.signature(self.load_dataset).parameters.keys() - {"dataset"}
+            "dataset_kwargs",
+            self.dataset_kwargs or {},
+            inspect.signature(self.data_class.load).parameters.keys() - {"self", "dataset"},
         )
 
     def option_changed(self, name: str, value: Any) -> None:
@@ -273,6 +292,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         heldout_fraction: float = 0.0,
         reward_transform: str | RewardFunction = "none",
         progress_bar: bool = False,
+        **unknown: Never,
     ) -> int:
         """
         Fill the replay buffer with a dataset, in place of what an earlier call loaded.
@@ -296,7 +316,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         :return: number of transitions loaded
         :raises DatasetError: if the dataset can't be found, read or used
         :raises ValueError: if another argument is wrong
+        :raises TypeError: if one is unknown
         """
+        check_keys("load_dataset()", unknown, inspect.signature(self.data.load).parameters)
         return self.data.load(
             dataset,
             weights=weights,
@@ -512,6 +534,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        self.run.in_vec_normalize |= self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         if self.continued_phase is not None:
             return self.resumption.setup_learn(self, callback, tb_log_name, progress_bar)
         if (reset_num_timesteps or self._last_obs is None) and self.replay_buffer is not None and not self.data.in_replay:

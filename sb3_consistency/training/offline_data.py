@@ -129,7 +129,8 @@ class OfflinePretraining:
     def kept_on_error(self) -> Iterator[None]:
         """Within this context, an error leaves data and buffers as they were."""
         model = self.model
-        mine, buffer = dict(vars(self)), model.replay_buffer
+        # SB3's users delete a buffer before they load another
+        mine, buffer = dict(vars(self)), vars(model).get("replay_buffer")
         run = (model.run.reward_function, model.run.reference_returns)
         try:
             yield

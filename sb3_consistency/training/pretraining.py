@@ -90,6 +90,7 @@ def learn_offline(
         new_tb_run = new_tb_run and model.continued_phase is None
         model._logger = configure_logger(model.verbose, model.tensorboard_log, tb_log_name, new_tb_run)
     model.run.was_pretrained = model.in_offline_phase = True
+    model.run.in_vec_normalize |= model._vec_normalize_env is not None and model._vec_normalize_env.norm_obs
     if model.ep_info_buffer is None:  # SB3's logs read it
         model.ep_info_buffer, model.ep_success_buffer = (deque(maxlen=model._stats_window_size) for _ in range(2))
     try:
