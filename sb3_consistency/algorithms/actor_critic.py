@@ -36,7 +36,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     Source: Ding & Jin 2024, section 4.2; Wang et al. 2022. :math:`L_\mathrm{bc}` is the generative model's own loss.
     """
 
-    model_class: ClassVar[type[GenerativeModel]]  # type: ignore[assignment]
+    model_class: ClassVar[type[GenerativeModel]]
 
     n_candidates: int = 50
     eta: StepSchedule = option(

@@ -17,7 +17,7 @@ from sb3_consistency.training.updater import LossFn
 class BehaviourCloning(GenerativeAlgorithm):
     """Trains the actor alone, on a dataset, by its generative model's own loss: ``learn(n)`` takes n gradient steps."""
 
-    model_class: ClassVar[type[GenerativeModel]]  # type: ignore[assignment]
+    model_class: ClassVar[type[GenerativeModel]]
     offline_only: ClassVar[bool] = True
     learning_rate: float | Schedule = 3e-3
 

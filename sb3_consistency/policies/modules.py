@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,7 +76,7 @@ def check_net_arch(name: str, value: Any) -> None:
     """
     lists = [value.get("pi"), value.get("qf")] if isinstance(value, dict) and value.keys() == {"pi", "qf"} else [value]
     for widths in lists:
-        if not (isinstance(widths, list) and all(isinstance(w, Integral) and w > 0 for w in widths)):
+        if not (isinstance(widths, list) and all(isinstance(w, (int, np.integer)) and w > 0 for w in widths)):
             raise ValueError(
                 f"{name} must be a list of layer sizes like [256, 256], or dict(pi=[...], qf=[...]), got {value!r}."
             )
