@@ -14,7 +14,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC
-from sb3_consistency.data.episodes import DatasetError, MinariSource
+from sb3_consistency.data.checks import DatasetError
+from sb3_consistency.data.formats.minari import MinariSource
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.data.record import record_dataset
 from sb3_consistency.envs.wrappers import FlattenNestedDict, flatten_if_nested

@@ -1,0 +1,144 @@
+"""Replay buffers of SB3, in memory or in the files that ``save_replay_buffer`` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sb3_consistency.data.checks import DatasetError, as_numbers, map_observations
+from sb3_consistency.data.episodes import BLOCK_BYTES, Block, Episode, EpisodeSource, positions
+from sb3_consistency.data.flat import breaks
+
+
+class BufferSource(EpisodeSource):
+    """
+    Episodes of an SB3 replay buffer, read in place.
+
+    :param buffer: a ``ReplayBuffer`` or ``DictReplayBuffer`` with at least one transition
+    :param name: how messages call the dataset
+    :raises DatasetError: if the buffer is empty
+    """
+
+    scaled_actions = True
+
+    def __init__(self, buffer: Any, name: str = "the replay buffer") -> None:
+        super().__init__(name)
+        size = self._check(buffer)
+        self.buffer = buffer
+        self.observation_space = buffer.observation_space
+        self.action_space = buffer.action_space
+        # oldest row first; with one array for both, the row at the write position has no valid successor
+        first = (buffer.pos + int(buffer.optimize_memory_usage)) % size if buffer.full else 0
+        n_rows = size - int(buffer.optimize_memory_usage and buffer.full)
+        self.rows = (first + np.arange(n_rows)) % buffer.buffer_size
+        found = [(column, *self._episodes_of(column)) for column in range(buffer.n_envs)]
+        self.columns = np.concatenate([np.full(len(starts), column) for column, starts, _ in found])
+        self.starts, self.stops = (np.concatenate([each[i] for each in found]) for i in (1, 2))
+
+    def _episodes_of(self, column: int) -> tuple[np.ndarray, np.ndarray]:
+        """First steps of the episodes of one environment, and the ones after their last, counted from the oldest row."""
+        buffer, rows = self.buffer, self.rows
+        ends = buffer.dones[rows, column].astype(bool)
+        ends[-1] = True
+        if not buffer.optimize_memory_usage:
+            # a new start that no flag marks: learn() was called again, or the environment replaced
+            old, new = (
+                map_observations(lambda x: _Column(x, rows, column), observations)
+                for observations in (buffer.observations, buffer.next_observations)
+            )
+            ends[:-1] |= breaks(self.name, old, new)
+        stops = np.flatnonzero(ends) + 1
+        return np.concatenate([[0], stops[:-1]]), stops
+
+    def _check(self, buffer: Any) -> int:
+        """A buffer comes from a pickle, perhaps of another version or cut by hand: its size, if its arrays fit together."""
+        if not (isinstance(buffer.pos, int) and 0 <= buffer.pos < buffer.buffer_size):
+            raise DatasetError(f"{self.name} is damaged: position {buffer.pos} of {buffer.buffer_size} rows.")
+        if buffer.size() == 0:
+            raise DatasetError(f"{self.name}: no transitions.")
+        names = ["observations", "actions", "rewards", "dones", "timeouts"]
+        names += [] if buffer.optimize_memory_usage else ["next_observations"]
+        expected = (buffer.buffer_size, buffer.n_envs)
+
+        def check(array: Any) -> None:
+            if as_numbers(f"{self.name}: {name}", array).shape[:2] != expected:
+                raise DatasetError(f"{self.name} is damaged: {name} have shape {array.shape}, expected {expected} in front.")
+
+        for name in names:
+            map_observations(check, getattr(buffer, name, None))
+        return int(buffer.size())
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.stops - self.starts
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        sums = []
+        for column in range(self.buffer.n_envs):
+            rewards = self.buffer.rewards[self.rows, column].astype(np.float64)
+            sums.append(np.add.reduceat(rewards, self.starts[self.columns == column]))
+        return np.concatenate(sums)
+
+    def episodes(self, indices: Iterable[int]) -> Iterator[Episode]:
+        for index in indices:
+            length = self.lengths[index]
+            yield self._read(np.full(length, index), np.arange(length))
+
+    def blocks(self, indices: Iterable[int]) -> Iterator[Block]:
+        sizes: list[int] = []
+        map_observations(lambda x: sizes.append(x[0, 0].nbytes), self.buffer.observations)
+        for numbers, steps in positions(self.lengths, indices, BLOCK_BYTES // max(1, sum(sizes))):
+            episode = self._read(numbers, steps)
+            yield Block(**vars(episode), ends=steps + 1 == self.lengths[numbers], numbers=numbers, steps=steps)
+
+    def _read(self, numbers: np.ndarray, steps: np.ndarray) -> Episode:
+        buffer, columns = self.buffer, self.columns[numbers]
+        rows = self.rows[self.starts[numbers] + steps]
+        if buffer.optimize_memory_usage:
+            next_observations = buffer.observations[(rows + 1) % buffer.buffer_size, columns]
+        else:
+            next_observations = map_observations(lambda x: x[rows, columns], buffer.next_observations)
+        dones, timeouts = (array[rows, columns].astype(bool) for array in (buffer.dones, buffer.timeouts))
+        return Episode(
+            observations=map_observations(lambda x: x[rows, columns], buffer.observations),
+            actions=buffer.actions[rows, columns],
+            rewards=buffer.rewards[rows, columns],
+            next_observations=next_observations,
+            terminations=dones & ~timeouts,
+            truncations=(dones & timeouts) | ((steps + 1 == self.lengths[numbers]) & ~dones),
+        )
+
+
+class _Column:
+    """One environment's part of an array (rows, environments, ...), oldest row first, read in slices."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray, column: int) -> None:
+        self._array, self._rows, self._column = array, rows, column
+        self.shape, self.dtype = (len(rows), *array.shape[2:]), array.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self._array[self._rows[part], self._column]
+
+
+def open_pickle(path: str) -> BufferSource:
+    """
+    :param path: file of ``save_replay_buffer``; unpickling it runs the code in it
+    :return: the episodes of the buffer
+    :raises DatasetError: if it can't be read, or holds anything else
+    """
+    from stable_baselines3.common.save_util import load_from_pkl
+
+    try:
+        buffer = load_from_pkl(path)
+    except Exception as error:  # unpickling damaged bytes may raise anything
+        raise DatasetError(f"dataset: can't read {path} as a replay buffer: {error!r}.") from error
+    if not (hasattr(buffer, "dones") and hasattr(buffer, "buffer_size")):
+        raise DatasetError(f"dataset: {path} holds a {type(buffer).__name__}, not a replay buffer.")
+    return BufferSource(buffer, name=path)
