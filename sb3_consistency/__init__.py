@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sb3_consistency.algorithms.diffusion_ql import DiffusionQL
     from sb3_consistency.algorithms.ractd import RACTD
     from sb3_consistency.data.checks import DatasetError
+    from sb3_consistency.data.opening import register_dataset
     from sb3_consistency.data.record import record_dataset
     from sb3_consistency.envs.spaces import UnsupportedSpaceError
     from sb3_consistency.envs.state import CapturableEnv, CheckpointError
@@ -43,6 +44,7 @@ __all__ = [
     "load_latest",
     "load_safe",
     "record_dataset",
+    "register_dataset",
 ]
 
 

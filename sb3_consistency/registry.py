@@ -26,6 +26,7 @@ TOOLS = {
     "load_latest": "resume.callback",
     "load_safe": "files.safe",
     "record_dataset": "data.record",
+    "register_dataset": "data.opening",
 }
 
 

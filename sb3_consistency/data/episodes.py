@@ -98,6 +98,11 @@ class EpisodeSource(ABC):
         self.name = name
 
     @property
+    def env_specs(self) -> list[EnvSpec]:
+        """Of all environments that the dataset names: the one it was recorded in, and perhaps one for evaluation."""
+        return [] if self.env_spec is None else [self.env_spec]
+
+    @property
     @abstractmethod
     def lengths(self) -> np.ndarray:
         """Number of steps of every episode, (E,)."""

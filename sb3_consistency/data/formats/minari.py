@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import gymnasium as gym
     import minari
 
+#: metadata of a dataset that was converted from one without rewards
+NO_REWARDS = "sb3_consistency_no_rewards"
 ARRAY_KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
 D4RL_TASKS = ("hopper", "halfcheetah", "walker2d", "ant", "antmaze", "maze2d", "kitchen", "pen", "door", "hammer", "relocate")
 #: where Minari fetches from, instead of what MINARI_REMOTE says: "hf://<organisation>/<id>", "gcp://<bucket>/<id>"
@@ -36,6 +38,7 @@ class MinariSource(EpisodeSource):
         self.observation_space = dataset.observation_space
         self.action_space = dataset.action_space
         self.env_spec = dataset.env_spec
+        self.has_rewards = not dataset.storage.metadata.get(NO_REWARDS, False)
         low, high = (dataset.storage.metadata.get(key) for key in ("ref_min_score", "ref_max_score"))
         if low is not None and high is not None:
             self.reference_returns = (float(low), float(high))

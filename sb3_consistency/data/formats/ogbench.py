@@ -40,10 +40,10 @@ def open_ogbench(path: str, task: str | None = None, folder: str = FOLDER) -> Fl
     if not path.endswith(".npz"):
         if match is None:
             raise DatasetError(f"dataset: {path!r} is neither an .npz file nor a name of OGBench like 'cube-single-play-v0'.")
-        file = f"{match['env']}-{match['data']}-{match['version']}{match['val'] or ''}.npz"
+        file = f"{match['env']}-{match['data']}-{match['version']}{match['val']}.npz"
         path = os.path.join(os.path.expanduser(folder), file)
     if not os.path.isfile(path):
-        raise DatasetError(f"dataset: there is no file {path}: fetch it with ogbench.download_datasets(['{name}']).")
+        raise DatasetError(f"dataset: there is no file {path}: fetch it with ogbench.download_datasets.")
     arrays = open_npz(path)
     missing = {"observations", "actions", "terminals"} - set(arrays)
     if missing:
@@ -62,10 +62,11 @@ def open_ogbench(path: str, task: str | None = None, folder: str = FOLDER) -> Fl
 
 def _match(name: str) -> dict[str, str | None] | None:
     """Parts of a name as OGBench gives them: ENV-DATA-vN or ENV-DATA-singletask-taskK-vN, None for another."""
-    found = re.fullmatch(r"(.+)-([a-z0-9]+?)(?:-(singletask(?:-task\d)?))?-(v\d+)(-val)?", name)
-    if found is None:
+    found = re.fullmatch(r"(.+?)(?:-(singletask(?:-task\d)?))?-(v\d+)(-val)?", name)
+    env, dash, data = found[1].rpartition("-") if found else ("", "", "")
+    if found is None or not dash:
         return None
-    return dict(zip(("env", "data", "task", "version", "val"), (x or None for x in found.groups()), strict=True))
+    return {"env": env, "data": data, "task": found[2], "version": found[3], "val": found[4] or ""}
 
 
 def _relabelled(env_id: str, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
