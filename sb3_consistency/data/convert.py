@@ -50,7 +50,6 @@ def convert_dataset(
         raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
     source = open_dataset(dataset)
     named = _named(source, env)
-    low, high = source.reference_returns or (None, None)
     if exists:
         minari.delete_dataset(dataset_id)
     with warnings.catch_warnings(), tqdm(total=int(source.lengths.sum()), unit="step", disable=not progress_bar) as bar:
@@ -61,11 +60,12 @@ def convert_dataset(
                 dataset_id,
                 _buffers(source, named["action_space"], bar),
                 **named,
-                ref_min_score=low,
-                ref_max_score=high,
                 description=f"Converted from {source.name}.",
                 jpeg_encoding=False,
             )
+            if source.reference_returns is not None:
+                names = ("ref_min_score", "ref_max_score")
+                written.storage.update_metadata(dict(zip(names, source.reference_returns, strict=True)))
             if not source.has_rewards:
                 written.storage.update_metadata({NO_REWARDS: True})
             _compare(source, open_dataset(dataset_id), named["action_space"])
