@@ -1,6 +1,7 @@
 """Every format is read right, to the last episode; what can be read in two ways is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -442,3 +443,48 @@ def test_a_failed_conversion_leaves_nothing(minari_folder):
     with pytest.raises(DatasetError, match="action bounds"):
         convert_dataset(arrays, "test/none-v0")
     assert not (minari_folder / "test").exists()
+
+
+# --- the page
+
+
+def rows_of_the_page():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    table = page.split("## Formats")[1].split('"extra" is')[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| ")][1:]
+
+
+PLACES = {
+    "Minari": "minari",
+    "LeRobot 3": "so100",
+    "imitation, its older files": ".",
+    "imitation": "rollouts",
+    "run folder": "logs/sac/Pendulum-v1_1",
+}
+WRITERS = {
+    "arrays": formats.npz,
+    "replay": formats.pickled_buffer,
+    "run": formats.zoo,
+    "Minari": formats.minari_folder,
+    "D4RL": formats.d4rl,
+    "OGBench": formats.ogbench,
+    "robomimic": formats.robomimic,
+    "LeRobot": formats.lerobot,
+    "d3rlpy": formats.d3rlpy_2,
+    "imitation": formats.imitation,
+    "Diffusion": formats.zarr,
+    "table": formats.csv,
+}
+
+
+@pytest.mark.parametrize("row", rows_of_the_page(), ids=lambda row: row[0])
+def test_every_row_of_the_page_is_read(row, tmp_path, monkeypatch, capsys):
+    name, dataset = row[0], row[1].strip("`")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    place = tmp_path / next((place for start, place in PLACES.items() if name.startswith(start)), ".")
+    place.mkdir(parents=True, exist_ok=True)
+    write = formats.imitation_npz if "older files" in name else WRITERS[name.split()[0].strip(",")]
+    write(place, formats.happened())
+    assert main(["inspect", dataset]) == 0, capsys.readouterr().err
+    assert "episodes            5" in capsys.readouterr().out

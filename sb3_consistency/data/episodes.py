@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
 #: about so many bytes of transitions are converted at a time
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ class NpzRows(StoredRows):
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self._row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         self._at = 0
+        self._last = np.empty((0, *self.shape[1:]), self.dtype)
 
     @property
     def is_readable(self) -> bool:
@@ -115,13 +116,19 @@ class NpzRows(StoredRows):
         start, stop, step = rows.indices(len(self))
         assert step == 1
         stop = max(start, stop)
-        if start < self._at:
+        if start < self._at - len(self._last):
             self._open()
+        # the next observations of a block end one row into the block after
+        again = self._last[start - (self._at - len(self._last)) :] if start < self._at else self._last[:0]
+        if stop <= self._at:
+            return again[: stop - start]
         while self._at < start:
             self._skip(min(start - self._at, max(1, SMALL_BYTES // max(1, self._row_bytes))))
-        data = self._file.read((stop - start) * self._row_bytes)
+        data = self._file.read((stop - self._at) * self._row_bytes)
+        read = np.frombuffer(data, dtype=self.dtype).reshape(stop - self._at, *self.shape[1:])
         self._at = stop
-        return np.frombuffer(data, dtype=self.dtype).reshape(stop - start, *self.shape[1:])
+        self._last = np.concatenate([again, read]) if len(again) else read
+        return self._last
 
     def _skip(self, n_rows: int) -> None:
         self._file.read(n_rows * self._row_bytes)
@@ -178,5 +185,5 @@ def parts(n_rows: int, row_bytes: int) -> list[slice]:
     :param row_bytes: size of one
     :return: slices of a few megabytes that cover it
     """
-    step = max(1, 8 * SMALL_BYTES // max(1, row_bytes))
+    step = max(1, SMALL_BYTES // max(1, row_bytes))
     return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]

@@ -61,7 +61,7 @@ def _second_version(file: Any, path: str) -> dict[str, Any]:
     lengths = [len(hdf5.rows(file, f"actions_{i}", path)) for i in indices]
     ends = np.cumsum(lengths) - 1
     terminations = np.zeros(len(actions), bool)
-    terminations[ends] = [bool(np.asarray(file[f"terminated_{i}"][()]).reshape(-1)[0]) for i in indices]
+    terminations[ends] = [as_flags(f"{path}: terminated_{i}", [file[f"terminated_{i}"][()]]).reshape(-1)[-1] for i in indices]
     return {
         "observations": observations,
         "actions": actions,

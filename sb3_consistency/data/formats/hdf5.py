@@ -11,6 +11,9 @@ from sb3_consistency.data.stored import StoredRows
 if TYPE_CHECKING:
     import h5py
 
+#: bytes of every array that HDF5 keeps decompressed; its default of 1 MiB would make a sixth of a small buffer
+CHUNK_CACHE = 2**18
+
 
 def open_file(path: str) -> h5py.File:
     """
@@ -26,7 +29,7 @@ def open_file(path: str) -> h5py.File:
     if not os.path.isfile(path):
         raise DatasetError(f"dataset: there is no file {path}.")
     try:
-        return h5py.File(path, "r")
+        return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
     except OSError as error:
         raise DatasetError(f"dataset: can't read {path}, is it cut off?: {error}.") from error
 
