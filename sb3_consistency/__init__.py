@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sb3_consistency.algorithms.diffusion_ql import DiffusionQL
     from sb3_consistency.algorithms.ractd import RACTD
     from sb3_consistency.data.checks import DatasetError
+    from sb3_consistency.data.frames import FrameReplayBuffer
     from sb3_consistency.data.opening import register_dataset
     from sb3_consistency.data.record import record_dataset
     from sb3_consistency.envs.spaces import UnsupportedSpaceError
@@ -36,6 +37,7 @@ __all__ = [
     "DiffusionQL",
     "DivergenceError",
     "FlattenNestedDict",
+    "FrameReplayBuffer",
     "ModelFileError",
     "ResumableCheckpointCallback",
     "SafeLoadError",

@@ -19,6 +19,7 @@ TOOLS = {
     "DatasetError": "data.checks",
     "DivergenceError": "training.updater",
     "FlattenNestedDict": "envs.wrappers",
+    "FrameReplayBuffer": "data.frames",
     "ModelFileError": "files.zip",
     "ResumableCheckpointCallback": "resume.callback",
     "SafeLoadError": "files.safe",

@@ -10,8 +10,10 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from tqdm.auto import tqdm
 
+from sb3_consistency.data.checks import map_observations
 from sb3_consistency.data.converter import EpisodeConverter
 from sb3_consistency.data.episodes import Block
+from sb3_consistency.data.frames import FrameReplayBuffer
 from sb3_consistency.data.statistics import ObservationStatistics
 
 
@@ -72,41 +74,53 @@ class BlockWriter:
         buffer, column, source = self.buffer, self.column, slice(start, stop)
         row = self.first_row + self.written - self.bounds[column]
         rows = slice(row, row + stop - start)
-        _assign(buffer.observations, rows, column, block.observations, source)
-        if buffer.optimize_memory_usage:
-            after = rows.stop % buffer.buffer_size
-            _assign(buffer.observations, slice(after, after + 1), column, block.next_observations, slice(stop - 1, stop))
-        else:
-            _assign(buffer.next_observations, rows, column, block.next_observations, source)
-        buffer.actions[rows, column] = block.actions[source]
-        buffer.rewards[rows, column] = block.rewards[source]
         self.written += stop - start
         column_is_full = self.written == self.bounds[column + 1]
         ends = block.ends[source].copy()
         ends[-1] |= column_is_full
+        if isinstance(buffer, FrameReplayBuffer):
+            now, following = (map_observations(lambda x: x[source], x) for x in (block.observations, block.next_observations))
+            buffer.write_observations(rows, column, now, following, ends, self.episode_row)
+        else:
+            self._write_observations(block, rows, source)
+        buffer.actions[rows, column] = block.actions[source]
+        buffer.rewards[rows, column] = block.rewards[source]
         terminations = block.terminations[source]
         truncations = block.truncations[source] | (ends & ~terminations)
         buffer.dones[rows, column] = terminations | truncations
         if buffer.handle_timeout_termination:
             buffer.timeouts[rows, column] = truncations & ~terminations
-        if isinstance(buffer, HerReplayBuffer):
-            self._mark_episodes(buffer, rows, np.flatnonzero(ends) + row + 1)
+        self._mark_episodes(np.flatnonzero(ends) + row + 1)
         if column_is_full and rows.stop < self.first_row + self.n_rows:
             self._repeat_row(rows.stop - 1)
 
-    def _mark_episodes(self, buffer: HerReplayBuffer, rows: slice, stops: np.ndarray) -> None:
-        """Where an episode starts and how long it is, once its last row is written."""
+    def _write_observations(self, block: Block, rows: slice, source: slice) -> None:
+        buffer, column = self.buffer, self.column
+        _assign(buffer.observations, rows, column, block.observations, source)
+        if buffer.optimize_memory_usage:
+            after = rows.stop % buffer.buffer_size
+            last = slice(source.stop - 1, source.stop)
+            _assign(buffer.observations, slice(after, after + 1), column, block.next_observations, last)
+        else:
+            _assign(buffer.next_observations, rows, column, block.next_observations, source)
+
+    def _mark_episodes(self, stops: np.ndarray) -> None:
+        """For HER, where an episode starts and how long it is, once its last row is written."""
         if len(stops) == 0:
             return
         starts = np.concatenate([[self.episode_row], stops[:-1]])
         lengths = stops - starts
-        done = slice(self.episode_row, int(stops[-1]))
-        buffer.ep_start[done, self.column] = np.repeat(starts, lengths)
-        buffer.ep_length[done, self.column] = np.repeat(lengths, lengths)
+        if isinstance(self.buffer, HerReplayBuffer):
+            done = slice(self.episode_row, int(stops[-1]))
+            self.buffer.ep_start[done, self.column] = np.repeat(starts, lengths)
+            self.buffer.ep_length[done, self.column] = np.repeat(lengths, lengths)
         self.episode_row = int(stops[-1])
 
     def _repeat_row(self, row: int) -> None:
         buffer, column = self.buffer, self.column
+        if isinstance(buffer, FrameReplayBuffer):
+            buffer.repeat_row(row, column)
+            return
         arrays: list[Any] = [buffer.observations, buffer.actions, buffer.rewards, buffer.dones, buffer.timeouts]
         if not buffer.optimize_memory_usage:
             arrays.append(buffer.next_observations)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from sb3_consistency.data.checks import DatasetError, as_numbers, map_observations
+from sb3_consistency.data.checks import DatasetError, Observations, as_numbers, map_observations
 from sb3_consistency.data.episodes import BLOCK_BYTES, Block, Episode, EpisodeSource, positions
 from sb3_consistency.data.flat import breaks
+from sb3_consistency.data.frames import FrameReplayBuffer
 
 
 class BufferSource(EpisodeSource):
@@ -31,8 +32,10 @@ class BufferSource(EpisodeSource):
         self.observation_space = buffer.observation_space
         self.action_space = buffer.action_space
         # oldest row first; with one array for both, the row at the write position has no valid successor
-        first = (buffer.pos + int(buffer.optimize_memory_usage)) % size if buffer.full else 0
-        n_rows = size - int(buffer.optimize_memory_usage and buffer.full)
+        # a stack of frames needs those before: of the oldest rows they are overwritten
+        n_lost = int(buffer.optimize_memory_usage) or getattr(buffer, "n_stack", 1) - 1
+        n_rows = size - (min(n_lost, size - 1) if buffer.full else 0)
+        first = buffer.pos + size - n_rows if buffer.full else 0
         self.rows = (first + np.arange(n_rows)) % buffer.buffer_size
         found = [(column, *self._episodes_of(column)) for column in range(buffer.n_envs)]
         self.columns = np.concatenate([np.full(len(starts), column) for column, starts, _ in found])
@@ -43,7 +46,9 @@ class BufferSource(EpisodeSource):
         buffer, rows = self.buffer, self.rows
         ends = buffer.dones[rows, column].astype(bool)
         ends[-1] = True
-        if not buffer.optimize_memory_usage:
+        if isinstance(buffer, FrameReplayBuffer):
+            ends |= buffer.final_slot[rows, column] >= 0
+        elif not buffer.optimize_memory_usage:
             # a new start that no flag marks: learn() was called again, or the environment replaced
             old, new = (
                 map_observations(lambda x: _Column(x, rows, column), observations)
@@ -60,7 +65,8 @@ class BufferSource(EpisodeSource):
         if buffer.size() == 0:
             raise DatasetError(f"{self.name}: no transitions.")
         names = ["observations", "actions", "rewards", "dones", "timeouts"]
-        names += [] if buffer.optimize_memory_usage else ["next_observations"]
+        if not (buffer.optimize_memory_usage or isinstance(buffer, FrameReplayBuffer)):
+            names.append("next_observations")
         expected = (buffer.buffer_size, buffer.n_envs)
 
         def check(array: Any) -> None:
@@ -98,19 +104,25 @@ class BufferSource(EpisodeSource):
     def _read(self, numbers: np.ndarray, steps: np.ndarray) -> Episode:
         buffer, columns = self.buffer, self.columns[numbers]
         rows = self.rows[self.starts[numbers] + steps]
-        if buffer.optimize_memory_usage:
-            next_observations = buffer.observations[(rows + 1) % buffer.buffer_size, columns]
-        else:
-            next_observations = map_observations(lambda x: x[rows, columns], buffer.next_observations)
+        observations, next_observations = self._both(rows, columns)
         dones, timeouts = (array[rows, columns].astype(bool) for array in (buffer.dones, buffer.timeouts))
         return Episode(
-            observations=map_observations(lambda x: x[rows, columns], buffer.observations),
+            observations=observations,
             actions=buffer.actions[rows, columns],
             rewards=buffer.rewards[rows, columns],
             next_observations=next_observations,
             terminations=dones & ~timeouts,
             truncations=(dones & timeouts) | ((steps + 1 == self.lengths[numbers]) & ~dones),
         )
+
+    def _both(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Observations, Observations]:
+        buffer = self.buffer
+        if isinstance(buffer, FrameReplayBuffer):
+            return buffer.observations_at(rows, columns), buffer.next_observations_at(rows, columns)
+        observations = map_observations(lambda x: x[rows, columns], buffer.observations)
+        if buffer.optimize_memory_usage:
+            return observations, buffer.observations[(rows + 1) % buffer.buffer_size, columns]
+        return observations, map_observations(lambda x: x[rows, columns], buffer.next_observations)
 
 
 class _Column:
