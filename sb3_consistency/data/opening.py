@@ -21,7 +21,7 @@ Opener = Callable[..., EpisodeSource | Mapping[str, Any]]
 BUILT_IN = {
     "minari": ("minari", "open_minari_dataset"),
     "npz": ("npz", "open_npz_file"),
-    "buffer": ("replay_buffer", "open_pickle"),
+    "buffer": ("replay_buffer", "open_buffer"),
     "d4rl": ("d4rl", "open_d4rl"),
     "ogbench": ("ogbench", "open_ogbench"),
     "robomimic": ("robomimic", "open_robomimic"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sb3_consistency.data.checks import DatasetError
 
 #: ending of a file -> its format
-SUFFIXES = {".npz": "npz", ".pkl": "buffer", ".csv": "table", ".parquet": "table"}
+SUFFIXES = {".npz": "npz", ".pkl": "buffer", ".safetensors": "buffer", ".csv": "table", ".parquet": "table"}
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
 

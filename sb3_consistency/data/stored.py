@@ -30,6 +30,11 @@ class StoredRows:
         self.dtype: np.dtype = np.dtype(stored.dtype)
 
     @property
+    def mapped(self) -> np.ndarray:
+        """The array as it is stored, of a file that is mapped into memory."""
+        return self._stored
+
+    @property
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)

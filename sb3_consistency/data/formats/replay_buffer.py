@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_consistency.data.checks import DatasetError, Observations, as_numbers, map_observations
 from sb3_consistency.data.episodes import BLOCK_BYTES, Block, Episode, EpisodeSource, positions
-from sb3_consistency.data.flat import breaks
+from sb3_consistency.data.flat import breaks, infer_space
 from sb3_consistency.data.frames import FrameReplayBuffer
 
 
@@ -154,3 +157,68 @@ def open_pickle(path: str) -> BufferSource:
     if not (hasattr(buffer, "dones") and hasattr(buffer, "buffer_size")):
         raise DatasetError(f"dataset: {path} holds a {type(buffer).__name__}, not a replay buffer.")
     return BufferSource(buffer, name=path)
+
+
+def open_buffer(path: str) -> BufferSource:
+    """
+    :param path: a replay buffer: a pickle (".pkl"), or a file that executes nothing (".safetensors")
+    :return: its episodes
+    :raises DatasetError: if it can't be read
+    """
+    return open_safe_buffer(path) if path.endswith(".safetensors") else open_pickle(path)
+
+
+def open_safe_buffer(path: str) -> BufferSource:
+    """
+    :param path: file of :func:`~sb3_consistency.data.safe_state.save_buffer`; what it holds stays in it until it is asked for
+    :return: its episodes
+    :raises DatasetError: if it is damaged, or holds anything else
+    """
+    from sb3_consistency.data.safe_state import BufferFile
+
+    file = BufferFile(path)
+    arrays = {key: tensor.mapped for key, tensor in file.tensors.items()}
+    if "action_low" not in arrays:
+        raise DatasetError(f"{path} has discrete actions: only continuous (Box) actions can be learned.")
+    low, high = (np.array(arrays[key]) for key in ("action_low", "action_high"))
+    action_space, stated = spaces.Box(low, high, dtype=low.dtype.type), file.description
+    if stated["class"] == FrameReplayBuffer.__name__:
+        space = _stacked_space(_observations(arrays, "frames"), stated["n_stack"])
+        buffer: Any = FrameReplayBuffer(
+            stated["rows"] * stated["n_envs"], space, action_space, "cpu", stated["n_envs"], n_stack=stated["n_stack"]
+        )
+        file.fill(buffer)
+        return BufferSource(buffer, name=path)
+    observations = _observations(arrays, "observations")
+    whole = stated["full"] or stated["optimize_memory_usage"]
+    content = {key: arrays[key] for key in ("actions", "rewards", "dones", "timeouts")}
+    buffer = SimpleNamespace(
+        **content,
+        observations=observations,
+        next_observations=None if stated["optimize_memory_usage"] else _observations(arrays, "next_observations"),
+        observation_space=_stacked_space(observations, 1),
+        action_space=action_space,
+        n_envs=stated["n_envs"],
+        buffer_size=file.n_filled,
+        pos=stated["pos"] if whole else 0,
+        full=bool(stated["full"]) or not whole,
+        optimize_memory_usage=stated["optimize_memory_usage"],
+        size=lambda: file.n_filled if stated["full"] or not whole else stated["pos"],
+    )
+    return BufferSource(buffer, name=path)
+
+
+def _observations(arrays: dict[str, Any], front: str) -> Any:
+    if front in arrays:
+        return arrays[front]
+    found = {key.removeprefix(f"{front}/"): array for key, array in arrays.items() if key.startswith(f"{front}/")}
+    return found.get("", found)
+
+
+def _stacked_space(observations: Any, n_stack: int) -> spaces.Space:
+    if isinstance(observations, dict):
+        return spaces.Dict({key: _stacked_space(entry, n_stack) for key, entry in observations.items()})
+    shape = list(observations.shape[2:])
+    space = infer_space(np.empty((0, *shape), observations.dtype))
+    shape[0 if is_image_space(space) else -1] *= n_stack
+    return infer_space(np.empty((0, *shape), observations.dtype))
