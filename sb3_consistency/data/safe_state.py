@@ -6,11 +6,8 @@ SB3's ``.pkl`` files are pickles, which run code of their author's when they are
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,18 +21,10 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.data.frames import FINALS, FrameReplayBuffer
+from sb3_consistency.data.safe_file import read_file, write_file
 from sb3_consistency.data.stored import StoredRows, parts
 
-#: the entry of a file's metadata that describes it
-ENTRY = "sb3_consistency"
 BUFFER, STATISTICS = "replay buffer", "VecNormalize"
-VERSION = 1
-#: types of numbers that NumPy and safetensors share
-DTYPES = {
-    "float16": "F16", "float32": "F32", "float64": "F64", "bool": "BOOL",
-    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
-    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
-}  # fmt: skip
 ROWS = ("actions", "rewards", "dones", "timeouts")
 #: what VecNormalize is made with
 PARTS = ("mean", "var")
@@ -85,7 +74,7 @@ def save_buffer(buffer: ReplayBuffer, path: str | os.PathLike[str], **descriptio
         "optimize_memory_usage": bool(buffer.optimize_memory_usage),
         "n_stack": getattr(buffer, "n_stack", 1),
     }
-    return _write(path, BUFFER, {**stated, **description}, tensors)
+    return write_file(path, BUFFER, {**stated, **description}, tensors)
 
 
 class BufferFile:
@@ -98,7 +87,7 @@ class BufferFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
-        self.description, self.tensors = _read(path, BUFFER)
+        self.description, self.tensors = read_file(path, BUFFER)
         stated = self.description
         numbers = [stated.get(key) for key in ("rows", "n_envs", "pos", "n_stack")]
         if not all(type(n) is int and n >= 0 for n in numbers) or stated["pos"] >= max(1, stated["rows"]):
@@ -194,10 +183,8 @@ def save_vec_normalize(vec_normalize: VecNormalize, path: str | os.PathLike[str]
     }
     counts = {key: float(rms.count) for key, rms in running.items()}
     settings = {key: getattr(vec_normalize, key) for key in SETTINGS}
-    keys = vec_normalize.norm_obs_keys
-    return _write(
-        path, STATISTICS, {**settings, "counts": counts, "norm_obs_keys": None if keys is None else list(keys)}, tensors
-    )
+    keys = None if vec_normalize.norm_obs_keys is None else list(vec_normalize.norm_obs_keys)
+    return write_file(path, STATISTICS, {**settings, "counts": counts, "norm_obs_keys": keys}, tensors)
 
 
 def load_vec_normalize(path: str | os.PathLike[str], venv: VecEnv) -> VecNormalize:
@@ -209,21 +196,19 @@ def load_vec_normalize(path: str | os.PathLike[str], venv: VecEnv) -> VecNormali
     :return: the wrapped environment
     :raises DatasetError: if the file is damaged, or of other observations than the environment's
     """
-    stated, tensors = _read(path, STATISTICS)
+    stated, tensors = read_file(path, STATISTICS)
     try:
         settings = {key: stated[key] for key in SETTINGS}
         wrapped = VecNormalize(venv, **settings, norm_obs_keys=stated["norm_obs_keys"])
         wrapped.ret_rms = _running(path, "returns", stated, tensors, ())
         if settings["norm_obs"]:
             rms: Any = wrapped.obs_rms
-            running = {
-                name: _running(path, name, stated, tensors, old.mean.shape)
-                for name, old in _named("observations", rms).items()
-            }
-            found: Any = (
-                {key: running[f"observations/{key}"] for key in rms} if isinstance(rms, dict) else running["observations"]
-            )
-            wrapped.obs_rms = found
+            names = _named("observations", rms)
+            running: Any = {key: _running(path, key, stated, tensors, old.mean.shape) for key, old in names.items()}
+            if isinstance(rms, dict):
+                wrapped.obs_rms = {key: running[f"observations/{key}"] for key in rms}
+            else:
+                wrapped.obs_rms = running["observations"]
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise DatasetError(f"{path}: does not suit the environment, or is damaged: {error!r}.") from error
     return wrapped
@@ -243,9 +228,6 @@ def _running(
     return running
 
 
-# the file
-
-
 def _named(front: str, arrays: Any) -> dict[str, Any]:
     return {f"{front}/{key}": array for key, array in arrays.items()} if isinstance(arrays, Mapping) else {front: arrays}
 
@@ -257,76 +239,3 @@ def _row(array: Any) -> tuple[Any, ...]:
 
 def _told(pairs: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{key} is {a} in the file, {b} here" for key, (a, b) in pairs.items()) + "."
-
-
-def _write(path: str | os.PathLike[str], kind: str, stated: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
-    """As safetensors lays files out, without a copy of the arrays: they may fill half the memory."""
-    target = Path(path) if str(path).endswith(".safetensors") else Path(f"{path}.safetensors")
-    digest, offset, entries = hashlib.sha256(), 0, {}
-    for key, array in tensors.items():
-        if array.dtype.name not in DTYPES:
-            raise ValueError(f"{key}: {array.dtype} is no type of numbers that a safe file can hold.")
-        span = [offset, offset + array.nbytes]
-        entries[key] = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": span}
-        offset = span[1]
-        for piece in _pieces(array):
-            digest.update(piece)
-    described = json.dumps({**stated, "kind": kind, "version": VERSION, "sha256": digest.hexdigest()}, allow_nan=False)
-    header = json.dumps({"__metadata__": {ENTRY: described}, **entries}).encode()
-    header += b" " * (-len(header) % 8)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for array in tensors.values():
-                for piece in _pieces(array):
-                    file.write(piece)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return target
-
-
-def _pieces(array: Any) -> Iterator[bytes]:
-    for rows in parts(len(array), int(np.prod(array.shape[1:])) * array.dtype.itemsize):
-        yield np.asarray(array[rows]).tobytes()
-
-
-def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, StoredRows]]:
-    try:
-        from safetensors import safe_open
-
-        with safe_open(str(path), framework="numpy") as file:  # refuses what the header and the size don't agree on
-            stated = json.loads(file.metadata()[ENTRY])
-            names = list(file.keys())
-        if not isinstance(stated, dict) or stated.get("kind") != kind or stated.get("version") != VERSION:
-            raise ValueError(f"it holds {str(stated)[:60]}")
-        header, start = _header(path)
-        tensors = {name: _stored(path, header[name], start, name) for name in names}
-        digest = hashlib.sha256()
-        for key in header:  # in the order that they were written
-            if key != "__metadata__":
-                for piece in _pieces(tensors[key]):
-                    digest.update(piece)
-        if digest.hexdigest() != stated.get("sha256"):
-            raise ValueError("its numbers have changed since it was written")
-    except Exception as error:  # safetensors' and json's errors have no common base
-        if isinstance(error, FileNotFoundError):
-            raise DatasetError(f"{path}: there is no such file.") from error
-        raise DatasetError(f"{path}: damaged, or no {kind} that was saved without pickle: {error}.") from error
-    return stated, tensors
-
-
-def _header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(size)), 8 + size
-
-
-def _stored(path: str | os.PathLike[str], entry: dict[str, Any], start: int, name: str) -> StoredRows:
-    dtype = {code: name for name, code in DTYPES.items()}[entry["dtype"]]
-    shape = tuple(entry["shape"])
-    if 0 in shape:
-        return StoredRows(np.zeros(shape, dtype), f"{path}: {name}")
-    return StoredRows(np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape), f"{path}: {name}")
