@@ -280,8 +280,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         changes if anything is wrong with the data.
 
         :param dataset: a Minari id (local, else downloaded), a ``minari.MinariDataset``, a mapping (or ``.npz``
-            file) of arrays ``observations, actions, rewards, next_observations, terminations, truncations`` (or D4RL's
-            ``terminals, timeouts``), an SB3 ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, or a list of these
+            file) of arrays ``observations, actions, rewards, terminations`` and more, a pandas DataFrame, an SB3
+            ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, a file or folder of D4RL, OGBench, robomimic, LeRobot,
+            d3rlpy, imitation, Diffusion Policy or rl-zoo3, or a list of these; the page "Bring your own data" has them all
         :param weights: shares in which batches draw from a list of datasets (they need not sum to 1);
             None draws every transition with the same probability
         :param episodes: a slice of the episodes (of each dataset), or their numbers
@@ -304,6 +305,11 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
             reward_transform=reward_transform,
             progress_bar=progress_bar,
         )
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether anything is learned from rewards: data without them is refused then."""
+        return "critic" in self.networks()
 
     @property
     def offline_buffer(self) -> ReplayBuffer | None:
