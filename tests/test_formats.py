@@ -10,14 +10,14 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sb3_consistency import CPQL, ConsistencyBC, DatasetError, register_dataset
+from sb3_consistency import CPQL, RACTD, ConsistencyBC, DatasetError, DiffusionBC, register_dataset
 from sb3_consistency.__main__ import main
 from sb3_consistency.data.convert import convert_dataset
 from sb3_consistency.data.environment import environment_differs
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.data.stored import StoredRows, open_npz, take
 from tests import formats
-from tests.conftest import SMALL, VectorEnv, make_arrays
+from tests.conftest import ALGORITHMS, SMALL, VectorEnv, make_arrays
 
 KEYS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
 ENV = {"observation_space": formats.OBSERVATIONS, "action_space": formats.ACTIONS}
@@ -206,10 +206,19 @@ def test_rewards_are_needed_where_values_are_learned(arrays):
     assert not source.has_rewards and (source.returns == 0).all()
     with pytest.raises(DatasetError, match=r"has no rewards, which CPQL needs.*ConsistencyBC"):
         source.require_rewards("CPQL")
-    model = ConsistencyBC("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), **SMALL)
-    assert model.load_dataset(arrays) == 120
-    with pytest.raises(DatasetError, match="top_fraction"):
-        model.load_dataset(arrays, top_fraction=0.5)
+    env = VectorEnv(action_space=spaces.Box(-1, 1, (1,)))
+    for cls in ALGORITHMS:
+        model = cls("MlpPolicy", env, **SMALL)
+        if cls in (ConsistencyBC, DiffusionBC):
+            assert model.load_dataset(arrays) == 120
+        else:
+            with pytest.raises(DatasetError, match=f"has no rewards, which {cls.__name__} needs"):
+                model.load_dataset(arrays)
+    assert RACTD("MlpPolicy", env, reward_weight=0, **SMALL).load_dataset(arrays) == 120
+    model = ConsistencyBC("MlpPolicy", env, **SMALL)
+    for kwargs in ({"top_fraction": 0.5}, {"reward_transform": "normalize"}):
+        with pytest.raises(DatasetError, match=next(iter(kwargs))):
+            model.load_dataset(arrays, **kwargs)
     with pytest.raises(DatasetError, match="terminations"):
         open_dataset({key: value for key, value in make_arrays().items() if key not in ("terminations", "truncations")})
 
@@ -356,6 +365,11 @@ def test_environments_that_differ_are_named(minari_folder):
     other = environment_differs(source, gym.make("MountainCarContinuous-v0"))
     assert "Pendulum-v1, the model acts in MountainCarContinuous-v0" in other
     assert environment_differs(open_dataset(make_arrays()), env) is None
+    model = CPQL("MlpPolicy", "Pendulum-v1", **SMALL)
+    with pytest.warns(UserWarning, match=r"g=9.0 there, 10.0 here") as caught:
+        model.load_dataset("test/pendulum-v0")
+    assert len(caught) == 1
+    CPQL.from_dataset("test/pendulum-v0", **SMALL)
 
 
 # --- reading in pieces

@@ -61,8 +61,12 @@ def fill_both(ours, theirs, space, n_steps, n_envs, rng, done_share=0.2, cut_sha
         )
         for buffer in (ours, theirs):
             buffer.add(now, following, *step)
-        # a reset after an end, and sometimes one that no flag marks
-        now = replaced(following, sample(space, n_envs, rng), done | (rng.uniform(size=n_envs) < cut_share))
+        # a reset after an end, and sometimes one that no flag marks, or that is marked afterwards
+        cut, marked = rng.uniform(size=(2, n_envs)) < cut_share
+        for buffer in (ours, theirs):
+            for array in (buffer.dones, buffer.timeouts):
+                array[buffer.pos - 1, cut & marked & ~done] = 1
+        now = replaced(following, sample(space, n_envs, rng), done | cut)
 
 
 def assert_same_batches(ours, theirs, n=200):

@@ -76,7 +76,7 @@ def test_her(tmp_path):
     model = CPQL("MultiInputPolicy", GoalEnv(), replay_buffer_class=HerReplayBuffer, buffer_size=100, **SMALL)
     model.learn(45)
     path = save_buffer(model.replay_buffer, tmp_path / "buffer")
-    again = model._new_buffer(100)
+    again = model.new_buffer(100)
     BufferFile(path).fill(again)
     for key in ("ep_start", "ep_length", "_current_ep_start"):
         np.testing.assert_array_equal(getattr(again, key), getattr(model.replay_buffer, key))

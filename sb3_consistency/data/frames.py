@@ -161,11 +161,10 @@ class FrameReplayBuffer(ReplayBuffer):
         self._release(row, slice(None))
         for column in range(self.n_envs):
             starts = self.size() == 0 or bool(self.dones[before, column])
-            if not starts and any((now[key][column] != self.newest[key][column]).any() for key in now):
-                # started anew without a flag: learn() was called again, say
-                if before != row:
-                    self._keep_final(before, column, {key: x[column] for key, x in self.newest.items()})
-                starts = True
+            # started anew without a flag: learn() was called again, say
+            starts = starts or any((now[key][column] != self.newest[key][column]).any() for key in now)
+            if starts and self.size() > 0 and before != row and self.final_slot[before, column] < 0:
+                self._keep_final(before, column, {key: x[column] for key, x in self.newest.items()})
             self.age[row, column] = 0 if starts else min(int(self.age[before, column]) + 1, self.n_stack - 1)
         for key, frames in self.frames.items():
             frames[row] = now[key]
