@@ -281,8 +281,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
         :param dataset: a Minari id (local, else downloaded), a ``minari.MinariDataset``, a mapping (or ``.npz``
             file) of arrays ``observations, actions, rewards, terminations`` and more, a pandas DataFrame, an SB3
-            ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, a file or folder of D4RL, OGBench, robomimic, LeRobot,
-            d3rlpy, imitation, Diffusion Policy or rl-zoo3, or a list of these; the page "Bring your own data" has them all
+            ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, a file or folder of D4RL, OGBench, robomimic,
+            LeRobot, d3rlpy, imitation, Diffusion Policy or rl-zoo3, or a list of these: see "Bring your own data" in the docs
         :param weights: shares in which batches draw from a list of datasets (they need not sum to 1);
             None draws every transition with the same probability
         :param episodes: a slice of the episodes (of each dataset), or their numbers
