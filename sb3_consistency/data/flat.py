@@ -72,7 +72,9 @@ class FlatSource(EpisodeSource):
         self.inferred = tuple(name for name in ("observation_space", "action_space") if getattr(self, name) is None)
         if self.observation_space is None:
             self.observation_space = infer_space(self.observations)
-        if self.action_space is None and self.actions.ndim > 1 and self._largest_action() <= 1:
+        if self.action_space is None and self.actions.ndim == 1 and np.issubdtype(self.actions.dtype, np.integer):
+            self.action_space = spaces.Discrete(int(np.asarray(self.actions).max()) + 1)
+        elif self.action_space is None and self.actions.ndim > 1 and self._largest_action() <= 1:
             self.action_space = spaces.Box(-1, 1, self.actions.shape[1:], np.float32)
 
     def _largest_action(self) -> float:

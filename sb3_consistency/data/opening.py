@@ -153,7 +153,11 @@ def dataset_spaces(source: EpisodeSource) -> tuple[spaces.Space, spaces.Box]:
     :return: observation space as SB3 sees it (flat, channels first), action space
     :raises DatasetError: if the dataset does not tell
     """
-    if source.observation_space is None or not isinstance(source.action_space, spaces.Box):
+    if source.action_space is not None and not isinstance(source.action_space, spaces.Box):
+        raise DatasetError(
+            f"{source.name} has actions in {source.action_space}: only continuous (Box) actions can be learned."
+        )
+    if source.observation_space is None or source.action_space is None:
         raise DatasetError(
             f"{source.name} does not tell its action bounds (continuous actions, not all within [-1, 1]): pass env=..., "
             "or add 'action_space' to the mapping."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -162,6 +164,19 @@ def open_minari_dataset(path: str) -> MinariSource:
     return open_folder(path) if is_minari_folder(path) else MinariSource(open_minari(path))
 
 
+def _check_network(where: str) -> None:
+    """
+    Ask for the host's address once: the client of the hub would try five times, for half a minute.
+
+    :raises OSError: if it has none
+    """
+    remote = where if where.startswith(REMOTES) else os.environ.get("MINARI_REMOTE", "hf://")
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if remote.startswith("hf://") and not proxied:
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
+
+
 def _without_remote(dataset_id: str) -> str:
     if not dataset_id.startswith(REMOTES):
         return dataset_id
@@ -213,7 +228,12 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
             f"dataset: {dataset_id!r} is neither a Minari id (like 'mujoco/hopper/medium-v0', with the version) nor the path "
             "of a file or folder that is there and recognised; a prefix says what a file is, as in 'd4rl:/data/hopper.hdf5'."
         )
-    path = get_dataset_path(dataset_id)
+    try:
+        path = get_dataset_path(dataset_id)
+    except OSError as error:
+        raise DatasetError(
+            f"dataset: Minari can't make the folder of its datasets ({error}): set MINARI_DATASETS_PATH to another."
+        ) from error
     local = (path / "data").exists()
     if not local and minari_name(dataset_id) is not None:
         raise DatasetError(
@@ -222,6 +242,7 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
         )
     try:
         if not local:
+            _check_network(where)
             hosting.download_dataset(where)
         return minari.load_dataset(dataset_id)
     except Exception as error:  # network errors come from whatever HTTP library the hub client uses
