@@ -188,6 +188,19 @@ def lerobot(folder, episodes, version=3):
     return f"{folder}?success_terminates=1"
 
 
+def video(path, values):
+    """Grey frames, one of each value."""
+    av = pytest.importorskip("av")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for value in values:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), value, np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+
+
 def lerobot_2(folder, episodes):
     return lerobot(folder, episodes, version=2)
 

@@ -1,5 +1,6 @@
 """Every format is read right, to the last episode; what can be read in two ways is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -502,3 +503,44 @@ def test_every_row_of_the_page_is_read(row, tmp_path, monkeypatch, capsys):
     write(place, formats.happened())
     assert main(["inspect", dataset]) == 0, capsys.readouterr().err
     assert "episodes            5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("version", [3, 2])
+def test_videos_of_lerobot(version, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    episodes = formats.happened()
+    formats.lerobot(tmp_path, episodes, version)
+    key, info = "observation.images.top", json.loads((tmp_path / "meta/info.json").read_text())
+    values = np.arange(20) * 12  # one a step, over all episodes
+    if version == 3:
+        info["video_path"] = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+        files = [0, 0, 0, 1, 1]  # of the five episodes
+        for file, part in enumerate((values[:12], values[12:])):
+            formats.video(tmp_path / f"videos/{key}/chunk-000/file-{file:03d}.mp4", part)
+        (tmp_path / "meta/episodes/chunk-000").mkdir(parents=True)
+        table = {"episode_index": range(5), f"videos/{key}/chunk_index": [0] * 5, f"videos/{key}/file_index": files}
+        pq.write_table(pa.table({k: list(v) for k, v in table.items()}), tmp_path / "meta/episodes/chunk-000/file-000.parquet")
+    else:
+        info["video_path"] = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+        for number, part in enumerate(np.split(values, np.cumsum([len(e) for e in episodes])[:-1])):
+            formats.video(tmp_path / f"videos/chunk-000/{key}/episode_{number:06d}.mp4", part)
+    (tmp_path / "meta/info.json").write_text(json.dumps(info))
+    source = open_dataset(f"{tmp_path}?videos={key}&size=16x24&success_terminates=1")
+    assert source.observation_space["images_top"].shape == (16, 24, 3) and not any("left out" in n for n in source.notes)
+    for number, first in ((0, 0), (1, 4), (4, 17)):
+        episode = next(source.episodes([number]))
+        images = episode.observations["images_top"]
+        shown = images.reshape(len(images), -1).mean(axis=1)
+        np.testing.assert_allclose(shown, values[first : first + len(images)], atol=4)
+        np.testing.assert_allclose(episode.next_observations["images_top"][:-1].mean((1, 2, 3)), shown[1:], atol=1)
+        np.testing.assert_array_equal(
+            episode.observations["state"], episodes[source_number(first)].observations[: len(images)]
+        )
+    for option, message in (("videos=observation.images.side", "no video"), (f"videos={key}&size=0", "size must be")):
+        with pytest.raises(DatasetError, match=message):
+            open_dataset(f"{tmp_path}?{option}")
+    next(tmp_path.glob("videos/**/*.mp4")).unlink()
+    with pytest.raises(DatasetError, match="no file"):
+        open_dataset(f"{tmp_path}?videos={key}")

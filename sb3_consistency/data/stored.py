@@ -89,9 +89,49 @@ class ChainedRows(StoredRows):
         return np.concatenate(pieces).astype(self.dtype, copy=False)
 
 
-class NpzRows(StoredRows):
+class ForwardRows(StoredRows):
+    """An array that is decoded as it is read. Forward is cheap; back (but for the last slice) is from the start again."""
+
+    _at = 0
+    _last: np.ndarray
+
+    def restart(self) -> None:
+        """Go to the first row."""
+        raise NotImplementedError
+
+    def advance(self, n_rows: int) -> np.ndarray:
+        """
+        :param n_rows: how many rows to decode, of those that are left
+        :return: the next rows, (n_rows, ...)
+        """
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        self.restart()
+        self._at, self._last = 0, np.empty((0, *self.shape[1:]), self.dtype)
+
+    def _read(self, rows: slice) -> np.ndarray:
+        start, stop, step = rows.indices(len(self))
+        assert step == 1
+        stop = max(start, stop)
+        if start < self._at - len(self._last):
+            self._begin()
+        # the next observations of a block end one row into the block after
+        again = self._last[start - (self._at - len(self._last)) :] if start < self._at else self._last[:0]
+        if stop <= self._at:
+            return again[: stop - start]
+        row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        while self._at < start:
+            self._at += len(self.advance(min(start - self._at, max(1, SMALL_BYTES // max(1, row_bytes)))))
+        read = self.advance(stop - self._at)
+        self._at = stop
+        self._last = np.concatenate([again, read]) if len(again) else read
+        return self._last
+
+
+class NpzRows(ForwardRows):
     """
-    An array in an ``.npz`` file, decompressed as it is read. Forward is cheap; back is from the start again.
+    An array in an ``.npz`` file, decompressed as it is read.
 
     :param path: the file
     :param member: name of the array, with ``.npy``
@@ -99,45 +139,25 @@ class NpzRows(StoredRows):
 
     def __init__(self, path: str, member: str) -> None:
         self._path, self._member = path, member
-        self._open()
+        self.restart()
         super().__init__(self, f"{path}: {member}")
+        self._begin()
 
-    def _open(self) -> None:
+    def restart(self) -> None:
         self._file = zipfile.ZipFile(self._path).open(self._member)
         version = np.lib.format.read_magic(self._file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, self._fortran_order, dtype = read(self._file)
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        self._at = 0
-        self._last = np.empty((0, *self.shape[1:]), self.dtype)
 
     @property
     def is_readable(self) -> bool:
         """Whether rows lie one after the other in the file, as numbers."""
         return not self._fortran_order and not self.dtype.hasobject and self.ndim > 0
 
-    def _read(self, rows: slice) -> np.ndarray:
-        start, stop, step = rows.indices(len(self))
-        assert step == 1
-        stop = max(start, stop)
-        if start < self._at - len(self._last):
-            self._open()
-        # the next observations of a block end one row into the block after
-        again = self._last[start - (self._at - len(self._last)) :] if start < self._at else self._last[:0]
-        if stop <= self._at:
-            return again[: stop - start]
-        while self._at < start:
-            self._skip(min(start - self._at, max(1, SMALL_BYTES // max(1, self._row_bytes))))
-        data = self._file.read((stop - self._at) * self._row_bytes)
-        read = np.frombuffer(data, dtype=self.dtype).reshape(stop - self._at, *self.shape[1:])
-        self._at = stop
-        self._last = np.concatenate([again, read]) if len(again) else read
-        return self._last
-
-    def _skip(self, n_rows: int) -> None:
-        self._file.read(n_rows * self._row_bytes)
-        self._at += n_rows
+    def advance(self, n_rows: int) -> np.ndarray:
+        data = self._file.read(n_rows * int(np.prod(self.shape[1:])) * self.dtype.itemsize)
+        return np.frombuffer(data, dtype=self.dtype).reshape(n_rows, *self.shape[1:])
 
 
 def open_npz(path: str, leave_out: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""LeRobot's folders, version 3 and 2.x: states and actions, without the videos."""
+"""LeRobot's folders, version 3 and 2.x: states, actions and videos."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from gymnasium import spaces
 from sb3_consistency.data.checks import DatasetError, as_flags
 from sb3_consistency.data.flat import FlatSource
 from sb3_consistency.data.formats.options import as_switch, as_words, joined_entries
+from sb3_consistency.data.formats.video import VideoRows
 from sb3_consistency.data.mapping import read_mapping
+from sb3_consistency.data.stored import ChainedRows
 
 OBSERVATION = "observation."
 
 
-def open_lerobot(path: str, obs_keys: str | None = None, success_terminates: str = "0") -> FlatSource:
+def open_lerobot(
+    path: str, obs_keys: str | None = None, videos: str | None = None, size: str = "84", success_terminates: str = "0"
+) -> FlatSource:
     """
     Read a folder of LeRobot. There is no observation after the last step: it is kept to clone behaviour (where there are no
     rewards), and dropped else.
@@ -28,10 +32,12 @@ def open_lerobot(path: str, obs_keys: str | None = None, success_terminates: str
     :param path: the folder, with "meta" and "data"
     :param obs_keys: "observation.state,observation.environment_state": joined to one vector in this order; None for the one
         there is, or a Dict of all
+    :param videos: "observation.images.top": videos that become observations, decoded as they are read; None for none
+    :param size: height and width that their frames are scaled to, "96", or "96x128"
     :param success_terminates: "1": an episode whose last step has ``next.success`` ends in a termination
     :return: its episodes
     :raises DatasetError: if it can't be read
-    :raises ImportError: if pyarrow is not installed
+    :raises ImportError: if pyarrow (or av, for videos) is not installed
     """
     try:
         import pyarrow.parquet as pq
@@ -54,9 +60,14 @@ def open_lerobot(path: str, obs_keys: str | None = None, success_terminates: str
     tables = [pq.read_table(file, columns=wanted) for file in files]
     columns = {key: np.concatenate([_array(table[key], features.get(key), key, path) for table in tables]) for key in wanted}
     _check_complete(columns, info, path)
-    entries = {key.removeprefix(OBSERVATION).replace(".", "_"): columns[key] for key in keys}
+    entries = {_short(key): columns[key] for key in keys}
+    joined: Any = joined_entries(entries) if obs_keys or len(entries) == 1 else entries
+    shown = as_words(videos)
+    if shown:
+        joined = joined if isinstance(joined, dict) else {"state": joined}
+        joined.update({_short(key): _video(path, info, key, columns["episode_index"], _size(size)) for key in shown})
     arrays: dict[str, Any] = {
-        "observations": joined_entries(entries) if obs_keys or len(entries) == 1 else entries,
+        "observations": joined,
         "actions": columns["action"],
         "episode": columns["episode_index"],
     }
@@ -65,10 +76,53 @@ def open_lerobot(path: str, obs_keys: str | None = None, success_terminates: str
         arrays["terminations"] = _successes(columns) & as_switch("success_terminates", success_terminates)
     source = read_mapping(arrays, path)
     source.action_space, source.inferred = _bounds(columns["action"]), ("observation_space", "action_space")
-    videos = sorted(key for key, value in features.items() if value.get("dtype") in ("video", "image"))
-    if videos:
-        source.notes = (*source.notes, f"left out the images {videos}")
+    left_out = sorted(key for key, value in features.items() if value.get("dtype") in ("video", "image") and key not in shown)
+    if left_out:
+        source.notes = (*source.notes, f"left out the images {left_out}")
     return source
+
+
+def _short(key: str) -> str:
+    """Names of modules, which SB3 makes of keys, can't hold dots."""
+    return key.removeprefix(OBSERVATION).replace(".", "_")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and (width.isdigit() or not width) and int(height) > 0):
+        raise DatasetError(f"size must be like 96 or 96x128, got {text!r}.")
+    return int(height), int(width or height)
+
+
+def _video(path: str, info: dict[str, Any], key: str, episode: np.ndarray, size: tuple[int, int]) -> ChainedRows:
+    """The frames of all episodes: one file for several (version 3), or for every one."""
+    if info["features"].get(key, {}).get("dtype") != "video":
+        raise DatasetError(f"dataset: {path} has no video {key!r}.")
+    numbers, lengths = np.unique(episode, return_counts=True)
+    pattern, files = str(info.get("video_path", "")), _video_files(path, key)
+    n_frames: dict[str, int] = {}
+    for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
+        chunk, file = files.get(number, (number // int(info.get("chunks_size", 1000)), 0))
+        fields = {"chunk_index": chunk, "episode_chunk": chunk, "file_index": file, "episode_index": number, "video_key": key}
+        try:
+            name = os.path.join(path, pattern.format(**fields))
+        except (KeyError, ValueError, IndexError) as error:
+            raise DatasetError(f"dataset: {path}/meta/info.json: can't understand video_path {pattern!r}.") from error
+        n_frames[name] = n_frames.get(name, 0) + length
+    return ChainedRows([VideoRows(name, n, size) for name, n in n_frames.items()], f"{path}: {key}")
+
+
+def _video_files(path: str, key: str) -> dict[int, tuple[int, int]]:
+    """Chunk and file of every episode's video, in version 3."""
+    import pyarrow.parquet as pq
+
+    names = [f"videos/{key}/chunk_index", f"videos/{key}/file_index"]
+    found: dict[int, tuple[int, int]] = {}
+    for file in sorted(glob.glob(os.path.join(glob.escape(path), "meta", "episodes", "chunk-*", "*.parquet"))):
+        table = pq.read_table(file, columns=["episode_index", *names])
+        rows = zip(*(table[name].to_pylist() for name in ("episode_index", *names)), strict=True)
+        found.update({number: (chunk, index) for number, chunk, index in rows})
+    return found
 
 
 def _json(path: str, name: str) -> dict[str, Any]:
