@@ -535,9 +535,7 @@ def test_videos_of_lerobot(version, tmp_path):
         shown = images.reshape(len(images), -1).mean(axis=1)
         np.testing.assert_allclose(shown, values[first : first + len(images)], atol=4)
         np.testing.assert_allclose(episode.next_observations["images_top"][:-1].mean((1, 2, 3)), shown[1:], atol=1)
-        np.testing.assert_array_equal(
-            episode.observations["state"], episodes[source_number(first)].observations[: len(images)]
-        )
+        np.testing.assert_array_equal(episode.observations["state"], episodes[number].observations[: len(images)])
     for option, message in (("videos=observation.images.side", "no video"), (f"videos={key}&size=0", "size must be")):
         with pytest.raises(DatasetError, match=message):
             open_dataset(f"{tmp_path}?{option}")
