@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from gymnasium import spaces
@@ -164,6 +164,34 @@ class BufferFile:
             buffer.newest[key][:] = np.asarray(self.tensors[f"newest/{key}"])
             for chunk, name in zip(buffer.finals[key], names, strict=True):
                 chunk[:] = np.asarray(self.tensors[name])
+
+
+def is_safe_path(path: Any) -> TypeGuard[str | os.PathLike[str]]:
+    """
+    :param path: path or open file
+    :return: whether it is the path of a file that executes nothing
+    """
+    return isinstance(path, (str, os.PathLike)) and str(path).endswith(".safetensors")
+
+
+def load_buffer(
+    path: str | os.PathLike[str], make: Callable[[int], ReplayBuffer], truncate_last_traj: bool = True
+) -> ReplayBuffer:
+    """
+    :param path: file of :func:`save_buffer`
+    :param make: makes an empty buffer with room for so many transitions
+    :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
+    :return: the buffer; its attribute ``offline_segments`` is there if they were written
+    :raises DatasetError: if the file is damaged, or of another buffer
+    """
+    file = BufferFile(path)
+    buffer = make(file.description["rows"] * file.description["n_envs"])
+    file.fill(buffer)
+    if isinstance(buffer, HerReplayBuffer) and truncate_last_traj:
+        buffer.truncate_last_trajectory()
+    if "offline_segments" in file.description:
+        vars(buffer)["offline_segments"] = file.description["offline_segments"]
+    return buffer
 
 
 def save_vec_normalize(vec_normalize: VecNormalize, path: str | os.PathLike[str]) -> Path:
