@@ -12,7 +12,7 @@ from sb3_consistency import CPQL, ConsistencyBC, DatasetError, FrameReplayBuffer
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.data.safe_state import BufferFile, load_vec_normalize, save_buffer, save_vec_normalize
 from tests import corruption
-from tests.conftest import SMALL, VectorEnv
+from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_frames import ACTIONS, SPACES, assert_same_batches, fill_both
 from tests.test_loading import GoalEnv
 
@@ -70,6 +70,35 @@ def test_a_model_trains_on_it(tmp_path):
     clone = ConsistencyBC("MlpPolicy", VectorEnv(), dataset=str(path), **SMALL)
     assert clone.load_dataset(path) == 60
     clone.pretrain(2)
+
+
+@pytest.mark.parametrize("cls", [CPQL, ConsistencyBC])
+def test_a_model_saves_and_loads_it(cls, tmp_path):
+    model = cls("MlpPolicy", VectorEnv(), buffer_size=100, **SMALL)
+    model.load_dataset([make_arrays(action_dim=2), make_arrays(action_dim=2, seed=1)], weights=[1, 3])
+    model.save_replay_buffer(tmp_path / "offline.safetensors")
+    other = cls("MlpPolicy", VectorEnv(), buffer_size=100, **SMALL)
+    other.load_replay_buffer(tmp_path / "offline.safetensors")
+    assert other.data.in_replay and other.data.segments == model.data.segments
+    assert_same_batches(other.replay_buffer, model.replay_buffer)
+    other.pretrain(2)
+    before = other.replay_buffer
+    (tmp_path / "broken.safetensors").write_bytes((tmp_path / "offline.safetensors").read_bytes()[:-9])
+    with pytest.raises(DatasetError, match=r"broken\.safetensors"):
+        other.load_replay_buffer(tmp_path / "broken.safetensors")
+    assert other.replay_buffer is before and other.data.in_replay
+
+
+def test_online_experience_of_another_number_of_environments(tmp_path):
+    model = CPQL("MlpPolicy", make_vec_env(VectorEnv, n_envs=2), buffer_size=100, **SMALL)
+    model.learn(40)
+    model.save_replay_buffer(str(tmp_path / "online.safetensors"))
+    again = CPQL("MlpPolicy", make_vec_env(VectorEnv, n_envs=2), buffer_size=10, **SMALL)
+    again.load_replay_buffer(str(tmp_path / "online.safetensors"))
+    assert_same_batches(again.replay_buffer, model.replay_buffer)
+    again.learn(6, reset_num_timesteps=False)
+    with pytest.raises(DatasetError, match="n_envs is 2 in the file, 1 here"):
+        CPQL("MlpPolicy", VectorEnv(), **SMALL).load_replay_buffer(tmp_path / "online.safetensors")
 
 
 def test_her(tmp_path):

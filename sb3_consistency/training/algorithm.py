@@ -26,6 +26,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from sb3_consistency.data.checks import DatasetError, as_count
 from sb3_consistency.data.opening import dataset_spaces, open_datasets
 from sb3_consistency.data.rewards import RewardFunction
+from sb3_consistency.data.safe_state import is_safe_path, load_buffer, save_buffer
 from sb3_consistency.envs.spaces import adopted_spaces, check_action_space, check_observation_space, fitting_policy
 from sb3_consistency.envs.wrappers import SpacesOnlyEnv, flatten_if_nested
 from sb3_consistency.files.run import Run
@@ -732,8 +733,15 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         """
         Save the replay buffer, as SB3 does: online experience, or after an offline phase alone its data.
 
-        :param path: file to write
+        :param path: file to write; one that ends in ".safetensors" holds numbers and text alone, any other is a pickle
+        :raises ValueError: if there is no replay buffer, or it holds what a safe file can't
         """
+        if is_safe_path(path):
+            if self.replay_buffer is None:
+                raise ValueError("The replay buffer is not defined: there is nothing to save.")
+            segments = {"offline_segments": [list(segment) for segment in self.data.segments]} if self.data.in_replay else {}
+            save_buffer(self.replay_buffer, path, **segments)
+            return
         if not self.data.in_replay:
             return super().save_replay_buffer(path)
         # in the file only: load_replay_buffer() shall know what it reads
@@ -748,14 +756,18 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         """
         Load a buffer of online experience, as SB3 does; offline data loaded before stays, unless ``keep_offline`` is off.
 
-        :param path: file that ``save_replay_buffer`` wrote; offline data that it wrote takes the place of what is loaded
+        :param path: file that ``save_replay_buffer`` wrote; offline data that it wrote takes the place of what is loaded. A
+            pickle runs the code in it; one that ends in ".safetensors" executes nothing
         :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
         :raises DatasetError: if the file is damaged, or of another number of environments; then nothing has changed
         """
         try:
             with self.data.kept_on_error():
                 self.data.begin_online()
-                super().load_replay_buffer(path, truncate_last_traj)
+                if is_safe_path(path):
+                    self.replay_buffer = load_buffer(path, self.new_buffer, truncate_last_traj)
+                else:
+                    super().load_replay_buffer(path, truncate_last_traj)
                 n_envs = self.replay_buffer.n_envs  # type: ignore[union-attr]
                 if n_envs != self.n_envs:
                     raise DatasetError(
