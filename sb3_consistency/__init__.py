@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sb3_consistency.algorithms.diffusion_ql import DiffusionQL
     from sb3_consistency.algorithms.ractd import RACTD
     from sb3_consistency.data.checks import DatasetError
+    from sb3_consistency.data.frames import FrameReplayBuffer
+    from sb3_consistency.data.opening import register_dataset
     from sb3_consistency.data.record import record_dataset
     from sb3_consistency.envs.spaces import UnsupportedSpaceError
     from sb3_consistency.envs.state import CapturableEnv, CheckpointError
@@ -35,6 +37,7 @@ __all__ = [
     "DiffusionQL",
     "DivergenceError",
     "FlattenNestedDict",
+    "FrameReplayBuffer",
     "ModelFileError",
     "ResumableCheckpointCallback",
     "SafeLoadError",
@@ -43,6 +46,7 @@ __all__ = [
     "load_latest",
     "load_safe",
     "record_dataset",
+    "register_dataset",
 ]
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from gymnasium.error import Error as GymnasiumError
 
 from sb3_consistency.benchmark import command as benchmark
-from sb3_consistency.data.episodes import DatasetError
+from sb3_consistency.data import convert, inspect
+from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.zoo import commands as zoo
 
 
@@ -129,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_record_parser(commands)
     add_export_parser(commands)
+    inspect.add_parser(commands)
+    convert.add_parser(commands)
     benchmark.add_parser(commands)
     zoo.add_parsers(commands)
     # rl-zoo3 parses its own arguments

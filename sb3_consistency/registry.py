@@ -19,6 +19,7 @@ TOOLS = {
     "DatasetError": "data.checks",
     "DivergenceError": "training.updater",
     "FlattenNestedDict": "envs.wrappers",
+    "FrameReplayBuffer": "data.frames",
     "ModelFileError": "files.zip",
     "ResumableCheckpointCallback": "resume.callback",
     "SafeLoadError": "files.safe",
@@ -26,6 +27,7 @@ TOOLS = {
     "load_latest": "resume.callback",
     "load_safe": "files.safe",
     "record_dataset": "data.record",
+    "register_dataset": "data.opening",
 }
 
 

@@ -31,6 +31,8 @@ CANNOT_BE_DETECTED = {
     "two actions or two rewards swapped": "any order of them could have been recorded",
     "rewards of another scale or sign": "the loader can't know the task",
     "episodes missing as a whole": "a smaller dataset is a dataset",
+    "a CSV file cut at the end of a line": "a shorter table is a table",
+    "a chunk of a Zarr store that is gone": "in Zarr it reads as zeros",
     "a weight of an SB3 zip replaced by a finite number, with its checksum": "only the author could tell",
     "a malicious SB3 zip or replay-buffer pickle": "unpickling runs its code before anything can be checked: use load_safe",
 }
@@ -43,7 +45,8 @@ def _array_cases():
             for row in (0, 57, 119):
                 if key in ("observations", "actions", "rewards", "next_observations"):
                     yield f"{name} in {key}, row {row}", "not finite", _put(key, row, value)
-        yield f"{key} missing", "missing array", lambda data, k=key: {n: v for n, v in data.items() if n != k}
+        if key not in ("rewards", "next_observations", "truncations"):  # which may be left out
+            yield f"{key} missing", "missing array", lambda data, k=key: {n: v for n, v in data.items() if n != k}
         yield f"{key} None", "wrong type", _replace(key, lambda x: None)
         yield f"{key} a number", "wrong type", _replace(key, lambda x: 3.0)
         for cut in (1, 20, 119):
@@ -393,8 +396,129 @@ def flip_bit(data, position):
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
+# --- other formats: the writers are in formats.py, whose episodes have actions of two entries
+
+
+def format_cases():
+    """Files and folders of other people's formats; a case is skipped where the library that writes one is missing."""
+    for name, keys in HDF5_KEYS.items():
+        yield from _damaged_files(name, "**/*.h*5", n_offsets=6)
+        for key in keys:
+            for damage, function in HDF5_DAMAGE.items():
+                yield f"{name}: {key} {damage}", f"{name}: content", _damaged(name, "**/*.h*5", _h5_file(key, function))
+    for name, keys in NPZ_KEYS.items():
+        yield from _damaged_files(name, "**/*.npz", n_offsets=6)
+        for key in keys:
+            for damage, function in NPZ_DAMAGE.items():
+                if not (key in ("rews", "rewards") and damage == "missing"):  # which may be left out
+                    yield f"{name}: {key} {damage}", f"{name}: content", _damaged(name, "**/*.npz", _npz_file(key, function))
+    for name, pattern in (("lerobot 3", "data/**/*.parquet"), ("imitation", "**/*.arrow"), ("parquet", "**/*.parquet")):
+        yield from _damaged_files(name, pattern, n_offsets=6)
+    for name in ("lerobot 3", "lerobot 2"):
+        for damage, text in {"empty": "", "a list": "[]", "no features": "{}", "other numbers": None}.items():
+            yield f"{name}: info {damage}", f"{name}: content", _damaged(name, "meta/info.json", _info(text))
+        yield (
+            f"{name}: a table gone",
+            f"{name}: content",
+            _damaged(name, "data/chunk-000/*.parquet", lambda path: path.unlink()),
+        )
+    for damage, change in {
+        "NaN": lambda t: t.replace(",", ",nan", 60).replace("nan1", "nan"),
+        "texts": lambda t: t.replace("\n", "\nx"),
+        "no rows": lambda t: t.splitlines()[0],
+        "nothing": lambda t: "",
+        "other columns": lambda t: t.replace("obs_", "o"),
+        "no actions": lambda t: t.replace("action_", "a"),
+        "a web page": lambda t: "<!DOCTYPE html><html><body>404</body></html>",
+    }.items():
+        yield f"csv: {damage}", "csv: content", _damaged("csv", "*.csv", _text(change))
+    for damage, change in {"ends": lambda t: "[]", "noise": lambda t: "\x00", "no type": lambda t: "{}"}.items():
+        for member in ("data/action", "data/state", "meta/episode_ends"):
+            yield f"zarr: {member} {damage}", "zarr: content", _damaged("zarr", f"*.zarr/{member}/.zarray", _text(change))
+
+
+HDF5_KEYS = {
+    "d4rl": ("observations", "actions", "rewards", "terminals", "timeouts"),
+    "d4rl with next observations": ("next_observations",),
+    "robomimic": ("data/demo_9/actions", "data/demo_9/rewards", "data/demo_9/obs/object", "data/demo_9/next_obs/object"),
+    "d3rlpy 2": ("actions_1", "observations_2", "rewards_0", "terminated_1", "num_episodes"),
+    "d3rlpy 1": ("observations", "actions", "rewards", "terminals", "episode_terminals"),
+}
+HDF5_DAMAGE = {
+    "one short": lambda x: x[:-1],
+    "not finite": lambda x: x * np.nan,
+    "as texts": lambda x: np.full(np.shape(x), b"text"),
+}
+NPZ_KEYS = {
+    "ogbench": ("observations", "actions", "terminals"),
+    "imitation npz": ("obs", "acts", "rews", "terminal", "indices"),
+    "npz with one observation more": ("observations", "actions", "rewards", "terminations"),
+}
+
+
+NPZ_DAMAGE = {"missing": None, "short": lambda x: x[:-1], "as texts": lambda x: np.full(len(x), "text")}
+
+
+def _damaged(name, pattern, damage):
+    """A dataset of a format, one of whose files is damaged."""
+
+    def make(folder):
+        from tests import formats
+
+        dataset = formats.FORMATS[name][0](folder, formats.happened())
+        damage(sorted(folder.glob(pattern))[0])
+        return dataset
+
+    return make
+
+
+def _damaged_files(name, pattern, n_offsets):
+    for damage, _ in damaged_bytes(bytes(1000), n_offsets=n_offsets):
+        if damage.startswith("noise at") and not pattern.endswith(".npz"):
+            continue  # inside the arrays of numbers it may stay finite
+
+        def apply(path, damage=damage):
+            path.write_bytes(dict(damaged_bytes(path.read_bytes(), n_offsets=n_offsets))[damage])
+
+        yield f"{name}: {damage}", f"{name}: damaged bytes", _damaged(name, pattern, apply)
+
+
+def _h5_file(key, function):
+    def apply(path):
+        with h5py.File(path, "r+") as file:
+            value = file[key][()]
+            del file[key]
+            if np.ndim(value) or function is not HDF5_DAMAGE["one short"]:  # a single number is left out instead
+                file[key] = function(value)
+
+    return apply
+
+
+def _npz_file(key, function):
+    def apply(path):
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name != "infos"}
+        value = arrays.pop(key)
+        np.savez(path, **arrays, **({} if function is None else {key: function(value)}))
+
+    return apply
+
+
+def _text(change):
+    return lambda path: path.write_text(change(path.read_text()))
+
+
+def _info(text):
+    def apply(path):
+        content = json.loads(path.read_text())
+        content["total_frames"] = 99
+        path.write_text(json.dumps(content) if text is None else text)
+
+    return apply
+
+
 def dataset_cases():
-    """All broken datasets but those of Minari, which need an intact one first."""
+    """All broken datasets but those of Minari, which need an intact one first, and of :func:`format_cases`."""
     return [*arrays_cases(), *npz_cases(), *buffer_cases()]
 
 
@@ -419,7 +543,7 @@ def main():
         model = trained(CPQL)
         model.save(root / "model.zip")
         model.save_safe(root / "model")
-        datasets = [*dataset_cases(), *minari_cases(intact_minari(root))]
+        datasets = [*dataset_cases(), *minari_cases(intact_minari(root)), *format_cases()]
         others = dict.fromkeys(OTHER_MODELS)
         models = [*zip_cases(root / "model.zip", others), *safe_cases(root / "model.safetensors")]
         assert box_env is not None

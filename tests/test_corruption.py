@@ -19,7 +19,7 @@ from sb3_consistency import CPQL, RACTD, ConsistencyBC
 from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.files.safe import SafeLoadError, load_safe
 from sb3_consistency.files.zip import ModelFileError
-from tests import corruption
+from tests import corruption, formats
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_contract import box_env, make, trained
 
@@ -60,6 +60,23 @@ def assert_refused(model, dataset):
 @pytest.mark.parametrize(("name", "category", "make_broken"), DATASETS, ids=[name for name, _, _ in DATASETS])
 def test_broken_datasets(name, category, make_broken, model, tmp_path):
     assert_refused(model, make_broken(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def two_actions():
+    model = CPQL("MlpPolicy", VectorEnv(formats.OBSERVATIONS, formats.ACTIONS), **SMALL)
+    model.load_dataset(make_arrays(action_dim=2))
+    return model
+
+
+FORMAT_CASES = list(corruption.format_cases())
+
+
+@pytest.mark.parametrize(("name", "category", "make_broken"), FORMAT_CASES, ids=[name for name, _, _ in FORMAT_CASES])
+def test_broken_files_of_other_formats(name, category, make_broken, two_actions, tmp_path):
+    dataset = make_broken(tmp_path)
+    assert_refused(two_actions, dataset)
+    assert not formats.Canary.ran
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +229,9 @@ def test_a_broken_replay_buffer_file_leaves_the_buffer(tmp_path):
 
 def test_the_page_quotes_the_numbers_of_cases(minari_root, intact, others):
     folder, _ = intact
-    n_datasets = len(DATASETS) + len(list(corruption.minari_cases(minari_root / corruption.DATASET_ID / "data")))
+    n_datasets = (
+        len(DATASETS) + len(FORMAT_CASES) + len(list(corruption.minari_cases(minari_root / corruption.DATASET_ID / "data")))
+    )
     n_models = len(list(corruption.zip_cases(folder / "model.zip", others)))
     n_models += len(list(corruption.safe_cases(folder / "model.safetensors")))
     page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()

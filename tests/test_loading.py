@@ -14,7 +14,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC
-from sb3_consistency.data.episodes import DatasetError, MinariSource
+from sb3_consistency.data.checks import DatasetError
+from sb3_consistency.data.formats.minari import MinariSource
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.data.record import record_dataset
 from sb3_consistency.envs.wrappers import FlattenNestedDict, flatten_if_nested
@@ -327,15 +328,15 @@ BAD = {
     ),
     "infinite_reward": (damage("rewards", lambda x: np.where(np.arange(120) == 45, np.inf, x)), "rewards: inf at step 5"),
     "nan_action": (damage("actions", lambda x: np.where(np.arange(120)[:, None] == 7, np.nan, x)), "actions: nan at step 7"),
-    "short_actions": (damage("actions", lambda x: x[:-1]), "different lengths: 119 actions"),
+    "short_actions": (damage("actions", lambda x: x[:-1]), "different lengths: .*119 actions"),
     "wrong_obs": (
         lambda data: {**data, **{k: data[k][:, :2] for k in ("observations", "next_observations")}},
         "Observation spaces don't match",
     ),
     "one_wrong_obs": (damage("observations", lambda x: x[:, :2]), r"shape \(120, 2\), next_observations \(120, 3\)"),
     "wrong_action": (damage("actions", lambda x: np.repeat(x, 2, axis=1)), "Action spaces don't match"),
-    "discrete": (damage("actions", lambda x: np.zeros(120, np.int64)), "discrete"),
-    "missing": (lambda data: {k: v for k, v in data.items() if k != "rewards"}, r"missing \['rewards'\]"),
+    "discrete": (damage("actions", lambda x: np.zeros(120, np.int64)), "[Dd]iscrete"),
+    "missing": (lambda data: {k: v for k, v in data.items() if k != "actions"}, r"missing \['actions'\]"),
     "empty": (lambda data: {k: v[:0] for k, v in data.items()}, "no transitions"),
     "bounds": (damage("action_space", spaces.Box(-2, 2, (1,))), "Action bounds don't match"),
     "type": (lambda data: 3, "can't read int"),
@@ -445,6 +446,32 @@ def test_unknown_id_malformed_id_and_no_network(minari_folder, monkeypatch):
         ConsistencyBC.from_dataset("no/such-v0")
     with pytest.raises(DatasetError, match="neither a Minari id"):
         ConsistencyBC.from_dataset("hopper medium")
+
+
+def test_no_network_is_told_at_once(minari_folder, monkeypatch):
+    import socket
+
+    def unknown(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("minari.storage.hosting.download_dataset", lambda *args: pytest.fail("must not be tried"))
+    with pytest.raises(DatasetError, match=r"could not be downloaded.*Name or service") as caught:
+        open_dataset("hf://farama-minari/no/such-v0")
+    assert caught.value.__suppress_context__  # no pages of the client's retries
+
+
+def test_a_folder_of_datasets_that_can_not_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "datasets"))
+    with pytest.raises(DatasetError, match="set MINARI_DATASETS_PATH"):
+        open_dataset("no/such-v0")
+
+
+def test_discrete_actions_without_an_environment(arrays):
+    arrays["actions"] = np.zeros(120, np.int64)
+    with pytest.raises(DatasetError, match=r"has actions in Discrete\(1\): only continuous"):
+        ConsistencyBC("MlpPolicy", dataset=arrays)
 
 
 def test_damaged_files(minari_folder, tmp_path, pendulum_dataset):

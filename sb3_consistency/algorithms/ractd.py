@@ -72,6 +72,11 @@ class RACTD(JumpOptions, PlanningAlgorithm):
             "reward_model": Network(RewardModel),
         }
 
+    @property
+    def needs_rewards(self) -> bool:
+        """The reward-free student learns from none."""
+        return self.reward_weight > 0
+
     def losses(self) -> Mapping[str, LossFn]:
         losses = {"teacher": self.teacher_loss, "reward": self.reward_loss, "student": self.student_loss}
         return {NETWORK_OF_STAGE[self.stage]: losses[self.stage]}

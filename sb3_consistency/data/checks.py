@@ -54,7 +54,7 @@ def as_numbers(where: str, value: Any) -> np.ndarray:
     :raises DatasetError: if it is anything else
     """
     try:
-        array = np.asarray(value)
+        array = value if getattr(value, "stays_in_file", False) else np.asarray(value)
     except ValueError as error:
         raise DatasetError(f"{where}: not an array, the rows differ in shape: {error}") from error
     if array.dtype.kind not in "biuf":
@@ -71,7 +71,7 @@ def as_flags(where: str, value: Any) -> np.ndarray:
     :return: the boolean array
     :raises DatasetError: if it is anything else
     """
-    array = as_numbers(where, value)
+    array = np.asarray(as_numbers(where, value))
     wrong = (array != 0) & (array != 1)
     if wrong.any():
         raise DatasetError(

@@ -1,29 +1,23 @@
-"""
-Episodes from Minari datasets, arrays and SB3 replay buffers, as one stream of transitions.
-
-The one place that knows that a Minari episode of T steps has T + 1 observations.
-"""
+"""What a dataset is to the rest of the package: numbered episodes, read as blocks of transitions."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 
-from sb3_consistency.data.checks import DatasetError, Observations, as_flags, as_numbers, check_lengths, map_observations
+from sb3_consistency.data.checks import DatasetError, Observations, map_observations
 
 if TYPE_CHECKING:
     import gymnasium as gym
-    import minari
+    from gymnasium.envs.registration import EnvSpec
 
-ARRAY_KEYS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
-D4RL_KEYS = {"terminals": "terminations", "timeouts": "truncations"}
+#: about so many bytes of transitions are converted at a time
+BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,39 @@ class Episode:
         return len(self.rewards)
 
 
+@dataclass(frozen=True)
+class Block(Episode):
+    """
+    Transitions of several episodes, or of a part of one, in their order: what is read, converted and written at a time.
+
+    ``ends`` (T,) marks the last step of an episode; ``numbers`` and ``steps`` (T,) say which episode, and which of its
+    steps, a row is.
+    """
+
+    ends: np.ndarray
+    numbers: np.ndarray
+    steps: np.ndarray
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode], numbers: Sequence[int]) -> Block:
+        """
+        :param episodes: whole episodes, at least one
+        :param numbers: their numbers in the dataset
+        :return: the block of them
+        """
+        parts = [{f.name: getattr(episode, f.name) for f in fields(Episode)} for episode in episodes]
+        joined = {key: map_observations(_concatenate, *(part[key] for part in parts)) for key in parts[0]}
+        lengths = [len(episode) for episode in episodes]
+        ends = np.zeros(sum(lengths), bool)
+        ends[np.cumsum(lengths) - 1] = True
+        steps = np.concatenate([np.arange(n) for n in lengths])
+        return cls(**joined, ends=ends, numbers=np.repeat(numbers, lengths), steps=steps)
+
+
+def _concatenate(*parts: np.ndarray) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 class EpisodeSource(ABC):
     """
     A dataset seen as numbered episodes.
@@ -54,15 +81,26 @@ class EpisodeSource(ABC):
 
     observation_space: spaces.Space | None = None
     action_space: spaces.Space | None = None
+    #: whether rewards were recorded; where they were not, they read as zeros
+    has_rewards: bool = True
+    #: of the environment that the dataset was recorded in, where the dataset tells
+    env_spec: EnvSpec | None = None
     #: returns of a random and of an expert policy, for normalized scores
     reference_returns: tuple[float, float] | None = None
     #: which of "observation_space" and "action_space" are not stated but inferred from the arrays
     inferred: tuple[str, ...] = ()
+    #: what reading left out or had to assume, told once when the data is loaded
+    notes: tuple[str, ...] = ()
     #: whether actions are already scaled to [-1, 1], as in SB3's buffers
     scaled_actions: bool = False
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    @property
+    def env_specs(self) -> list[EnvSpec]:
+        """Of all environments that the dataset names: the one it was recorded in, and perhaps one for evaluation."""
+        return [] if self.env_spec is None else [self.env_spec]
 
     @property
     @abstractmethod
@@ -83,6 +121,42 @@ class EpisodeSource(ABC):
         :raises DatasetError: if an episode is damaged
         """
 
+    def blocks(self, indices: Iterable[int]) -> Iterator[Block]:
+        """
+        Read episodes as blocks, so that the cost of loading is one per row and not one per episode.
+
+        :param indices: numbers of the episodes
+        :return: the blocks; every episode ends in one, marked in ``ends``
+        :raises DatasetError: if an episode is damaged
+        """
+        indices = list(indices)
+        waiting: list[Episode] = []
+        numbers: list[int] = []
+        size, layout = 0, None
+        for number, episode in zip(indices, self.episodes(indices), strict=True):
+            # a broken episode may not fit to the others: it is looked at alone
+            full = size >= BLOCK_BYTES or len(waiting) >= 1024 or layout != _layout(episode)
+            if waiting and full:
+                yield Block.of(waiting, numbers)
+                waiting, numbers, size = [], [], 0
+            layout = _layout(episode)
+            waiting.append(episode)
+            numbers.append(number)
+            size += _n_bytes(episode.observations)
+        if waiting:
+            yield Block.of(waiting, numbers)
+
+    def require_rewards(self, needed_by: str) -> None:
+        """
+        :param needed_by: what needs rewards, for the message
+        :raises DatasetError: if none were recorded
+        """
+        if not self.has_rewards:
+            raise DatasetError(
+                f"{self.name} has no rewards, which {needed_by} needs: add them to the data, or clone its behaviour with "
+                "ConsistencyBC or DiffusionBC, which need none."
+            )
+
     def make_env(self, eval_env: bool = True) -> gym.Env:
         """
         Make the environment that the dataset was recorded in.
@@ -90,89 +164,56 @@ class EpisodeSource(ABC):
         :param eval_env: the one meant for evaluation, where the dataset names one
         :raises DatasetError: if the dataset does not say which it is
         """
-        raise DatasetError(f"{self.name} does not name its environment: pass env=...")
+        if self.env_spec is None:
+            raise DatasetError(f"{self.name} does not name its environment: pass env=...")
+        return self._make(self.env_spec)
 
+    def _make(self, spec: EnvSpec) -> gym.Env:
+        import gymnasium as gym
 
-class MinariSource(EpisodeSource):
-    """
-    Episodes of a Minari dataset.
-
-    :param dataset: the dataset
-    """
-
-    def __init__(self, dataset: minari.MinariDataset) -> None:
-        super().__init__(f"dataset {dataset.id}")
-        self.dataset = dataset
-        self.observation_space = dataset.observation_space
-        self.action_space = dataset.action_space
-        low, high = (dataset.storage.metadata.get(key) for key in ("ref_min_score", "ref_max_score"))
-        if low is not None and high is not None:
-            self.reference_returns = (float(low), float(high))
-
-    @cached_property
-    def _metadata(self) -> list[dict[str, Any]]:
+        make_known(spec.id)
         try:
-            return [dict(m) for m in self.dataset.storage.get_episode_metadata(self.dataset.episode_indices)]
-        except Exception as error:  # whatever the storage's library raises on a damaged file
-            raise DatasetError(f"{self.name} is damaged: {error!r}. Delete and fetch or record it again.") from error
-
-    @cached_property
-    def _stated_lengths(self) -> np.ndarray:
-        try:
-            return np.array([int(m["total_steps"]) for m in self._metadata], dtype=np.int64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{self.name} is damaged: an episode does not tell its total_steps: {error!r}.") from error
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        for _ in self.episodes(np.flatnonzero(self._stated_lengths < 1)):
-            pass  # reading one compares its number of steps, which would else be left out unread
-        return self._stated_lengths
-
-    @cached_property
-    def returns(self) -> np.ndarray:
-        if all("rewards_sum" in m for m in self._metadata):
-            return np.array([float(m["rewards_sum"]) for m in self._metadata])
-        return np.array([float(e.rewards.sum()) for e in self.episodes(range(len(self.lengths)))])
-
-    def episodes(self, indices: Iterable[int]) -> Iterator[Episode]:
-        indices = list(indices)
-        stream = iter(self.dataset.storage.get_episodes(self.dataset.episode_indices[indices]))
-        for index in indices:
-            try:
-                data = next(stream)
-            except Exception as error:  # as above
-                raise DatasetError(f"{self.name}, episode {index} is damaged: {error!r}.") from error
-            yield self._checked(index, data)
-
-    def _checked(self, index: int, data: Mapping[str, Any]) -> Episode:
-        where = f"{self.name}, episode {index}"
-        missing = [key for key in ARRAY_KEYS if key not in data and key != "next_observations"]
-        if missing:
-            raise DatasetError(f"{where} is damaged: it has no {missing}.")
-        arrays = {key: as_numbers(f"{where}: {key}", data[key]) for key in ("actions", "rewards")}
-        flags = {key: as_flags(f"{where}: {key}", data[key]) for key in ("terminations", "truncations")}
-        observations = map_observations(lambda x: as_numbers(f"{where}: observations", x), data["observations"])
-        n_steps = check_lengths(self.name, index, {"observations": observations, **arrays, **flags})
-        if n_steps != self._stated_lengths[index]:
-            raise DatasetError(f"{where} is damaged: it has {n_steps} steps, its metadata says {self._stated_lengths[index]}.")
-        return Episode(
-            observations=map_observations(lambda x: x[:-1], observations),
-            next_observations=map_observations(lambda x: x[1:], observations),
-            **arrays,
-            **flags,
-        )
-
-    def make_env(self, eval_env: bool = True) -> gym.Env:
-        if self.dataset.env_spec is None:
-            return super().make_env()
-        try:
-            return self.dataset.recover_environment(eval_env=eval_env)
+            return gym.make(spec)
         except Exception as error:  # gymnasium.error.*, or the ImportError of a missing simulator
             raise DatasetError(
-                f"The environment of {self.name} ({self.dataset.env_spec.id}) can't be made: {error!r}. "
-                "Install what it needs, or pass env=..."
+                f"The environment of {self.name} ({spec.id}) can't be made: {error!r}. Install what it needs, or pass env=..."
             ) from error
+
+
+def positions(lengths: np.ndarray, indices: Iterable[int], n_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """
+    Walk through episodes in equal strides, whatever their lengths are.
+
+    :param lengths: steps of every episode, (E,)
+    :param indices: numbers of the episodes to walk through
+    :param n_rows: steps of a stride
+    :return: for every stride, the episode of each step and its place therein, both (T,)
+    """
+    numbers = np.asarray(list(indices), np.int64)
+    total = np.concatenate([[0], np.cumsum(lengths[numbers])])
+    for first in range(0, int(total[-1]), max(1, n_rows)):
+        position = np.arange(first, min(first + max(1, n_rows), int(total[-1])))
+        which = np.searchsorted(total, position, side="right") - 1
+        yield numbers[which], position - total[which]
+
+
+def _n_bytes(observations: Observations) -> int:
+    sizes: list[int] = []
+    map_observations(lambda x: sizes.append(x.nbytes), observations)
+    return sum(sizes)
+
+
+def _layout(episode: Episode) -> list[Any]:
+    """Shapes of a step: only episodes of one layout can be joined."""
+    found: list[Any] = []
+
+    def look(array: np.ndarray) -> None:
+        found.append((array.shape[1:], array.dtype))
+
+    for array in (episode.observations, episode.next_observations, episode.actions, episode.rewards):
+        found.append(sorted(array) if hasattr(array, "keys") else None)
+        map_observations(look, array)
+    return found
 
 
 def make_known(env_id: str) -> None:
@@ -189,186 +230,3 @@ def make_known(env_id: str) -> None:
         except ImportError:
             return
         gym.register_envs(gymnasium_robotics)
-
-
-class ArraySource(EpisodeSource):
-    """
-    Episodes cut out of plain arrays.
-
-    An episode ends where ``terminations`` or ``truncations`` is set, and where a row's next observation is not the
-    next row's observation (then it counts as truncated), and at the last row.
-
-    :param arrays: ``observations, actions, rewards, next_observations, terminations, truncations``, each with one row
-        per step, the last two also under D4RL's names ``terminals, timeouts``; optionally ``observation_space`` and
-        ``action_space``
-    :param name: how messages call the dataset
-    :raises DatasetError: if an array is missing, empty or of another length
-    """
-
-    def __init__(self, arrays: Mapping[str, Any], name: str = "the mapping of arrays") -> None:
-        super().__init__(name)
-        renamed = {ours: arrays[theirs] for theirs, ours in D4RL_KEYS.items() if theirs in arrays}
-        arrays = {**renamed, **arrays}
-        missing = [key for key in ARRAY_KEYS if key not in arrays]
-        if missing:
-            raise DatasetError(f"{name}: missing {missing}, got {sorted(arrays)}; needed are {list(ARRAY_KEYS)}.")
-        self.observation_space = arrays.get("observation_space")
-        self.action_space = arrays.get("action_space")
-        for key, space in {"observation_space": self.observation_space, "action_space": self.action_space}.items():
-            if space is not None and not isinstance(space, spaces.Space):
-                raise DatasetError(f"{name}: {key} must be a Gymnasium space, got {space!r}.")
-        self.arrays = {key: self._array(key, arrays[key]) for key in ARRAY_KEYS}
-        if self.arrays["rewards"].size == 0:
-            raise DatasetError(f"{name}: no transitions.")
-        for key in ("rewards", "terminations", "truncations"):
-            array = self.arrays[key]
-            if array.size != len(array):
-                raise DatasetError(f"{name}: {key} must have one number per step, got shape {array.shape}.")
-            self.arrays[key] = array.reshape(-1)
-        n_rows = len(self.arrays["rewards"])
-
-        def check(array: np.ndarray) -> None:
-            if len(array) != n_rows:
-                raise DatasetError(f"{name}: arrays of different lengths: {len(array)} {key} but {n_rows} rewards.")
-
-        for key in ARRAY_KEYS:
-            map_observations(check, self.arrays[key])
-        self._infer_spaces()
-        done = self.arrays["terminations"] | self.arrays["truncations"]
-        ends = done.copy()
-        ends[-1] = True
-        ends[:-1] |= _breaks(self.name, self.arrays["observations"], self.arrays["next_observations"])
-        self.stops = np.flatnonzero(ends) + 1
-        self.starts = np.concatenate([[0], self.stops[:-1]])
-        self.arrays["truncations"] = self.arrays["truncations"] | (ends & ~done)
-
-    def _array(self, key: str, value: Any) -> Observations:
-        convert = as_flags if key in ("terminations", "truncations") else as_numbers
-        if isinstance(value, Mapping) and not ("observations" in key and value):
-            raise DatasetError(f"{self.name}: {key} must be an array, got a dict with the keys {sorted(map(str, value))}.")
-        return map_observations(lambda x: convert(f"{self.name}: {key}", x), value)
-
-    def _infer_spaces(self) -> None:
-        self.inferred = tuple(name for name in ("observation_space", "action_space") if getattr(self, name) is None)
-        if self.observation_space is None:
-            self.observation_space = _infer_space(self.arrays["observations"])
-        actions = self.arrays["actions"]
-        if self.action_space is None and actions.ndim > 1 and np.abs(actions).max(initial=0.0) <= 1:
-            self.action_space = spaces.Box(-1, 1, actions.shape[1:], np.float32)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.stops - self.starts
-
-    @cached_property
-    def returns(self) -> np.ndarray:
-        return np.add.reduceat(self.arrays["rewards"].astype(np.float64), self.starts)
-
-    def episodes(self, indices: Iterable[int]) -> Iterator[Episode]:
-        for index in indices:
-            rows = slice(self.starts[index], self.stops[index])
-            yield Episode(**{key: map_observations(lambda x, r=rows: x[r], self.arrays[key]) for key in ARRAY_KEYS})
-
-
-def _infer_space(observations: Observations) -> spaces.Space:
-    if isinstance(observations, Mapping):
-        return spaces.Dict({key: _infer_space(entry) for key, entry in observations.items()})
-    if observations.dtype == np.uint8:
-        return spaces.Box(0, 255, observations.shape[1:], np.uint8)
-    return spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32)
-
-
-def _breaks(name: str, observations: Observations, next_observations: Observations) -> np.ndarray:
-    """Rows t (but the last) whose next observation is not the observation of row t + 1."""
-
-    def differs(now: np.ndarray, following: np.ndarray) -> np.ndarray:
-        if now.shape != following.shape:
-            raise DatasetError(f"{name}: observations have shape {now.shape}, next_observations {following.shape}.")
-        a, b = following[:-1], now[1:]
-        # NaN equals NaN here: it is reported later
-        return ((a != b) & ~((a != a) & (b != b))).any(axis=tuple(range(1, a.ndim)))
-
-    if isinstance(observations, Mapping) or isinstance(next_observations, Mapping):
-        keys = [sorted(o) if isinstance(o, Mapping) else None for o in (observations, next_observations)]
-        if keys[0] != keys[1]:
-            raise DatasetError(f"{name}: observations have the keys {keys[0]}, next_observations {keys[1]}.")
-        parts = [_breaks(name, observations[key], next_observations[key]) for key in observations]
-        return np.logical_or.reduce(parts)
-    return differs(observations, next_observations)
-
-
-class BufferSource(EpisodeSource):
-    """
-    Episodes of an SB3 replay buffer, read in place.
-
-    :param buffer: a ``ReplayBuffer`` or ``DictReplayBuffer`` with at least one transition
-    :param name: how messages call the dataset
-    :raises DatasetError: if the buffer is empty
-    """
-
-    scaled_actions = True
-
-    def __init__(self, buffer: Any, name: str = "the replay buffer") -> None:
-        super().__init__(name)
-        size = self._check(buffer)
-        self.buffer = buffer
-        self.observation_space = buffer.observation_space
-        self.action_space = buffer.action_space
-        # oldest row first; with one array for both, the row at the write position has no valid successor
-        first = (buffer.pos + int(buffer.optimize_memory_usage)) % size if buffer.full else 0
-        n_rows = size - int(buffer.optimize_memory_usage and buffer.full)
-        self.rows = (first + np.arange(n_rows)) % buffer.buffer_size
-        self.pieces: list[tuple[int, int, int]] = []
-        for column in range(buffer.n_envs):
-            ends = buffer.dones[self.rows, column].astype(bool)
-            ends[-1] = True
-            stops = np.flatnonzero(ends) + 1
-            self.pieces += [(column, a, b) for a, b in pairwise([0, *stops.tolist()])]
-
-    def _check(self, buffer: Any) -> int:
-        """A buffer comes from a pickle, perhaps of another version or cut by hand: its size, if its arrays fit together."""
-        if not (isinstance(buffer.pos, int) and 0 <= buffer.pos < buffer.buffer_size):
-            raise DatasetError(f"{self.name} is damaged: position {buffer.pos} of {buffer.buffer_size} rows.")
-        if buffer.size() == 0:
-            raise DatasetError(f"{self.name}: no transitions.")
-        names = ["observations", "actions", "rewards", "dones", "timeouts"]
-        names += [] if buffer.optimize_memory_usage else ["next_observations"]
-        expected = (buffer.buffer_size, buffer.n_envs)
-
-        def check(array: Any) -> None:
-            if as_numbers(f"{self.name}: {name}", array).shape[:2] != expected:
-                raise DatasetError(f"{self.name} is damaged: {name} have shape {array.shape}, expected {expected} in front.")
-
-        for name in names:
-            map_observations(check, getattr(buffer, name, None))
-        return int(buffer.size())
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        return np.array([stop - start for _, start, stop in self.pieces], dtype=np.int64)
-
-    @cached_property
-    def returns(self) -> np.ndarray:
-        return np.array([self.buffer.rewards[self.rows[a:b], c].sum() for c, a, b in self.pieces], dtype=np.float64)
-
-    def episodes(self, indices: Iterable[int]) -> Iterator[Episode]:
-        buffer = self.buffer
-        for index in indices:
-            column, start, stop = self.pieces[index]
-            rows = self.rows[start:stop]
-            observations = map_observations(lambda x, r=rows, c=column: x[r, c], buffer.observations)
-            if buffer.optimize_memory_usage:
-                next_observations = buffer.observations[(rows + 1) % buffer.buffer_size, column]
-            else:
-                next_observations = map_observations(lambda x, r=rows, c=column: x[r, c], buffer.next_observations)
-            dones, timeouts = (array[rows, column].astype(bool) for array in (buffer.dones, buffer.timeouts))
-            truncations = dones & timeouts
-            truncations[-1] |= not dones[-1]
-            yield Episode(
-                observations=observations,
-                actions=buffer.actions[rows, column],
-                rewards=buffer.rewards[rows, column],
-                next_observations=next_observations,
-                terminations=dones & ~timeouts,
-                truncations=truncations,
-            )

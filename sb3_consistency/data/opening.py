@@ -3,119 +3,135 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module, metadata
+from typing import Any
 
-import numpy as np
 from gymnasium import spaces
 
-from sb3_consistency.data.episodes import ArraySource, BufferSource, DatasetError, EpisodeSource, MinariSource
+from sb3_consistency.data.checks import DatasetError
+from sb3_consistency.data.episodes import EpisodeSource
+from sb3_consistency.data.mapping import read_mapping
+from sb3_consistency.data.recognise import recognise
 from sb3_consistency.envs.spaces import channels_first_space, flat_space
 
-if TYPE_CHECKING:
-    import minari
+#: takes a path, and options as texts by keyword; gives the episodes or a mapping of arrays
+Opener = Callable[..., EpisodeSource | Mapping[str, Any]]
+#: prefix -> reader in ``formats``, as module and function
+BUILT_IN = {
+    "minari": ("minari", "open_minari_dataset"),
+    "npz": ("npz", "open_npz_file"),
+    "buffer": ("replay_buffer", "open_buffer"),
+    "d4rl": ("d4rl", "open_d4rl"),
+    "ogbench": ("ogbench", "open_ogbench"),
+    "robomimic": ("robomimic", "open_robomimic"),
+    "lerobot": ("lerobot", "open_lerobot"),
+    "d3rlpy": ("d3rlpy", "open_d3rlpy"),
+    "imitation": ("imitation", "open_imitation"),
+    "zarr": ("zarr", "open_zarr"),
+    "table": ("table", "open_table"),
+    "zoo": ("zoo_run", "open_zoo_run"),
+}
+#: packages that read further formats name their openers here
+ENTRY_POINTS = "sb3_consistency.datasets"
+_registered: dict[str, Opener] = {}
+
+
+def register_dataset(prefix: str, opener: Opener) -> None:
+    """
+    Add a format: a dataset "<prefix>:<path>" is opened by a function of yours, everywhere a dataset is taken.
+
+    A package can do so without being imported, by an entry point ``<prefix> = "<module>:<function>"`` in the group
+    ``sb3_consistency.datasets``.
+
+    :param prefix: name of the format, at least two lower-case letters, digits or "_"
+    :param opener: called with the path, and with the options of "<prefix>:<path>?<option>=<text>&..." by keyword; returns an
+        ``EpisodeSource``, or a mapping of arrays as ``load_dataset`` takes it
+    :raises ValueError: if the prefix is taken by this package, or can't be one
+    """
+    if not (len(prefix) > 1 and prefix.islower() and prefix.replace("_", "").isalnum()):
+        raise ValueError(f"prefix must be two or more lower-case letters, digits or '_', got {prefix!r}.")
+    if prefix in BUILT_IN:
+        raise ValueError(f"prefix: {prefix!r} is read by this package itself; choose another.")
+    _registered[prefix] = opener
 
 
 def open_dataset(dataset: Any) -> EpisodeSource:
     """
     Open a dataset, whatever it is given as.
 
-    :param dataset: a Minari id, a ``minari.MinariDataset``, a mapping of arrays or the path of an ``.npz`` file of
-        them, an SB3 replay buffer or the path of a file that ``save_replay_buffer`` wrote
+    :param dataset: a Minari id, a ``minari.MinariDataset``, a mapping of arrays or a pandas DataFrame, an SB3 replay
+        buffer, or the path of a file or folder of a known format, with its prefix ("d4rl:/data/hopper.hdf5") or recognised
     :return: its episodes
     :raises DatasetError: if it can't be found or read, or is empty
     """
     if isinstance(dataset, EpisodeSource):
         source = dataset
     elif isinstance(dataset, Mapping):
-        source = ArraySource(dataset)
+        source = read_mapping(dataset)
     elif isinstance(dataset, (str, os.PathLike)):
         source = _open_path(os.fspath(dataset))
     elif hasattr(dataset, "iterate_episodes") and hasattr(dataset, "storage"):
-        source = MinariSource(dataset)
+        source = _opener("minari", "MinariSource")(dataset)
     elif hasattr(dataset, "dones") and hasattr(dataset, "buffer_size"):
-        source = BufferSource(dataset)
+        source = _opener("replay_buffer", "BufferSource")(dataset)
+    elif hasattr(dataset, "columns") and hasattr(dataset, "to_numpy"):
+        source = _opener("table", "read_frame")(dataset)
     else:
         raise DatasetError(
             f"dataset: can't read {type(dataset).__name__}; pass a Minari id, a MinariDataset, a mapping of arrays, an .npz "
-            "file, a ReplayBuffer, a file of save_replay_buffer, or a list of these."
+            "file, a ReplayBuffer, a file of save_replay_buffer, another file or folder that docs/data.md names, or a list "
+            "of these."
         )
     if len(source.lengths) == 0 or source.lengths.sum() == 0:
         raise DatasetError(f"{source.name} is empty: it has no transitions.")
     return source
 
 
-def _open_path(path: str) -> EpisodeSource:
-    if path.endswith(".npz"):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return ArraySource(dict(arrays), name=path)
-        except DatasetError:
-            raise
-        except Exception as error:  # zipfile's, zlib's and numpy's errors have no common base
-            raise DatasetError(f"dataset: can't read {path}: {error!r}.") from error
-    if path.endswith(".pkl"):
-        from stable_baselines3.common.save_util import load_from_pkl
-
-        try:
-            buffer = load_from_pkl(path)
-        except Exception as error:  # unpickling damaged bytes may raise anything
-            raise DatasetError(f"dataset: can't read {path} as a replay buffer: {error!r}.") from error
-        if not (hasattr(buffer, "dones") and hasattr(buffer, "buffer_size")):
-            raise DatasetError(f"dataset: {path} holds a {type(buffer).__name__}, not a replay buffer.")
-        return BufferSource(buffer, name=path)
-    return MinariSource(open_minari(path))
+def _opener(module: str, function: str) -> Any:
+    return getattr(import_module(f"sb3_consistency.data.formats.{module}"), function)
 
 
-def is_minari_id(dataset_id: str) -> bool:
-    """
-    :param dataset_id: a text
-    :return: whether it is a Minari id, with its version
-    """
-    from minari.dataset.minari_dataset import DATASET_ID_RE
-
-    match = DATASET_ID_RE.fullmatch(dataset_id)
-    return match is not None and match.group("version") is not None
+def _find_opener(prefix: str) -> Opener | None:
+    if prefix in BUILT_IN:
+        return _opener(*BUILT_IN[prefix])
+    if prefix in _registered:
+        return _registered[prefix]
+    found = list(metadata.entry_points(group=ENTRY_POINTS, name=prefix))
+    return found[0].load() if found else None
 
 
-def open_minari(dataset_id: str) -> minari.MinariDataset:
-    """
-    Open a local Minari dataset, or download it first.
+def _open_path(text: str) -> EpisodeSource:
+    prefix, _, rest = text.partition(":")
+    opener = _find_opener(prefix) if rest and not rest.startswith("//") and len(prefix) > 1 else None
+    if opener is None:
+        path, options = _split_options(text) if not os.path.exists(text) else (text, {})
+        prefix = recognise(path)
+        opener = _find_opener(prefix)
+        assert opener is not None
+    else:
+        path, options = _split_options(rest) if not os.path.exists(rest) else (rest, {})
+    return _call(opener, prefix, path, options)
 
-    :param dataset_id: for example "mujoco/hopper/medium-v0"
-    :return: the dataset
-    :raises ImportError: if Minari is not installed
-    :raises DatasetError: if the id is unknown, the network is not there, or the file is damaged
-    """
+
+def _split_options(text: str) -> tuple[str, dict[str, str]]:
+    path, _, query = text.partition("?")
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    return path, {key: value for key, _, value in pairs}
+
+
+def _call(opener: Opener, prefix: str, path: str, options: Mapping[str, str]) -> EpisodeSource:
     try:
-        import minari
-    except ImportError as error:
-        raise ImportError(
-            'Minari is needed to load a dataset by its id: pip install "sb3-consistency[offline]". '
-            "Arrays, .npz files and replay buffers load without it."
-        ) from error
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    if not is_minari_id(dataset_id):
-        raise DatasetError(
-            f"dataset: {dataset_id!r} is neither a Minari id (like 'mujoco/hopper/medium-v0', with the version) nor the path "
-            "of an .npz or .pkl file."
-        )
-    path = get_dataset_path(dataset_id)
-    local = (path / "data").exists()
-    try:
-        return minari.load_dataset(dataset_id, download=not local)
-    except Exception as error:  # network errors come from whatever HTTP library the hub client uses
-        if local:
-            raise DatasetError(f"dataset: {path} is damaged: {error!r}. Delete and fetch or record it again.") from error
-        root = get_dataset_path()
-        # by their folders: Minari's own list fails if anything else lies among them
-        ids = [folder.parent.relative_to(root).as_posix() for folder in root.glob("**/data")]
-        known = sorted(filter(is_minari_id, ids))
-        raise DatasetError(
-            f"dataset: {dataset_id!r} is not in {root} (MINARI_DATASETS_PATH), which has {known}, and could "
-            f"not be downloaded: {error!r}. Check the spelling and the network."
-        ) from error
+        opened = opener(os.path.expanduser(path), **options)
+    except (DatasetError, ImportError):
+        raise
+    except TypeError as error:
+        if options and "unexpected keyword" in str(error):
+            raise DatasetError(f"dataset: {prefix}:{path} has no such option: {error}.") from error
+        raise DatasetError(f"dataset: can't read {path} as {prefix!r}: {error!r}.") from error
+    except Exception as error:  # whatever the format's library raises on a damaged file
+        raise DatasetError(f"dataset: can't read {path} as {prefix!r}: {error!r}.") from error
+    return read_mapping(opened, path) if isinstance(opened, Mapping) else opened
 
 
 def open_datasets(dataset: Any) -> list[EpisodeSource]:
@@ -137,7 +153,11 @@ def dataset_spaces(source: EpisodeSource) -> tuple[spaces.Space, spaces.Box]:
     :return: observation space as SB3 sees it (flat, channels first), action space
     :raises DatasetError: if the dataset does not tell
     """
-    if source.observation_space is None or not isinstance(source.action_space, spaces.Box):
+    if source.action_space is not None and not isinstance(source.action_space, spaces.Box):
+        raise DatasetError(
+            f"{source.name} has actions in {source.action_space}: only continuous (Box) actions can be learned."
+        )
+    if source.observation_space is None or source.action_space is None:
         raise DatasetError(
             f"{source.name} does not tell its action bounds (continuous actions, not all within [-1, 1]): pass env=..., "
             "or add 'action_space' to the mapping."

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from sb3_consistency.data.checks import as_count
 from sb3_consistency.data.episodes import DatasetError
-from sb3_consistency.data.opening import is_minari_id
+from sb3_consistency.data.formats.minari import is_minari_id
 from sb3_consistency.envs.wrappers import flatten_nested
 
 if TYPE_CHECKING:

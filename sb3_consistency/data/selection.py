@@ -17,7 +17,7 @@ def select_episodes(
     :param episodes: a slice of the episodes, or their numbers; all when None
     :param top_fraction: the share of (the remaining) episodes with the highest returns, in (0, 1]
     :return: episode numbers
-    :raises DatasetError: if nothing remains
+    :raises DatasetError: if nothing remains, or ``top_fraction`` asks for returns that were not recorded
     """
     chosen = np.arange(len(source.lengths))
     if episodes is not None:
@@ -28,6 +28,7 @@ def select_episodes(
             raise DatasetError(f"episodes={episodes!r}: {source.name} has {len(source.lengths)} episodes.") from error
     chosen = chosen[source.lengths[chosen] > 0]
     if top_fraction < 1:
+        source.require_rewards(f"top_fraction={top_fraction}")
         n_best = max(1, round(top_fraction * len(chosen)))
         chosen = np.sort(chosen[np.argsort(-source.returns[chosen], kind="stable")[:n_best]])
     if len(chosen) == 0:

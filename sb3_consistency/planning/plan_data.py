@@ -7,15 +7,10 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_consistency.data.buffer import (
-    BlockWriter,
-    EpisodeConverter,
-    ObservationStatistics,
-    block_rows,
-    converted_episodes,
-    set_size,
-)
-from sb3_consistency.data.episodes import DatasetError
+from sb3_consistency.data.buffer import BlockWriter, block_rows, converted_episodes, set_size
+from sb3_consistency.data.checks import DatasetError
+from sb3_consistency.data.converter import EpisodeConverter
+from sb3_consistency.data.statistics import ObservationStatistics
 from sb3_consistency.envs.spaces import is_normalised_space
 from sb3_consistency.planning.windows import WindowRows, Windows
 from sb3_consistency.training.batches import split, tree_map

@@ -26,6 +26,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from sb3_consistency.data.checks import DatasetError, as_count
 from sb3_consistency.data.opening import dataset_spaces, open_datasets
 from sb3_consistency.data.rewards import RewardFunction
+from sb3_consistency.data.safe_state import is_safe_path, load_buffer, save_buffer
 from sb3_consistency.envs.spaces import (
     adopted_spaces,
     check_action_space,
@@ -302,8 +303,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         changes if anything is wrong with the data.
 
         :param dataset: a Minari id (local, else downloaded), a ``minari.MinariDataset``, a mapping (or ``.npz``
-            file) of arrays ``observations, actions, rewards, next_observations, terminations, truncations`` (or D4RL's
-            ``terminals, timeouts``), an SB3 ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, or a list of these
+            file) of arrays ``observations, actions, rewards, terminations`` and more, a pandas DataFrame, an SB3
+            ``ReplayBuffer`` or a file that ``save_replay_buffer`` wrote, a file or folder of D4RL, OGBench, robomimic,
+            LeRobot, d3rlpy, imitation, Diffusion Policy or rl-zoo3, or a list of these: see "Bring your own data" in the docs
         :param weights: shares in which batches draw from a list of datasets (they need not sum to 1);
             None draws every transition with the same probability
         :param episodes: a slice of the episodes (of each dataset), or their numbers
@@ -328,6 +330,11 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
             reward_transform=reward_transform,
             progress_bar=progress_bar,
         )
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether anything is learned from rewards: data without them is refused then."""
+        return "critic" in self.networks()
 
     @property
     def offline_buffer(self) -> ReplayBuffer | None:
@@ -751,8 +758,15 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         """
         Save the replay buffer, as SB3 does: online experience, or after an offline phase alone its data.
 
-        :param path: file to write
+        :param path: file to write; one that ends in ".safetensors" holds numbers and text alone, any other is a pickle
+        :raises ValueError: if there is no replay buffer, or it holds what a safe file can't
         """
+        if is_safe_path(path):
+            if self.replay_buffer is None:
+                raise ValueError("The replay buffer is not defined: there is nothing to save.")
+            segments = {"offline_segments": [list(segment) for segment in self.data.segments]} if self.data.in_replay else {}
+            save_buffer(self.replay_buffer, path, **segments)
+            return
         if not self.data.in_replay:
             return super().save_replay_buffer(path)
         # in the file only: load_replay_buffer() shall know what it reads
@@ -767,14 +781,18 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         """
         Load a buffer of online experience, as SB3 does; offline data loaded before stays, unless ``keep_offline`` is off.
 
-        :param path: file that ``save_replay_buffer`` wrote; offline data that it wrote takes the place of what is loaded
+        :param path: file that ``save_replay_buffer`` wrote; offline data that it wrote takes the place of what is loaded. A
+            pickle runs the code in it; one that ends in ".safetensors" executes nothing
         :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
         :raises DatasetError: if the file is damaged, or of another number of environments; then nothing has changed
         """
         try:
             with self.data.kept_on_error():
                 self.data.begin_online()
-                super().load_replay_buffer(path, truncate_last_traj)
+                if is_safe_path(path):
+                    self.replay_buffer = load_buffer(path, self.new_buffer, truncate_last_traj)
+                else:
+                    super().load_replay_buffer(path, truncate_last_traj)
                 n_envs = self.replay_buffer.n_envs  # type: ignore[union-attr]
                 if n_envs != self.n_envs:
                     raise DatasetError(

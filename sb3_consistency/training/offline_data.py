@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,15 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.data.buffer import (
-    EpisodeConverter,
-    ObservationStatistics,
-    Segment,
-    block_rows,
-    converted_episodes,
-    fill,
-)
-from sb3_consistency.data.episodes import DatasetError, map_observations
+from sb3_consistency.data.buffer import Segment, block_rows, converted_episodes, fill
+from sb3_consistency.data.checks import DatasetError, map_observations
+from sb3_consistency.data.converter import EpisodeConverter
+from sb3_consistency.data.environment import environment_differs
+from sb3_consistency.data.episodes import EpisodeSource
 from sb3_consistency.data.opening import open_datasets
 from sb3_consistency.data.rewards import RewardFunction, fit_reward_transform
 from sb3_consistency.data.selection import hold_out, select_episodes
+from sb3_consistency.data.statistics import ObservationStatistics, fit_vec_normalize
 from sb3_consistency.training.batches import Batch, can_sample, concatenate, sample, split
 
 # rows of the held-out data that are evaluated, evenly spread
@@ -90,6 +87,7 @@ class OfflinePretraining:
         if episodes is not None and not isinstance(episodes, slice):
             episodes = np.asarray(list(episodes) if isinstance(episodes, Iterable) else [episodes])
         sources = open_datasets(dataset)
+        self._check_recorded(sources, reward_transform)
         shares = self._check_weights(weights, len(sources))
         converters = [EpisodeConverter(s, model.observation_space, model.action_space) for s in sources]
         chosen = [select_episodes(source, episodes, top_fraction) for source in sources]
@@ -124,6 +122,19 @@ class OfflinePretraining:
             if model._n_updates == 0:
                 self._fit_statistics(statistics, buffer, n_rows)
         return sum(sizes)
+
+    def _check_recorded(self, sources: list[EpisodeSource], reward_transform: str | RewardFunction) -> None:
+        """Whether rewards were recorded where they are needed, and in which environment."""
+        model = self.model
+        needed_by = type(model).__name__ if model.needs_rewards else None
+        if reward_transform != "none":
+            needed_by = f"reward_transform={reward_transform!r}"
+        for source in sources:
+            if needed_by is not None:
+                source.require_rewards(needed_by)
+            difference = environment_differs(source, model.env)
+            if difference is not None:
+                warnings.warn(difference, stacklevel=4)
 
     @contextmanager
     def kept_on_error(self) -> Iterator[None]:
@@ -194,25 +205,8 @@ class OfflinePretraining:
         vec_normalize = self.model._vec_normalize_env
         if self.model.normalize_observations and not (vec_normalize is not None and vec_normalize.norm_obs):
             self.fit_normalizer(statistics, buffer, n_rows)
-        if vec_normalize is None or not vec_normalize.training:
-            return
-        if vec_normalize.norm_obs:
-            obs_rms = vec_normalize.obs_rms
-            for key, running in statistics.running.items():
-                # of a Dict, VecNormalize may keep statistics for some keys only
-                target = obs_rms.get(key) if isinstance(obs_rms, dict) else obs_rms
-                if target is not None:
-                    target.update_from_moments(running.mean, running.var, running.count)
-        if vec_normalize.norm_reward:
-            for column in range(buffer.n_envs):
-                rewards, dones = buffer.rewards[:n_rows, column].tolist(), buffer.dones[:n_rows, column].tolist()
-                # VecNormalize divides by the deviation of the running discounted return, reset at episode ends
-                previous_done = [1.0, *dones[:-1]]
-                steps = zip(rewards, previous_done, strict=True)
-                running_returns = accumulate(
-                    steps, lambda total, step: total * vec_normalize.gamma * (1 - step[1]) + step[0], initial=0.0
-                )
-                vec_normalize.ret_rms.update(np.array(list(running_returns)[1:]))
+        if vec_normalize is not None and vec_normalize.training:
+            fit_vec_normalize(vec_normalize, statistics, buffer.rewards[:n_rows], buffer.dones[:n_rows])
 
     def fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
         """
