@@ -22,10 +22,18 @@ TOOLS = {
     "ModelFileError": "files.zip",
     "ResumableCheckpointCallback": "resume.callback",
     "SafeLoadError": "files.safe",
+    "SpacesOnlyEnv": "envs.wrappers",
     "UnsupportedSpaceError": "envs.spaces",
+    "find_algorithm": "registry",
+    "fitting_policy": "envs.spaces",
     "load_latest": "resume.callback",
     "load_safe": "files.safe",
+    "make_env": "envs.wrappers",
+    "model_controller": "data.record",
+    "normalized_score": "training.scores",
+    "open_dataset": "data.opening",
     "record_dataset": "data.record",
+    "swing_up": "data.record",
 }
 
 

@@ -175,22 +175,6 @@ class MinariSource(EpisodeSource):
             ) from error
 
 
-def make_known(env_id: str) -> None:
-    """
-    Register Gymnasium-Robotics' environments, which exist only once the package is imported, if the id may be one of theirs.
-
-    :param env_id: id of an environment
-    """
-    import gymnasium as gym
-
-    if env_id not in gym.registry:
-        try:
-            import gymnasium_robotics
-        except ImportError:
-            return
-        gym.register_envs(gymnasium_robotics)
-
-
 class ArraySource(EpisodeSource):
     """
     Episodes cut out of plain arrays.

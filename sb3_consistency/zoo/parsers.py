@@ -6,7 +6,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
-from sb3_consistency.data.episodes import make_known
+from sb3_consistency.envs.wrappers import make_known
 from sb3_consistency.resume.folder import latest_checkpoint
 from sb3_consistency.zoo.datasets import dataset_environment, split_dataset
 from sb3_consistency.zoo.register import canonical
