@@ -69,9 +69,8 @@ def record(args: argparse.Namespace) -> None:
     """
     import gymnasium as gym
 
-    from sb3_consistency.data.episodes import make_known
     from sb3_consistency.data.record import model_controller, record_dataset
-    from sb3_consistency.envs.wrappers import flatten_if_nested
+    from sb3_consistency.envs.wrappers import flatten_if_nested, make_known
 
     make_known(args.env)
     env = flatten_if_nested(gym.make(args.env))
@@ -140,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args is None:
             zoo.run(arguments[0], arguments[1:])
         else:
+            args.arguments = arguments
             args.run(args)
     except (ValueError, runtime_error, OSError, ImportError, AssertionError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
