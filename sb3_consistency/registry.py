@@ -80,3 +80,11 @@ def find_algorithm(name: str) -> type[Any]:
         raise ValueError(f"algo: {name!r} is none of {sorted({*known, *ours})}.")
     cls: type[Any] = known[wanted]
     return cls
+
+
+def how_to_install(extra: str) -> str:
+    """
+    :param extra: name of an extra of this package
+    :return: how to install what it brings, from a package index or in a checkout
+    """
+    return f'pip install "sb3-consistency[{extra}]", or in a checkout: pip install -e ".[{extra}]"'

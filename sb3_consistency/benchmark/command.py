@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sb3_consistency.registry import how_to_install
+
 QUICK_STEPS = 500
 QUICK_DATASET = "sb3-consistency/pendulum/mixed-v0"
-INSTALL = 'pip install "sb3-consistency[benchmark]", in a checkout pip install -e ".[benchmark]"'
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -136,7 +137,7 @@ def _check(args: argparse.Namespace) -> None:
     needed += ["onnxruntime", "onnxscript"] if args.suite == "speed" else []
     absent = [name for name in needed if find_spec(name) is None]
     if absent:
-        raise ImportError(f"benchmark: {', '.join(absent)} missing: {INSTALL}.")
+        raise ImportError(f"benchmark: {', '.join(absent)} missing: {how_to_install('benchmark')}.")
 
 
 def shard_commands(arguments: Sequence[str], n: int) -> list[str]:

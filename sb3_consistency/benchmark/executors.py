@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from sb3_consistency.benchmark.jobs import AnyJob, Work
 from sb3_consistency.benchmark.records import Records
+from sb3_consistency.registry import how_to_install
 
 EXECUTORS = ("local", "slurm", "ray")
 # submitit's own limit is 5 minutes; a job that is at its limit is queued again, and goes on from its checkpoint
@@ -171,7 +172,7 @@ def _on_slurm(jobs: list[AnyJob], work: Work, facts: dict[str, Any], settings: S
         import submitit
         from submitit.core.utils import FailedJobError, UncompletedJobError
     except ImportError as error:
-        raise ImportError(f"--executor slurm needs {error.name}: {INSTALL_CLUSTER}.") from error
+        raise ImportError(f"--executor slurm needs {error.name}: {how_to_install('cluster')}.") from error
     options = {"name": "sb3-consistency", "timeout_min": TIMEOUT_MINUTES, "cpus_per_task": work.threads, **settings.options}
     cluster, timeouts = options.pop("cluster", "slurm"), options.pop("max_num_timeout", TIMEOUTS)
     executor = submitit.AutoExecutor(work.folder / "submitit", cluster=cluster, **{f"{cluster}_max_num_timeout": timeouts})
@@ -222,7 +223,7 @@ def _on_ray(jobs: list[AnyJob], work: Work, facts: dict[str, Any], settings: Set
         import ray
         from ray.exceptions import RayError
     except ImportError as error:
-        raise ImportError(f"--executor ray needs {error.name}: {INSTALL_CLUSTER}.") from error
+        raise ImportError(f"--executor ray needs {error.name}: {how_to_install('cluster')}.") from error
     if not ray.is_initialized():
         ray.init(address=settings.address, log_to_driver=False)
     # what died is run again by us, from its checkpoint
@@ -246,9 +247,6 @@ def _on_ray(jobs: list[AnyJob], work: Work, facts: dict[str, Any], settings: Set
     finally:
         for ready in running:
             ray.cancel(ready, force=True)
-
-
-INSTALL_CLUSTER = 'pip install "submitit>=1.5" "ray>=2.40" (in a checkout: pip install -e ".[cluster]")'
 
 
 def _on_this_machine(jobs: list[AnyJob], work: Work, facts: dict[str, Any], settings: Settings, bar: Any) -> Attempts:

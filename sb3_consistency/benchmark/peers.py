@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sb3_consistency
+from sb3_consistency.registry import how_to_install
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from sb3_consistency.benchmark.jobs import Job
     from sb3_consistency.benchmark.runs import Evaluation
 
-# prefix -> what to install
-LIBRARIES = {"d3rlpy": 'pip install "d3rlpy>=2.8" (in a checkout: pip install -e ".[peers]")', "sbx": "pip install sbx-rl"}
+# prefix -> how to install it
+LIBRARIES = {"d3rlpy": how_to_install("peers"), "sbx": "pip install sbx-rl"}
 
 
 def find_algorithm(name: str) -> type[Any]:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from sb3_consistency.data.episodes import ArraySource, BufferSource, DatasetError, EpisodeSource, MinariSource
 from sb3_consistency.envs.spaces import channels_first_space, flat_space
+from sb3_consistency.registry import how_to_install
 
 if TYPE_CHECKING:
     import minari
@@ -91,7 +92,7 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
         import minari
     except ImportError as error:
         raise ImportError(
-            'Minari is needed to load a dataset by its id: pip install "sb3-consistency[offline]". '
+            f"Minari is needed to load a dataset by its id: {how_to_install('offline')}. "
             "Arrays, .npz files and replay buffers load without it."
         ) from error
     from minari.storage.datasets_root_dir import get_dataset_path
