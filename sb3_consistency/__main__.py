@@ -57,7 +57,7 @@ def find_vec_normalize(model: Path) -> Path | None:
     if found:
         return found[0]
     for notes in model.parent.glob("*/config.yml"):
-        if re.search(r"^- - normalize\n  - (?!false|null)", notes.read_text(), flags=re.MULTILINE):
+        if re.search(r"- normalize\n\s+- (?!false|null)", notes.read_text()):
             raise ValueError(
                 f"--vec-normalize: {notes} says that {model} was trained on normalised observations, and there is no "
                 "vecnormalize.pkl beside it: name the file, or none to go without."
