@@ -224,29 +224,44 @@ WORKERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Twenty jobs, and the weights that they come to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
+    record_dataset(DATA, "Pendulum-v1", swing_up(1.0, 0), 400)
+    options = repr({"policy_kwargs": {"net_arch": [16]}, "batch_size": 16, "learning_starts": 5})
+    jobs = [Job("offline", "CPQL", options, DATA, seed, 600, 0, 1, 3) for seed in range(10)]
+    jobs += [Job("online", algo, options, "Pendulum-v1", seed, 0, 300, 1, 3) for algo in ("CPQL", "SAC") for seed in range(5)]
+    began = time.monotonic()
+    assert run_jobs(jobs, folder, Settings("local", 2)) == []
+    print(f"undisturbed: {time.monotonic() - began:.0f} s")
+    yield jobs, weights(folder)
+    if before is None:
+        del os.environ["MINARI_DATASETS_PATH"]
+    else:
+        os.environ["MINARI_DATASETS_PATH"] = before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "submitit", "ray"])
-def test_runs_whose_workers_are_killed_at_random(executor, request, minari_folder, tmp_path):
+def test_runs_whose_workers_are_killed_at_random(executor, request, undisturbed, tmp_path):
     """Twenty runs, each in the records once, with the weights of an undisturbed run."""
-    cluster = None
     if executor != "local":
         pytest.importorskip(executor)
-    record_dataset(DATA, "Pendulum-v1", swing_up(1.0, 0), 400)
-    if executor == "ray":
-        cluster = request.getfixturevalue("ray_cluster")
-    options = repr({"policy_kwargs": {"net_arch": [16]}, "batch_size": 16, "learning_starts": 5})
-    jobs = [Job("offline", "CPQL", options, DATA, seed, 1500, 0, 1, 3) for seed in range(10)]
-    jobs += [Job("online", algo, options, "Pendulum-v1", seed, 0, 900, 1, 3) for algo in ("CPQL", "SAC") for seed in range(5)]
-    assert run_jobs(jobs, tmp_path / "whole", Settings("local", 2)) == []
+    cluster = request.getfixturevalue("ray_cluster") if executor == "ray" else None
+    jobs, expected = undisturbed
     preempted = [signal.SIGKILL, signal.SIGUSR2] if executor == "submitit" else [signal.SIGKILL, signal.SIGTERM]
     killer = Killer(WORKERS[executor], preempted, n_kills=12)
     killer.start()
-    settings = settings_of(executor, cluster, retries=20, checkpoint_every=100)
-    assert run_jobs(jobs, tmp_path / "killed", settings) == []
+    began = time.monotonic()
+    assert run_jobs(jobs, tmp_path, settings_of(executor, cluster, retries=20, checkpoint_every=50)) == []
     killer.over = True
-    runs = Records(tmp_path / "killed", "runs").read()
-    assert len(killer.killed) >= 5 and any("resumed" in run for run in runs)
+    runs = Records(tmp_path, "runs").read()
+    resumed = sum("resumed" in run for run in runs)
+    print(f"{executor}: {time.monotonic() - began:.0f} s, {len(killer.killed)} killed, {resumed} resumed")
+    assert len(killer.killed) >= 5 and resumed
     assert len(runs) == len(jobs) == 20
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert weights(tmp_path) == expected
     assert np.isfinite([run["deterministic_return"] for run in runs]).all()
-    print(executor, "killed", len(killer.killed), "resumed", sum("resumed" in run for run in runs))
