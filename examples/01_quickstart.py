@@ -11,8 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_consistency import CPQL
-from sb3_consistency.data.record import record_dataset, swing_up
+from sb3_consistency import CPQL, record_dataset, swing_up
 
 
 def score(model: CPQL, env: VecEnv) -> float:
@@ -20,8 +19,8 @@ def score(model: CPQL, env: VecEnv) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("quickstart"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("quickstart"), help="what is made goes here")
     parser.add_argument("--steps", type=int, default=5_000, help="gradient steps offline, environment steps online")
     args = parser.parse_args()
 

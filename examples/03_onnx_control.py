@@ -12,10 +12,10 @@ import gymnasium as gym
 import numpy as np
 import onnxruntime
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("policy")
-parser.add_argument("--env", default="Pendulum-v1")
-parser.add_argument("--episodes", type=int, default=10)
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+parser.add_argument("policy", help="the .onnx file of an exported policy")
+parser.add_argument("--env", default="Pendulum-v1", help="environment id")
+parser.add_argument("--episodes", type=int, default=10, help="episodes to act")
 args = parser.parse_args()
 
 options = onnxruntime.SessionOptions()

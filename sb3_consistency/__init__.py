@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from sb3_consistency.algorithms.ractd import RACTD
     from sb3_consistency.data.checks import DatasetError
     from sb3_consistency.data.frames import FrameReplayBuffer
-    from sb3_consistency.data.opening import register_dataset
-    from sb3_consistency.data.record import record_dataset
-    from sb3_consistency.envs.spaces import UnsupportedSpaceError
+    from sb3_consistency.data.opening import open_dataset, register_dataset
+    from sb3_consistency.data.record import model_controller, record_dataset, swing_up
+    from sb3_consistency.envs.spaces import UnsupportedSpaceError, fitting_policy
     from sb3_consistency.envs.state import CapturableEnv, CheckpointError
-    from sb3_consistency.envs.wrappers import FlattenNestedDict
+    from sb3_consistency.envs.wrappers import FlattenNestedDict, SpacesOnlyEnv, make_env
     from sb3_consistency.files.safe import SafeLoadError, load_safe
     from sb3_consistency.files.zip import ModelFileError
+    from sb3_consistency.registry import find_algorithm
     from sb3_consistency.resume.callback import ResumableCheckpointCallback, load_latest
+    from sb3_consistency.training.scores import normalized_score
     from sb3_consistency.training.updater import DivergenceError
 
 __version__ = "0.1.0"
@@ -41,12 +43,20 @@ __all__ = [
     "ModelFileError",
     "ResumableCheckpointCallback",
     "SafeLoadError",
+    "SpacesOnlyEnv",
     "UnsupportedSpaceError",
     "__version__",
+    "find_algorithm",
+    "fitting_policy",
     "load_latest",
     "load_safe",
+    "make_env",
+    "model_controller",
+    "normalized_score",
+    "open_dataset",
     "record_dataset",
     "register_dataset",
+    "swing_up",
 ]
 
 

@@ -1,12 +1,15 @@
 """The command line: ``python -m sb3_consistency COMMAND``, or ``sb3-consistency COMMAND``."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gymnasium.error import Error as GymnasiumError
 
+import sb3_consistency
 from sb3_consistency.benchmark import command as benchmark
 from sb3_consistency.data import convert, inspect
 from sb3_consistency.data.checks import DatasetError
@@ -16,7 +19,11 @@ from sb3_consistency.zoo import commands as zoo
 def _add_model_arguments(parser: argparse.ArgumentParser, examples: str) -> None:
     parser.add_argument("--algo", required=True, help=f"algorithm of the model: {examples}")
     parser.add_argument("--model", required=True, help="the .zip file that model.save() or rl-zoo3 wrote")
-    parser.add_argument("--vec-normalize", help="the vecnormalize.pkl that belongs to the model, if it was trained with one")
+    parser.add_argument(
+        "--vec-normalize",
+        help="the file of VecNormalize.save() that belongs to the model, or none (default: the one that SB3's checkpoints or "
+        "rl-zoo3 wrote beside the model, if there is one)",
+    )
 
 
 def _load_model(args: argparse.Namespace, env: Any = None, **changes: Any) -> Any:
@@ -35,11 +42,43 @@ def _load_model(args: argparse.Namespace, env: Any = None, **changes: Any) -> An
     return read_model_file(load, args.model, f"a file of {cls.__name__}.save()")
 
 
-def _load_vec_normalize(path: str, env: Any) -> Any:
+def find_vec_normalize(model: Path) -> Path | None:
+    """
+    The statistics that belong to a model, which its own file does not hold.
+
+    :param model: file of a model
+    :return: what SB3's CheckpointCallback or rl-zoo3 wrote beside it; None if there is no such file
+    :raises ValueError: if rl-zoo3's notes say that the model was trained with statistics which are not there
+    """
+    step = re.fullmatch(r"(.+)_(\d+_steps)", model.stem)
+    beside = [model.with_name(f"{step[1]}_vecnormalize_{step[2]}.pkl")] if step else []
+    # rl-zoo3 keeps them, for all models of a run, in a folder named after the environment
+    beside += [model.with_name("vecnormalize.pkl"), *sorted(model.parent.glob("*/vecnormalize.pkl"))]
+    found = [path for path in beside if path.is_file()]
+    if found:
+        return found[0]
+    for notes in model.parent.glob("*/config.yml"):
+        if re.search(r"- normalize\n\s+- (?!false|null)", notes.read_text()):
+            raise ValueError(
+                f"--vec-normalize: {notes} says that {model} was trained on normalised observations, and there is no "
+                "vecnormalize.pkl beside it: name the file, or none to go without."
+            )
+    return None
+
+
+def _load_vec_normalize(args: argparse.Namespace, env: Any) -> Any:
+    """The statistics that the command line names or that lie beside the model, for an environment; None for none."""
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+    if args.vec_normalize == "none":
+        return None
+    path = args.vec_normalize or find_vec_normalize(Path(args.model))
+    if path is None:
+        return None
+    if not args.vec_normalize:
+        print(f"Observations are normalised with {path} (--vec-normalize none: they are not)")
     try:
-        return VecNormalize.load(path, DummyVecEnv([lambda: env]))
+        return VecNormalize.load(str(path), DummyVecEnv([lambda: env]))
     except (OSError, AssertionError):  # not there, or of other spaces
         raise
     except Exception as error:  # unpickling another file may raise anything
@@ -70,14 +109,11 @@ def record(args: argparse.Namespace) -> None:
     """
     import gymnasium as gym
 
-    from sb3_consistency.data.episodes import make_known
-    from sb3_consistency.data.record import model_controller, record_dataset
-    from sb3_consistency.envs.wrappers import flatten_if_nested
+    from sb3_consistency import make_env, model_controller, record_dataset
 
-    make_known(args.env)
-    env = flatten_if_nested(gym.make(args.env))
+    env = make_env(args.env)
     model = _load_model(args, env)
-    vec_normalize = _load_vec_normalize(args.vec_normalize, env) if args.vec_normalize else None
+    vec_normalize = _load_vec_normalize(args, env)
     dataset = record_dataset(
         args.dataset_id,
         gym.make(args.env),
@@ -109,14 +145,14 @@ def export(args: argparse.Namespace) -> None:
 
     :param args: its arguments
     """
-    from sb3_consistency.envs.wrappers import SpacesOnlyEnv
+    from sb3_consistency import SpacesOnlyEnv
     from sb3_consistency.files.export import export_policy
 
     # HER's buffer would ask for an environment
     model = _load_model(args, replay_buffer_class=None, replay_buffer_kwargs={})
-    if args.vec_normalize:
-        env = SpacesOnlyEnv(model.observation_space, model.action_space)
-        model._vec_normalize_env = _load_vec_normalize(args.vec_normalize, env)
+    vec_normalize = _load_vec_normalize(args, SpacesOnlyEnv(model.observation_space, model.action_space))
+    if vec_normalize is not None:
+        model.set_env(vec_normalize)
     print(f"Exported {export_policy(model, args.output, deterministic=not args.noise_input).resolve()}")
 
 
@@ -127,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="sb3-consistency", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"sb3-consistency {sb3_consistency.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_record_parser(commands)
     add_export_parser(commands)
@@ -143,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args is None:
             zoo.run(arguments[0], arguments[1:])
         else:
+            args.arguments = arguments
             args.run(args)
     except (ValueError, runtime_error, OSError, ImportError, AssertionError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,11 +23,19 @@ TOOLS = {
     "ModelFileError": "files.zip",
     "ResumableCheckpointCallback": "resume.callback",
     "SafeLoadError": "files.safe",
+    "SpacesOnlyEnv": "envs.wrappers",
     "UnsupportedSpaceError": "envs.spaces",
+    "find_algorithm": "registry",
+    "fitting_policy": "envs.spaces",
     "load_latest": "resume.callback",
     "load_safe": "files.safe",
+    "make_env": "envs.wrappers",
+    "model_controller": "data.record",
+    "normalized_score": "training.scores",
+    "open_dataset": "data.opening",
     "record_dataset": "data.record",
     "register_dataset": "data.opening",
+    "swing_up": "data.record",
 }
 
 
@@ -74,3 +82,11 @@ def find_algorithm(name: str) -> type[Any]:
         raise ValueError(f"algo: {name!r} is none of {sorted({*known, *ours})}.")
     cls: type[Any] = known[wanted]
     return cls
+
+
+def how_to_install(extra: str) -> str:
+    """
+    :param extra: name of an extra of this package
+    :return: how to install what it brings, from a package index or in a checkout
+    """
+    return f'pip install "sb3-consistency[{extra}]", or in a checkout: pip install -e ".[{extra}]"'

@@ -1,6 +1,5 @@
 """The benchmark command: jobs, resuming, measuring."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,15 +15,16 @@ import pytest
 from stable_baselines3 import SAC
 from torch import nn
 
-from sb3_consistency import CPQL
+from sb3_consistency import CPQL, record_dataset, swing_up
 from sb3_consistency.__main__ import main
-from sb3_consistency.benchmark import scaling, speed
+from sb3_consistency.benchmark import load, scaling, speed
+from sb3_consistency.benchmark.executors import Settings, run_jobs
+from sb3_consistency.benchmark.jobs import Job, Work
 from sb3_consistency.benchmark.planner import planner_jobs
 from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.report import write_report
-from sb3_consistency.benchmark.runs import Job, constructor_arguments, execute
-from sb3_consistency.benchmark.suites import DENOISING_STEPS, jobs_of, run_jobs
-from sb3_consistency.data.record import record_dataset, swing_up
+from sb3_consistency.benchmark.report import read_rows
+from sb3_consistency.benchmark.runs import constructor_arguments
+from sb3_consistency.benchmark.suites import DENOISING_STEPS, jobs_of
 
 TINY = repr({"policy_kwargs": {"net_arch": [8]}, "batch_size": 16, "device": "cpu"})
 DATA = "test/pendulum-v0"
@@ -34,19 +35,37 @@ def dataset(minari_folder):
     return record_dataset(DATA, "Pendulum-v1", swing_up(1.0, 0), 400)
 
 
+def execute(job, **work):
+    return job.run(Work(Path("unused"), **work))
+
+
 def job(**changes):
     return replace(Job("offline", "CPQL", TINY, DATA, 0, 12, 0, 2, 2), **changes)
 
 
-def test_records_survive_a_torn_line(tmp_path):
+def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     records = Records(tmp_path / "new", "runs")
     assert records.read() == []
-    records.append({"a": 1})
-    with records.path.open("a") as file:
-        file.write('{"a": 2, "b"')  # the process was killed here
-    assert records.read() == [{"a": 1}]
-    records.append({"a": 3})
-    assert records.read() == [{"a": 1}, {"a": 3}]
+    records.write("one", {"a": 1})
+    records.write("two", {"a": 2})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: 1 / 0)  # killed before it was on the disk
+        with pytest.raises(ZeroDivisionError):
+            records.write("one", {"a": 3})
+    assert records.read() == [{"a": 1}, {"a": 2}]
+    records.write("one", {"a": 3})
+    assert records.read() == [{"a": 3}, {"a": 2}]
+
+
+def test_packed_records_are_read_and_damage_is_named(tmp_path):
+    records = Records(tmp_path, "runs")
+    records.write("one", {"a": 1})
+    records.packed.write_text((records.folder / "one.json").read_text() + '{"a": 2}\n')
+    assert records.read() == [{"a": 1}, {"a": 2}, {"a": 1}]
+    with records.packed.open("a") as file:
+        file.write('{"a": 3, "b"')
+    with pytest.raises(ValueError, match=r"runs\.jsonl: line 3 is no record"):
+        records.read()
 
 
 def test_jobs_of_one_seed_stay_together():
@@ -131,7 +150,7 @@ def test_a_failure_leaves_its_traceback(dataset, tmp_path):
 def test_jobs_resume_and_failures_leave_the_others_alone(dataset, tmp_path):
     good, bad = job(), job(algo="Nothing")
     threads = os.environ.get("OMP_NUM_THREADS")
-    assert "Nothing" in run_jobs([bad, good], tmp_path, n_processes=2)[0]
+    assert "Nothing" in run_jobs([bad, good], tmp_path, Settings(processes=2))[0]
     assert os.environ.get("OMP_NUM_THREADS") == threads
     (done,) = Records(tmp_path, "runs").read()
     assert done["algo"] == "CPQL" and done["threads"] == 1 and done["processes"] == 2
@@ -177,16 +196,16 @@ def test_other_work_is_told_from_our_own():
         while time.process_time() < end:
             pass
 
-    before, others = busy_seconds(), speed._seconds_of_others()
+    before, others = busy_seconds(), load._seconds_of_others()
     work()
-    assert speed._seconds_of_others() - others <= busy_seconds() - before - 0.9
+    assert load._seconds_of_others() - others <= busy_seconds() - before - 0.9
     # a grandchild whose parent ended is nobody's
     command = f"{sys.executable} -c 'while True: pass' > /dev/null 2>&1 & echo $!"
     orphan = psutil.Process(int(subprocess.check_output(["sh", "-c", command])))
     try:
-        load = speed.OtherLoad()
+        watch = load.OtherLoad()
         time.sleep(2)
-        assert load.processors() > 0.2
+        assert watch.processors() > 0.2
     finally:
         orphan.kill()
 
@@ -200,26 +219,26 @@ def few_systems(monkeypatch):
 
 
 def test_speed_refuses_a_loaded_machine(few_systems, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(speed, "busy", lambda: 93.0)
+    monkeypatch.setattr(load, "busy", lambda: 93.0)
     command = ["benchmark", "speed", "--quick", "--rounds", "1", "--folder", str(tmp_path)]
     assert main(command) == 1
-    assert "93 % busy" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "93 % busy" in told and "--force" in told
     assert main([*command, "--force"]) == 0
     assert "loaded machine" in (tmp_path / "README.md").read_text()
 
 
 def test_speed_measures_training_and_acting(few_systems, monkeypatch, tmp_path):
-    monkeypatch.setattr(speed, "busy", lambda: 0.0)
-    records = Records(tmp_path, "speed")
-    speed.measure(records, rounds=2)
-    rows = [row for row in records.read() if row["threads"] == 1]
+    monkeypatch.setattr(load, "busy", lambda: 0.0)
+    assert main(["benchmark", "speed", "--rounds", "2", "--folder", str(tmp_path)]) == 0
+    rows = [row for row in read_rows(tmp_path, "speed") if row["threads"] == 1]
     assert len([row for row in rows if row["what"] == "gradient step"]) == 2
     acting = {(row["system"], row["what"], row["batch"], row["candidates"]) for row in rows if row["what"] != "gradient step"}
     expected = {("SAC", w, b, None) for w in ("predict", "sampler") for b in (1, 256)}
     expected |= {("CPQL", w, b, n) for w in ("predict", "sampler") for b in (1, 256) for n in (1, 50)}
     assert acting == expected | {("CPQL", "exported", b, None) for b in (1, 256)}
     assert all(0 < row["median_us"] <= row["p95_us"] for row in rows)
-    text = write_report(tmp_path).read_text()
+    text = (tmp_path / "README.md").read_text()
     assert "loaded machine" not in text and "speed_cpu_1.png" in text
     assert "exported as ONNX, in ONNX Runtime, noise drawn by NumPy, batch 256" in text
 
@@ -242,16 +261,16 @@ def test_planners_share_a_teacher_and_resume(tmp_path, dataset):
     teacher_file = next(folder.glob("teacher_*.zip"))
     written = teacher_file.stat().st_mtime_ns
     assert main([*command, *students]) == 0
-    runs = Records(folder, "runs").read()
+    runs = sorted(Records(folder, "runs").read(), key=lambda run: run["student"])
     assert [(run["student"], run["offline_steps"]) for run in runs] == [("", 6), *((student, 6) for student in students)]
     assert [[p["passes"] for p in run["planners"]] for run in runs] == [[8, 20], [1, 2, 4], [1, 2, 4]]
     assert runs[1]["planners"][0]["deterministic"] != runs[2]["planners"][0]["deterministic"]
     text = (folder / "README.md").read_text()
     assert "teacher, 6 steps `'horizon': 4" in text and "student `'reward_weight': 5.0`, 4 steps" in text
     teachers, _ = planner_jobs([DATA], [0], (6, 2, 4), students, options, 2)
-    assert teachers[0].has_files(folder) and teacher_file.stat().st_mtime_ns == written
+    assert teachers[0].is_done(folder, runs) and teacher_file.stat().st_mtime_ns == written
     teacher_file.unlink()
-    assert not teachers[0].has_files(folder)  # so it runs again
+    assert not teachers[0].is_done(folder, runs)  # so it runs again
 
 
 @pytest.mark.parametrize(
@@ -288,7 +307,7 @@ def test_scaling_measures_every_size_and_the_memory_of_a_dataset(monkeypatch, tm
 
     monkeypatch.setattr(scaling, "training_turn", noted_turn)
     assert main(["benchmark", "scaling", "--quick", "--force", "--rounds", "2", "--folder", str(tmp_path)]) == 0
-    rows = Records(tmp_path, "scaling").read()
+    rows = read_rows(tmp_path, "scaling")
     times = {(r["axis"], r["system"], r["value"]): r["median_us"] for r in rows if r["axis"] != "memory"}
     assert set(times) == {(p.axis, p.system.label, p.value) for p in chosen}
     assert all(median > 0 for median in times.values())
@@ -315,5 +334,5 @@ def test_quick_suite_from_the_command_line(minari_folder, tmp_path, capsys):
     command = ["benchmark", "offline", "--quick", "--steps", "10", "--episodes", "1", "--evaluations", "1"]
     assert main([*command, "--algos", "CPQL", "--options", TINY, "--folder", str(tmp_path)]) == 0
     assert "Report: " in capsys.readouterr().out
-    (run,) = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    (run,) = Records(tmp_path, "runs").read()
     assert run["data"] == "sb3-consistency/pendulum/mixed-v0" and run["gymnasium"] and run["minari"]

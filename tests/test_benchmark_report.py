@@ -1,24 +1,28 @@
 """Benchmark reports: what tables and plots make of records."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from sb3_consistency.__main__ import main
+from sb3_consistency.benchmark.drawing import COLOURS
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.report import score_table, write_report
-from sb3_consistency.benchmark.score_plots import (
-    aggregate,
+from sb3_consistency.benchmark.report import latest, score_table, write_report
+from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
+from sb3_consistency.benchmark.speed_report import ratio_table
+from sb3_consistency.benchmark.statistics import (
     aggregates,
     comparable,
-    draw_aggregate,
-    draw_curves,
-    draw_denoising,
+    display_names,
+    estimate,
+    grouped,
+    library_last,
+    score_of,
 )
-from sb3_consistency.benchmark.speed_report import ratio_table
 
 
 def record(algo="CPQL", data="mujoco/hopper/medium-v0", seed=0, score=50.0, **more):
@@ -29,6 +33,15 @@ def record(algo="CPQL", data="mujoco/hopper/medium-v0", seed=0, score=50.0, **mo
     base |= {"episodes": 10, "evaluations": 2}
     base |= {"online_steps": 0, "offline_seconds": 1.0, "acting_us": 200.0, "processes": 1, "threads": 1}
     return {**base, **scores, **returns, "curve": curve, "commit": "abc", "processor": "p", "torch": "2", **more}
+
+
+def aggregate(runs):
+    return estimate(grouped(runs, score_of))
+
+
+def add(folder, run):
+    name = f"{len(list(folder.glob('runs/*')))}"
+    Records(folder, "runs").write(name, run)
 
 
 def test_interquartile_mean_and_its_interval():
@@ -43,10 +56,10 @@ def test_interquartile_mean_and_its_interval():
 def test_interquartile_means_of_deterministic_and_of_sampled_actions(tmp_path):
     for algo, sampled in {"CPQL": 20.0, "DiffusionQL": 30.0}.items():
         for seed in range(3):
-            Records(tmp_path, "runs").append(record(algo, seed=seed, score=7.0 + seed, sampled_score=sampled))
+            add(tmp_path, record(algo, seed=seed, score=7.0 + seed, sampled_score=sampled))
     text = write_report(tmp_path).read_text()
-    assert re.search(r"\| CPQL \(seeds: 3\) +\| 8.0 \[7.0, 9.0\] +\| 20.0 \[20.0, 20.0\]", text)
-    assert re.search(r"\| DiffusionQL \(seeds: 3\) +\| 8.0 \[7.0, 9.0\] +\| 30.0 \[30.0, 30.0\]", text)
+    assert re.search(r"\| CPQL +\| 8.0 \[7.0, 9.0\] +\| 20.0 \[20.0, 20.0\] +\| 3 ", text)
+    assert re.search(r"\| DiffusionQL +\| 8.0 \[7.0, 9.0\] +\| 30.0 \[30.0, 30.0\] +\| 3 ", text)
 
 
 def test_bootstrap_is_stratified_by_dataset():
@@ -68,30 +81,27 @@ def test_published_scores_are_marked_as_theirs():
 
 
 def test_report_holds_every_suite(tmp_path):
-    records = Records(tmp_path, "runs")
     for seed in (0, 1):
         for algo in ("CPQL", "DiffusionQL"):
-            records.append(record(algo, seed=seed, score=50.0 + seed))
+            add(tmp_path, record(algo, seed=seed, score=50.0 + seed))
     for algo, name in {"ConsistencyBC": "sampling_steps", "DiffusionBC": "diffusion_steps"}.items():
         for n in (1, 2):
-            records.append(record(algo, suite="denoising", options=repr({name: n})))
+            add(tmp_path, record(algo, suite="denoising", options=repr({name: n})))
     text = write_report(tmp_path).read_text()
     assert "## Offline" in text and "## Number of denoising steps" in text
     pngs = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pngs == [
-        "denoising_10_2_10_mujoco_hopper_medium-v0.png",
+        "denoising_10_2_10.png",
         "denoising_10_2_10_mujoco_hopper_medium-v0_steps.png",
+        "offline_10_2_10.png",
         "offline_10_2_10_aggregate.png",
-        "offline_10_2_10_mujoco_hopper_medium-v0.png",
     ]
     assert all(name in text for name in pngs)
-    assert len(pd.read_csv(tmp_path / "runs.csv")) == 8 and len(pd.read_csv(tmp_path / "curves.csv")) == 16
 
 
 def test_runs_of_different_length_are_no_seeds_of_each_other(tmp_path):
-    records = Records(tmp_path, "runs")
-    records.append(record(score=10.0))
-    records.append(record(score=80.0, offline_steps=1000, evaluations=3))
+    add(tmp_path, record(score=10.0))
+    add(tmp_path, record(score=80.0, offline_steps=1000, evaluations=3))
     text = write_report(tmp_path).read_text()
     assert "10.0" in text and "80.0" in text and "45.0" not in text
 
@@ -99,7 +109,7 @@ def test_runs_of_different_length_are_no_seeds_of_each_other(tmp_path):
 def test_equal_sums_of_steps_have_figures_of_their_own(tmp_path):
     for offline, online in ((100, 50), (50, 100)):
         more = {"suite": "offline-to-online", "offline_steps": offline, "online_steps": online}
-        Records(tmp_path, "runs").append(record(online_seconds=1.0, **more))
+        add(tmp_path, record(online_seconds=1.0, **more))
     write_report(tmp_path)
     assert len(list(tmp_path.glob("offline-to-online_*.png"))) == 2
 
@@ -126,7 +136,7 @@ def test_more_seeds_on_one_dataset_do_not_weigh_more():
 
 def test_records_of_one_job_are_one_seed(tmp_path):
     for score, commit in ((10.0, "old"), (30.0, "new")):
-        Records(tmp_path, "runs").append(record(score=score, commit=commit))
+        add(tmp_path, record(score=score, commit=commit))
     text = write_report(tmp_path).read_text()
     assert "30.0" in text and "±" not in text and "old" not in text
 
@@ -138,7 +148,7 @@ def test_reference_returns_that_were_added_later(tmp_path):
         table = score_table("offline", runs)
         assert "return, deterministic" in table and "1500 ± 0.0" in table
     for run in (later, earlier):
-        Records(tmp_path, "runs").append(run)
+        add(tmp_path, run)
     write_report(tmp_path)
 
 
@@ -146,17 +156,81 @@ def test_seeds_of_several_commits_are_marked():
     assert "abc, def" in score_table("offline", [record(), record(seed=1, commit="def")])
 
 
-def test_long_options_leave_room_for_the_plot(recwarn):
-    options = repr({"policy_kwargs": {"model_kwargs": {"sampling_share": 0.0, "n": list(range(60))}}})
-    runs = [record(algo, seed=seed, options=options) for algo in ("CPQL", "DiffusionQL") for seed in (0, 1)]
-    for figure in draw_curves(runs, "data"), draw_aggregate(aggregates(runs, comparable(runs)), "return"):
-        figure.draw_without_rendering()
-        plots, whole = [axis.get_window_extent() for axis in figure.axes], figure.bbox
-        assert plots[-1].x1 - plots[0].x0 > 0.8 * whole.width
-        (legend,) = figure.legends
-        frame = legend.get_window_extent()
-        assert whole.x0 <= frame.x0 and frame.x1 <= whole.x1 and frame.y1 < min(plot.y0 for plot in plots)
-    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
+def test_names_lie_beside_the_lines_one_under_the_other_in_the_colour_of_the_algorithm():
+    options = repr({"policy_kwargs": {"model_kwargs": {"sampling_share": 0.0, "n": list(range(3))}}})
+    runs = [record(algo, seed=seed, options=o) for algo in COLOURS for o in (options, "{}") for seed in (0, 1)]
+    figure = draw_curves(runs)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert axis.get_window_extent().width > 0.4 * figure.bbox.width
+    boxes = sorted((text.get_window_extent() for text in axis.texts), key=lambda box: box.y0)
+    assert len(boxes) == 2 * len(COLOURS) + 1  # the behaviour's, too
+    assert all(upper.y0 >= lower.y1 - 0.4 * lower.height for lower, upper in pairwise(boxes))
+    assert min(box.y0 for box in boxes) > 0 and max(box.y1 for box in boxes) < figure.bbox.y1
+    assert all(box.x0 >= axis.get_window_extent().x1 for box in boxes)
+    # with the same settings, in every figure
+    colours = {text.get_text(): text.get_color() for text in axis.texts}
+    assert {name: colours[library_last(name)] for name in COLOURS} == COLOURS
+    aggregate_figure = draw_aggregate(aggregates(runs, comparable(runs)), display_names(runs), "return")
+    assert {line.get_color() for line in aggregate_figure.axes[0].lines} == set(COLOURS.values())
+    # a mean, and a thin line for each seed
+    widths = [line.get_linewidth() for line in axis.lines]
+    assert widths.count(2) == 2 * len(COLOURS) and widths.count(0.6) == 4 * len(COLOURS)
+
+
+def test_names_are_no_dicts_and_leave_out_what_all_share():
+    shared = {"compile": True, "policy_kwargs": {"net_arch": [8]}}
+    runs = [record(options=repr({**shared, "eta": 3.0})), record(options=repr(shared))]
+    runs.append(record("d3rlpy:IQL", options="{'expectile': 0.9}"))
+    assert list(display_names(runs).values()) == ["CPQL, eta=3.0", "CPQL", "IQL (d3rlpy), expectile=0.9"]
+
+
+def test_the_last_point_of_a_curve_is_the_record(tmp_path):
+    before = record(score=727.0)
+    before |= {"deterministic_score": 616.0, "deterministic_return": 30 * 616.0}  # SB3 evaluated before the last step
+    (run,) = latest([before])
+    (line,) = [line for line in draw_curves([run]).axes[0].lines if line.get_linewidth() == 2]
+    assert line.get_ydata()[-1] == 616
+    assert "616.0" in score_table("offline", [run])
+
+
+def online_run(algo, env, seed, final, area=None, random=10.0, **more):
+    values = [2 * (area or final) - final] * 3 + [final] * 3
+    curve = [{"phase": "online", "step": 5 * i, "return": v} for i, v in enumerate(values, start=1)]
+    run = record(algo, env, seed, suite="online", offline_steps=0, online_steps=30, online_seconds=1.0, **more)
+    run = {key: value for key, value in run.items() if not key.endswith("_score") and key != "offline_seconds"}
+    return {**run, "curve": curve, "deterministic_return": final, "random_return": random, "online_cpu_seconds": 0.6}
+
+
+def test_online_scores_are_relative_to_sac_and_to_chance(tmp_path):
+    for seed in range(3):
+        for env, sac, ours in (("Hopper-v5", 110.0, 210.0), ("HalfCheetah-v5", 1010.0, 1510.0)):
+            add(tmp_path, online_run("SAC", env, seed, sac))
+            add(tmp_path, online_run("CPQL", env, seed, ours, area=sac, random=10.0))
+    text = write_report(tmp_path).read_text()
+    row = re.findall(r"\| CPQL +\| (.*) \|", text[text.index("Relative to SAC") :])[0]
+    cells = [cell.strip() for cell in row.split("|")]
+    # (210 - 10) / (110 - 10) = 2 and 1.5; the area is SAC's
+    assert cells[0] == "1.75 [1.75, 1.75]" and cells[1] == "0.75 [0.75, 0.75]"
+    assert cells[2] == "1.00 [1.00, 1.00]" and cells[3] == "0.00 [0.00, 0.00]"
+    assert cells[4] == "3" and cells[5] == "20.00"  # 0.6 s in 30 steps
+    assert (tmp_path / "online_30_2_10_normalised.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("sac", [10.0, -20.0])
+def test_an_environment_where_sac_learned_nothing_is_left_out(tmp_path, sac):
+    for seed in range(2):
+        for algo, final in (("SAC", sac), ("CPQL", 50.0)):
+            add(tmp_path, online_run(algo, "Hopper-v5", seed, final))
+            add(tmp_path, online_run(algo, "Ant-v5", seed, 100.0))
+    text = write_report(tmp_path).read_text()
+    assert "over 1 environments" in text and "Left out: Hopper-v5" in text
+
+
+def test_successes_take_the_place_of_returns():
+    more = {"deterministic_success": 0.25, "sampled_success": 0.5}
+    runs = [{k: v for k, v in record(data=d, **more).items() if not k.endswith("_score")} for d in ("ogbench:a", "ogbench:b")]
+    assert "success, %, deterministic" in score_table("offline", runs) and "25.0" in score_table("offline", runs)
 
 
 def test_the_denoising_figure_separates_what_the_table_separates():
@@ -166,8 +240,9 @@ def test_the_denoising_figure_separates_what_the_table_separates():
         for n in (1, 2)
     ]
     scores, acting, training = draw_denoising(runs, "data").axes
-    assert [list(line.get_ydata()) for line in scores.lines] == [[10.0, 10.0], [90.0, 90.0]]
-    assert len(acting.lines) == 1  # the others shared the machine
+    means = [list(line.get_ydata()) for line in scores.lines if line.get_marker() == "o"]
+    assert means == [[10.0, 10.0], [90.0, 90.0]]
+    assert len({text.get_text() for text in acting.texts}) == 1  # the others shared the machine
     assert list(training.lines[0].get_ydata()) == [100.0, 100.0]  # ms per step
 
 
@@ -179,9 +254,9 @@ def test_report_of_a_folder_without_records(tmp_path, capsys):
 
 @pytest.mark.parametrize("shared", [{"processes": 2}, {"other_load": 0.9}])
 def test_times_of_runs_that_shared_the_machine_are_left_out(tmp_path, shared):
-    Records(tmp_path, "runs").append(record(**shared))
+    add(tmp_path, record(**shared))
     assert "ms per step" not in write_report(tmp_path).read_text()
-    Records(tmp_path, "runs").append(record(seed=1, other_load=0.1))
+    add(tmp_path, record(seed=1, other_load=0.1))
     assert "100.00" in write_report(tmp_path).read_text()
 
 

@@ -53,5 +53,5 @@ def test_planners_plan_from_goals(env_id, options, minari_folder):
 
 
 def test_its_environments_are_known_without_importing_it():
-    code = "import gymnasium; from sb3_consistency.data.episodes import make_known; make_known('PointMaze_UMaze-v3'); "
+    code = "import gymnasium; from sb3_consistency.envs.wrappers import make_known; make_known('PointMaze_UMaze-v3'); "
     subprocess.run([sys.executable, "-c", code + "gymnasium.spec('PointMaze_UMaze-v3')"], check=True)

@@ -20,8 +20,8 @@ import torch as th
 import yaml
 
 import sb3_consistency
+from sb3_consistency import record_dataset, swing_up
 from sb3_consistency.__main__ import main
-from sb3_consistency.data.record import record_dataset, swing_up
 from sb3_consistency.zoo import register
 from sb3_consistency.zoo.datasets import dataset_key
 from sb3_consistency.zoo.register import algorithm_names, canonical, default_config, zoo_class
@@ -555,6 +555,54 @@ def test_plots(runs, tmp_path):
     assert (tmp_path / "all.png").stat().st_size > 5_000
 
 
+def test_runs_that_failed_do_not_hide_those_with_a_model(tmp_path, capsys):
+    command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 10, "-f", tmp_path, "--eval-freq", -1]
+    zoo(*command, *TINY)
+    zoo(*command, "-params", "tau:-1.0", status=1)  # fails when it is built
+    zoo("train", "--algo", "consistency_bc", "--env", "Pendulum-v1", "-n", 5, "-f", tmp_path, status=1)  # and in learn()
+    assert [path.name for path in tmp_path.glob("cpql/*")] == ["Pendulum-v1_1"] and not list(tmp_path.glob("*_bc/*"))
+    enjoy = ["enjoy", "--algo", "cpql", "--env", "Pendulum-v1", "-f", tmp_path, "-n", 5, "--no-render"]
+    zoo(*enjoy)
+    # of a kind that could not be tidied up: killed
+    (tmp_path / "cpql/Pendulum-v1_2").mkdir()
+    capsys.readouterr()
+    for show in (enjoy, ["record-video", *enjoy[1:-1], "-o", tmp_path]):
+        zoo(*show, status=1)
+        assert "--exp-id 1" in capsys.readouterr().err
+    zoo(*enjoy, "--exp-id", 1)
+
+
+def test_a_comparison_of_one_run_is_refused_with_the_way_to_draw_it(runs, tmp_path, capsys):
+    one = tmp_path / "one/cpql/Pendulum-v1_1"
+    shutil.copytree(runs / "cpql/Pendulum-v1_1", one)
+    zoo("all-plots", "-a", "cpql", "-e", "Pendulum-v1", "-f", tmp_path / "one", "-o", "one", "--no-display")
+    with pytest.raises(SystemExit, match="2"):
+        main(["plot-from-file", "-i", "one.pkl", "-o", "one.png", "--format", "png"])
+    told = capsys.readouterr().err
+    assert "CPQL" in told and "on Pendulum-v1" in told and "plot-train" in told
+    with pytest.raises(SystemExit, match="2"):
+        main(["plot-from-file", "-i", "nothing"])
+    assert "no file nothing.pkl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--env or --dataset"),
+        (["--env", "Pendulum-v1", "--storage", "s.log", "--study-name", "n"], "--trial-id belong together"),
+        (["--env", "Pendulum-v1", "--trial-id", "0"], "--trial-id belong together"),
+        (["--env", "Pendulum-v1", "--storage", "s.log", "--trial-id", "0"], "--trial-id belong together"),
+        (["--env", "Pendulum-v1", "--seeds-per-trial", "2"], "--seeds-per-trial is for tuning"),
+        (["--env", "Pendulum-v1", "-optimize", "--seeds-per-trial", "0"], "--seeds-per-trial must be at least 1, got 0"),
+        (["--env", "Pendulum-v1", "-optimize", "--heartbeat", "0"], "--heartbeat must be at least 1, got 0"),
+    ],
+)
+def test_half_said_commands_are_refused(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--algo", "cpql", "-f", str(tmp_path), *arguments])
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 # --- tuning ----------------------------------------------------------------------------------------------------------
 
 TUNE = ["--n-trials", 2, "--n-evaluations", 2, "--n-startup-trials", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 1]
@@ -595,6 +643,24 @@ def test_optimize_offline(key, minari, tmp_path):
     zoo(*command, *storage, "--trial-id", 0)
     config = config_of(max(tmp_path.glob(f"{key}/Pendulum-v1_*"), key=lambda path: int(path.name.split("_")[-1])))
     assert "net_arch" in config["policy_kwargs"] and "max_grad_norm" in config
+
+
+def test_a_trial_of_several_seeds_is_their_mean(tmp_path, capsys):
+    import optuna
+
+    command = ["optimize", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 6, "-f", tmp_path, "--sampler", "random"]
+    command += [*TUNE, "--pruner", "none", "--n-trials", 2, "--seeds-per-trial", 3, "--study-name", "seeds", *TINY]
+    for name, seed in (("one", 1), ("two", 2)):
+        zoo(*command, "--storage", f"{name}.log", "--seed", seed)
+    storages = [optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(f"{n}.log")) for n in ("one", "two")]
+    for trial in optuna.load_study(storage=storages[0], study_name="seeds").trials:
+        returns = trial.user_attrs["returns"]
+        assert len(set(returns)) == 3 and trial.value == pytest.approx(np.mean(returns))
+        assert trial.user_attrs["standard_error"] == pytest.approx(np.std(returns, ddof=1) / 3**0.5)
+        assert set(trial.intermediate_values) == {1, 2}  # of the first seed
+    found = ["--storage", "one.log", "--study-name", "seeds", "--trial-id", 7]
+    zoo("train", "--algo", "cpql", "--env", "Pendulum-v1", *found, status=1)
+    assert "has 2 trials, numbered from 0, got 7" in capsys.readouterr().err
 
 
 def test_evaluations_of_trials_spread_over_both_phases(minari, tmp_path):

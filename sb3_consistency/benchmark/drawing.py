@@ -1,8 +1,8 @@
-"""Tables and figures, whatever is in them."""
+"""Tables and figures, whatever is in them: the same colour for an algorithm everywhere."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +10,49 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# characters of a line, and inches from one to the next
-LEGEND_WIDTH, LINE_HEIGHT = 100, 0.19
+COLOURS = {
+    "CPQL": "#d62728",
+    "ConsistencyAC": "#ff7f0e",
+    "ConsistencyBC": "#b8a800",
+    "DiffusionQL": "#1f77b4",
+    "DiffusionBC": "#17becf",
+    "RACTD": "#9467bd",
+    "SAC": "#404040",
+    "TD3": "#8c564b",
+    "TQC": "#2ca02c",
+    "sbx:SAC": "#a0a0a0",
+    "d3rlpy:TD3PlusBC": "#e377c2",
+    "d3rlpy:IQL": "#00735c",
+    "d3rlpy:ReBRAC": "#1a1a8c",
+}
+OTHER = "#606060"
+# of an algorithm with several settings in a figure
+STYLES = ("-", "--", ":", "-.")
+# height of a line of text beside a panel, in inches
+LINE_OF_TEXT = 0.27
+
+
+def colour_of(label: str) -> str:
+    """
+    :param label: an algorithm, and whatever comes after it
+    :return: its colour
+    """
+    match = re.match(r"[\w:]+", label)
+    return COLOURS.get(match[0] if match else "", OTHER)
+
+
+def styles_of(labels: Sequence[str]) -> dict[str, str]:
+    """
+    :param labels: algorithms, with or without settings
+    :return: label -> style of its lines: of one algorithm's settings, which have one colour, each has another
+    """
+    seen: dict[str, int] = {}
+    styles = {}
+    for label in labels:
+        colour = colour_of(label)
+        styles[label] = STYLES[seen.setdefault(colour, 0) % len(STYLES)]
+        seen[colour] += 1
+    return styles
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -34,42 +75,83 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {format_number(float(np.std(values, ddof=1)))}"
 
 
-def format_number(value: float | None) -> str:
+def format_number(value: float | None, decimals: int = 1) -> str:
     """
     :param value: number or None
-    :return: one decimal, none from 1000 on; empty for None
+    :param decimals: decimals, of numbers below 1000
+    :return: the number; empty for None
     """
     if value is None or np.isnan(value):
         return ""
-    return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.{decimals}f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def legend_below(figure: "Figure", axis: Any) -> None:
+def with_interval(numbers: Sequence[float], decimals: int = 1) -> str:
     """
-    Put the legend under the figure, however long its texts are, and give the figure the height for it.
-
-    :param figure: figure
-    :param axis: panel whose lines it names
+    :param numbers: a mean, and the bounds of its interval, which may be no numbers
+    :param decimals: decimals
+    :return: "mean [low, high]"
     """
-    lines, names = axis.get_legend_handles_labels()
-    names = [fill(name.replace("`", ""), LEGEND_WIDTH) for name in names]
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + LINE_HEIGHT * sum(name.count("\n") + 1 for name in names))
-    figure.legend(lines, names, loc="outside lower center", fontsize="small")
+    mean, *interval = (format_number(number, decimals) for number in numbers)
+    return f"{mean} [{', '.join(interval)}]" if all(interval) else mean
 
 
-def new_figure(n_columns: int = 1, height: float = 5.5) -> tuple["Figure", Any]:
+def name_lines(axis: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     """
-    :param n_columns: number of panels side by side
-    :param height: height in inches
-    :return: figure and its panel or panels; drawn without a display
+    Write names beside the ends of lines, in their colours, none over another.
+
+    :param axis: panel; its limits must not change any more
+    :param ends: last value, name and colour of every line
+    """
+    axis.set_ylim(axis.get_ylim())
+    # as a share of the panel's height, whatever its scale is
+    to_panel = axis.transScale + axis.transLimits
+    x = axis.get_xlim()[1]
+    heights = np.array([float(to_panel.transform((x, y))[1]) for y, _, _ in ends])
+    line = LINE_OF_TEXT * axis.get_gridspec().nrows / axis.figure.get_size_inches()[1]
+    needed = np.array([line * (name.count("\n") + 1) for _, name, _ in ends])
+    order, above = np.argsort(heights), -np.inf
+    for i in order:
+        heights[i] = max(heights[i], above + needed[i] / 2)
+        above = heights[i] + needed[i] / 2
+    # what was pushed out of the panel comes down again, and pushes
+    below = max(1.0, float(needed.sum()))
+    for i in order[::-1]:
+        heights[i] = min(heights[i], below - needed[i] / 2)
+        below = heights[i] - needed[i] / 2
+    for height, (_, name, colour) in zip(heights, ends, strict=True):
+        axis.text(1.02, height, name, color=colour, transform=axis.transAxes, fontsize="small", verticalalignment="center")
+
+
+def thousands(axis: Any) -> None:
+    """
+    :param axis: panel whose steps are written in thousands, few of them
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
+
+
+def new_figure(n_panels: int = 1, height: float = 4.2, width: float = 8.0, n_columns: int = 3) -> tuple["Figure", list[Any]]:
+    """
+    :param n_panels: number of panels
+    :param height: height of a row in inches
+    :param width: width of a single panel in inches; several are narrower
+    :param n_columns: panels side by side, at most
+    :return: figure and its panels; drawn without a display
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8 if n_columns == 1 else 12, height), layout="constrained")
+    columns = min(n_panels, n_columns)
+    rows = -(-n_panels // columns)
+    figure = Figure(figsize=(width if columns == 1 else 6.0 * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, n_columns)
+    panels = list(np.atleast_1d(figure.subplots(rows, columns)).flat)
+    for empty in panels[n_panels:]:
+        empty.set_axis_off()
+    return figure, panels[:n_panels]
 
 
 def save(path: Path, figure: "Figure") -> None:
@@ -77,4 +159,4 @@ def save(path: Path, figure: "Figure") -> None:
     :param path: PNG to write
     :param figure: figure
     """
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)

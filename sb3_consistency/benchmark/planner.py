@@ -1,6 +1,6 @@
 """The planner suite: a teacher, and students distilled from it with and without rewards, at several numbers of passes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -9,14 +9,12 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_consistency import RACTD
+from sb3_consistency import RACTD, make_env, normalized_score, open_dataset
 from sb3_consistency.benchmark.drawing import format_number, markdown, spread
+from sb3_consistency.benchmark.jobs import Job, Work
+from sb3_consistency.benchmark.load import OtherLoad
 from sb3_consistency.benchmark.records import had_the_machine, provenance
-from sb3_consistency.benchmark.runs import Job, acting_microseconds, constructor_arguments, mean_return, plain_options
-from sb3_consistency.benchmark.speed import OtherLoad
-from sb3_consistency.data.opening import open_dataset
-from sb3_consistency.envs.wrappers import flatten_if_nested
-from sb3_consistency.training.scores import normalized_score
+from sb3_consistency.benchmark.runs import acting_microseconds, constructor_arguments, evaluate, plain_options
 
 STUDENTS = ("{'reward_weight': 0.0}", "{}")
 STUDENT_JUMPS = (1, 2, 4)
@@ -52,11 +50,15 @@ class PlannerJob(Job):
     def name(self) -> str:
         return f"{super().name}, {f'student {self.student}' if self.student else 'teacher'}"
 
-    def has_files(self, folder: Path) -> bool:
-        return bool(self.student) or (folder / self.teacher_file).exists()
+    @property
+    def shard(self) -> str:
+        return self.teacher_file
 
-    def run(self, report: Callable[[int], None], threads: int | None, folder: Path) -> dict[str, Any]:
-        return execute_planner(self, report, threads, folder)
+    def is_done(self, folder: Path, records: list[dict[str, Any]]) -> bool:
+        return super().is_done(folder, records) and (bool(self.student) or (folder / self.teacher_file).exists())
+
+    def run(self, work: Work) -> dict[str, Any]:
+        return execute_planner(self, work)
 
 
 def planner_jobs(
@@ -98,30 +100,28 @@ def _checked(name: str, text: str) -> str:
     return repr(plain_options(text, taken, name))
 
 
-def execute_planner(job: PlannerJob, report: Callable[[int], None], threads: int | None, folder: Path) -> dict[str, Any]:
+def execute_planner(job: PlannerJob, work: Work) -> dict[str, Any]:
     """
     Train a teacher and keep it, or a student of it, and let it act.
 
     :param job: what to run
-    :param report: told how many steps went by
-    :param threads: PyTorch threads; None for all
-    :param folder: where teachers are kept
+    :param work: what it finds where it runs; teachers are kept in its folder
     :return: the record: the job, score and acting time for each number of passes, and versions
     """
-    if threads is not None:
-        th.set_num_threads(threads)
+    if work.threads is not None:
+        th.set_num_threads(work.threads)
     versions, others = provenance(), OtherLoad()
     source = open_dataset(job.data)
-    eval_env = make_vec_env(lambda: flatten_if_nested(source.make_env()), n_envs=job.episodes)
+    eval_env = make_vec_env(lambda: make_env(source.make_env()), n_envs=job.episodes)
     options = {**constructor_arguments(job.options), **constructor_arguments(job.student or "{}")}
-    teacher = folder / job.teacher_file
+    teacher = work.folder / job.teacher_file
     trains = bool(job.student) or not teacher.exists()
     options |= {"reward_steps": job.reward_steps} if job.student else {"teacher_steps": job.teacher_steps}
     options |= {"teacher": str(teacher)} if teacher.exists() else {}
     model = RACTD.from_dataset(job.data, seed=job.seed, **options)
 
     def count(*_: Any) -> bool:
-        report(1)
+        work.report(1)
         return True
 
     if trains:
@@ -135,7 +135,7 @@ def execute_planner(job: PlannerJob, report: Callable[[int], None], threads: int
     for steps in STUDENT_JUMPS if job.student else (model.policy.teacher_model.model.n_levels - 1, FEW_HEUN_STEPS):
         with model.planning_with(network, steps):
             returns = {
-                name: mean_return(model, eval_env, job, name == "deterministic") for name in ("deterministic", "sampled")
+                name: evaluate(model, eval_env, job, name == "deterministic").value for name in ("deterministic", "sampled")
             }
             planners.append(
                 {"passes": passes_per_step * steps, **returns, "acting_us": acting_microseconds(model, N_CALLS[network])}

@@ -1,8 +1,9 @@
-"""One folder per benchmark run: an append-only file of records, each with the versions that it was measured with."""
+"""One folder per benchmark run: a file for every record, each with the versions that it was measured with."""
 
 import json
 import os
 import platform
+import socket
 import subprocess
 from datetime import UTC, datetime
 from functools import cache
@@ -74,36 +75,49 @@ def had_the_machine(record: dict[str, Any]) -> bool:
 
 class Records:
     """
-    The records of one kind in a folder, one JSON object per line.
+    The records of one kind in a folder: a file for every job, whole or not at all, so that any number of machines write.
 
-    Appending is the only way to change them, and a last line that a killed process left half-written is skipped.
+    The files hold a line each: ``cat runs/*.json >> runs.jsonl`` packs them, and both are read.
 
     :param folder: folder of the benchmark run, created with the first record
-    :param kind: name of the file: "runs", "speed" or "scaling"
+    :param kind: what they are of: "runs", "speed" or "scaling"
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
-        self.path = folder / f"{kind}.jsonl"
+        self.folder = folder / kind
+        self.packed = folder / f"{kind}.jsonl"
 
     def read(self) -> list[dict[str, Any]]:
         """
-        :return: all complete records, in the order in which they were written
+        :return: all records, the packed ones first
+        :raises ValueError: if a file holds anything else
         """
         records = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        for path in [self.packed, *sorted(self.folder.glob("*.json"))]:
+            for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise ValueError(
+                        f"{path}: line {number} is no record ({error}); delete it, and run the job again."
+                    ) from error
         return records
 
-    def append(self, record: dict[str, Any]) -> None:
+    def write(self, name: str, record: dict[str, Any]) -> None:
         """
-        :param record: record to write; it is on the disk when this returns
+        Write a record, in the place of an earlier one of its name.
+
+        :param name: what tells the job from all others
+        :param record: record to write; it is on the disk, whole, when this returns
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size > 0
-        with self.path.open("a") as file:
-            file.write(("\n" if torn else "") + json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # of this process alone: two may have run the same job
+        unfinished = self.folder / f".{name}.{socket.gethostname()}.{os.getpid()}"
+        try:
+            with unfinished.open("w") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self.folder / f"{name}.json")
+        finally:
+            unfinished.unlink(missing_ok=True)

@@ -7,25 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from sb3_consistency.benchmark.drawing import format_number, markdown, save, spread
+from sb3_consistency.benchmark.drawing import format_number, markdown, save, spread, with_interval
+from sb3_consistency.benchmark.jobs import Job
+from sb3_consistency.benchmark.online_report import online_sections
 from sb3_consistency.benchmark.planner import planner_section
 from sb3_consistency.benchmark.published import SOURCE as PUBLISHED_SOURCE
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import PACKAGES, Records, had_the_machine
-from sb3_consistency.benchmark.runs import Job
-from sb3_consistency.benchmark.score_plots import (
-    Aggregates,
-    aggregates,
-    comparable,
-    draw_aggregate,
-    draw_curves,
-    draw_denoising,
-    label,
-    score_name,
-)
+from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
 from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
+from sb3_consistency.benchmark.statistics import (
+    Aggregates,
+    Run,
+    aggregates,
+    common_seeds,
+    comparable,
+    display_names,
+    label,
+    labels,
+    of_label,
+    score_name,
+    score_of,
+    shared_options,
+)
 
-# what a record, or a point of a learning curve, belongs to
+# what a record belongs to
 JOB_FIELDS = [field.name for field in fields(Job)]
 SUITE_TITLES = {
     "offline": "Offline",
@@ -37,7 +43,7 @@ SUITE_TITLES = {
 
 def write_report(folder: Path) -> Path:
     """
-    Write ``README.md`` with all tables, ``runs.csv``, ``curves.csv``, ``speed.csv``, and the plots, from the folder's records.
+    Write ``README.md`` with all tables, and the plots, from the folder's records.
 
     :param folder: folder of the benchmark run
     :return: path of the report
@@ -45,36 +51,36 @@ def write_report(folder: Path) -> Path:
     """
     import pandas as pd
 
-    runs, speed, scaling = (Records(folder, kind).read() for kind in ("runs", "speed", "scaling"))
+    runs, speed, scaling = (read_rows(folder, kind) for kind in ("runs", "speed", "scaling"))
     runs = latest(runs)
     if not runs and not speed and not scaling:
         raise ValueError(
-            f"folder: there are no benchmark records (runs.jsonl, speed.jsonl, scaling.jsonl) in {folder.resolve()}."
+            f"folder: there are no benchmark records (runs, speed or scaling, as folders or .jsonl) in {folder.resolve()}."
         )
     parts = ["# Benchmark", provenance_lines([*runs, *speed, *scaling])]
     if speed:
-        frame = pd.DataFrame(speed)
-        frame.to_csv(folder / "speed.csv", index=False)
-        parts += speed_sections(frame, folder)
+        parts += speed_sections(pd.DataFrame(speed), folder)
     if scaling:
         parts += scaling_sections(scaling, folder)
     planners = [run for run in runs if run["suite"] == "planner"]
-    trained = [run for run in runs if run["suite"] != "planner"]
     if planners:
         parts += ["## Planners", planner_section(planners)]
-    if runs:
-        rows = [without_lists(run) for run in trained] + planner_rows(planners)
-        pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
-    if trained:
-        points = [{**{name: run[name] for name in JOB_FIELDS}, **point} for run in trained for point in run["curve"]]
-        pd.DataFrame(points).to_csv(folder / "curves.csv", index=False)
-        for suite, title in SUITE_TITLES.items():
-            for budget in dict.fromkeys(budget_of(run) for run in runs if run["suite"] == suite):
-                chosen = [run for run in runs if run["suite"] == suite and budget_of(run) == budget]
-                parts += [f"## {title}, {budget}", *score_sections(suite, chosen, folder)]
+    for suite, title in SUITE_TITLES.items():
+        for budget in dict.fromkeys(budget_of(run) for run in runs if run["suite"] == suite):
+            chosen = [run for run in runs if run["suite"] == suite and budget_of(run) == budget]
+            parts += [f"## {title}, {budget}", *score_sections(suite, chosen, folder)]
     path = folder / "README.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
+
+
+def read_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """
+    :param folder: folder of the benchmark run
+    :param kind: "runs", "speed" or "scaling"
+    :return: its records; of those that hold figures, the figures
+    """
+    return [row for record in Records(folder, kind).read() for row in record.get("figures", [record])]
 
 
 def provenance_lines(records: Sequence[dict[str, Any]]) -> str:
@@ -91,7 +97,7 @@ def provenance_lines(records: Sequence[dict[str, Any]]) -> str:
     return "Measured with\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def budget_of(run: dict[str, Any]) -> str:
+def budget_of(run: Run) -> str:
     """
     :param run: record of a run
     :return: how long it trained and how it was evaluated: runs that differ in it are not seeds of each other
@@ -101,7 +107,7 @@ def budget_of(run: dict[str, Any]) -> str:
     return f"{steps}, {run['episodes']} episodes, {run['evaluations']} evaluations"
 
 
-def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list[str]:
+def score_sections(suite: str, runs: list[Run], folder: Path) -> list[str]:
     """
     :param suite: name of the suite
     :param runs: its records
@@ -110,47 +116,54 @@ def score_sections(suite: str, runs: list[dict[str, Any]], folder: Path) -> list
     """
     steps = "+".join(str(n) for n in (runs[0]["offline_steps"], runs[0]["online_steps"]) if n)
     stem = f"{suite}_{steps}_{runs[0]['evaluations']}_{runs[0]['episodes']}"
-    parts = [score_table(suite, runs)]
-    for place in dict.fromkeys(run["data"] for run in runs):
-        here = [run for run in runs if run["data"] == place]
-        name = f"{stem}_{place.replace('/', '_')}"
-        save(folder / f"{name}.png", draw_curves(here, place))
-        parts.append(f"![{place}]({name}.png)")
-        if suite == "denoising":
-            save(folder / f"{name}_steps.png", draw_denoising(here, place))
-            parts.append(f"![{place}: score and times by the number of steps]({name}_steps.png)")
-    names = comparable(runs) if suite != "denoising" else []
-    if names:
-        means = aggregates(runs, names)
-        save(folder / f"{stem}_aggregate.png", draw_aggregate(means, score_name(runs[0])))
-        parts += [aggregate_table(means), f"![interquartile means]({stem}_aggregate.png)"]
-        left_out = [name for name in dict.fromkeys(map(label, runs)) if name not in names]
+    shared, names = shared_options(runs), display_names(runs)
+    parts = [f"All but other libraries' with `{shared}`."] if shared else []
+    parts.append(score_table(suite, runs))
+    save(folder / f"{stem}.png", draw_curves(runs))
+    parts += [f"![learning curves: mean, and every seed]({stem}.png)"]
+    if suite == "denoising":
+        for place in dict.fromkeys(run["data"] for run in runs):
+            name = f"{stem}_{place.replace('/', '_')}_steps.png"
+            save(folder / name, draw_denoising([run for run in runs if run["data"] == place], place))
+            parts.append(f"![{place}: score and times by the number of steps]({name})")
+    elif suite == "online":
+        parts += online_sections(runs, folder, stem)
+    wanted = comparable(runs) if suite != "denoising" else []
+    if wanted:
+        means = aggregates(runs, wanted)
+        save(folder / f"{stem}_aggregate.png", draw_aggregate(means, names, score_name(runs[0])))
+        parts += [aggregate_table(runs, means), f"![interquartile means]({stem}_aggregate.png)"]
+        left_out = [names[key] for key in labels(runs) if key not in wanted]
         if left_out:
             parts.append(f"Left out of the means, as they did not run on all of the data: {'; '.join(left_out)}.")
     parts.append(time_table(runs))
     return parts
 
 
-def score_table(suite: str, runs: list[dict[str, Any]]) -> str:
+def score_table(suite: str, runs: list[Run]) -> str:
     """
     :param suite: name of the suite
     :param runs: its records
     :return: mean and standard deviation over seeds per dataset, beside the behaviour and, offline, published scores
     """
-    rows = []
+    rows, names = [], display_names(runs)
     for place in dict.fromkeys(run["data"] for run in runs):
-        for name in dict.fromkeys(label(run) for run in runs):
-            group = [run for run in runs if run["data"] == place and label(run) == name]
+        for key in labels(runs):
+            group = [run for run in of_label(runs, key) if run["data"] == place]
             if not group:
                 continue
-            scored = all("deterministic_score" in run for run in group)
-            what = "score" if scored else "return"
+            same = len({score_name(run) for run in group}) == 1
+            what = score_name(group[0]) if same else "return"
+            values = {
+                acting: [score_of(run, acting) if same else run[f"{acting}_return"] for run in group]
+                for acting in ("deterministic", "sampled")
+            }
+            scored = what == "normalized score"
             row = {
                 "data": place,
-                "algorithm": name,
-                f"{what}, deterministic": spread([run[f"deterministic_{what}"] for run in group]),
-                f"{what}, sampled": spread([run[f"sampled_{what}"] for run in group]),
-                "behaviour": format_number(group[0].get(f"behaviour_{what}")),
+                "algorithm": names[key],
+                **{f"{what}, {acting}": spread(numbers) for acting, numbers in values.items()},
+                "behaviour": format_number(group[0].get(f"behaviour_{'score' if scored else 'return'}")),
                 "seeds": len(group),
                 "commit": ", ".join(dict.fromkeys(run["commit"] or "unknown" for run in group)),
             }
@@ -161,22 +174,22 @@ def score_table(suite: str, runs: list[dict[str, Any]]) -> str:
     return markdown(rows) + footnote
 
 
-def aggregate_table(means: Aggregates) -> str:
+def aggregate_table(runs: Sequence[Run], means: Aggregates) -> str:
     """
-    :param means: see :func:`~sb3_consistency.benchmark.score_plots.aggregates`
+    :param runs: records of one suite
+    :param means: see :func:`~sb3_consistency.benchmark.statistics.aggregates`
     :return: interquartile means over datasets and seeds, with their 95 % bootstrap intervals where there are several seeds
     """
-    rows = []
-    for name, of_name in means.items():
-        row = {"interquartile mean": name}
-        for acting, numbers in of_name.items():
-            mean, *interval = map(format_number, numbers)
-            row[acting] = f"{mean} [{', '.join(interval)}]" if all(interval) else mean
-        rows.append(row)
+    rows, names = [], display_names(runs)
+    for key, of_key in means.items():
+        group = of_label(runs, key)
+        n_seeds = len(common_seeds(group, {run["data"] for run in group}))
+        texts = {acting: with_interval(numbers) for acting, numbers in of_key.items()}
+        rows.append({"interquartile mean": names[key], **texts, "seeds": n_seeds})
     return markdown(rows)
 
 
-def time_table(runs: list[dict[str, Any]]) -> str:
+def time_table(runs: list[Run]) -> str:
     """
     :param runs: records of one suite
     :return: times of the runs that had the machine to themselves; a sentence if there are none
@@ -184,12 +197,12 @@ def time_table(runs: list[dict[str, Any]]) -> str:
     alone = [run for run in runs if had_the_machine(run)]
     if not alone:
         return "Times are left out: the runs shared the machine (`--jobs 1` on an idle one measures them)."
-    rows = []
-    for name, threads in dict.fromkeys((label(run), run["threads"]) for run in alone):
-        group = [run for run in alone if (label(run), run["threads"]) == (name, threads)]
-        row: dict[str, Any] = {"algorithm": name, "threads": threads}
+    rows, names = [], display_names(runs)
+    for key, threads in dict.fromkeys((label(run), run["threads"]) for run in alone):
+        group = [run for run in alone if (label(run), run["threads"]) == (key, threads)]
+        row: dict[str, Any] = {"algorithm": names[key], "threads": threads}
         for phase in ("offline", "online"):
-            rates = [run[f"{phase}_seconds"] / run[f"{phase}_steps"] for run in group if run[f"{phase}_steps"]]
+            rates = [run[f"{phase}_seconds"] / run[f"{phase}_steps"] for run in group if run.get(f"{phase}_seconds")]
             row[f"{phase}: ms per step"] = f"{1000 * np.mean(rates):.2f}" if rates else ""
         row["`predict`, one observation: us"] = f"{np.median([run['acting_us'] for run in group]):.0f}"
         rows.append(row)
@@ -197,26 +210,15 @@ def time_table(runs: list[dict[str, Any]]) -> str:
     return f"{markdown(rows)}\n\n{defaults}"
 
 
-def latest(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def latest(runs: Iterable[Run]) -> list[Run]:
     """
     :param runs: records of runs
-    :return: of equal jobs the last one's: two records of one seed are not two seeds
+    :return: of equal jobs the last one's: two records of one seed are not two seeds. The last point of a curve is the final
+        evaluation (older records hold one before the last gradient step there)
     """
     what = [*JOB_FIELDS, "student", "teacher_steps", "reward_steps"]
-    return list({tuple(run.get(name) for name in what): run for run in runs}.values())
-
-
-def planner_rows(planners: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """
-    :param planners: records of the planner suite
-    :return: a row for every number of passes, with what the run is
-    """
-    return [{**without_lists(run), **planner} for run in planners for planner in run["planners"]]
-
-
-def without_lists(run: dict[str, Any]) -> dict[str, Any]:
-    """
-    :param run: record of a run
-    :return: what fits into a cell each
-    """
-    return {key: value for key, value in run.items() if key not in ("curve", "planners")}
+    found = list({tuple(run.get(name) for name in what): run for run in runs}.values())
+    for run in found:
+        for point in run.get("curve", [])[-1:]:
+            point |= {kind: run[f"deterministic_{kind}"] for kind in ("return", "score") if f"deterministic_{kind}" in run}
+    return found

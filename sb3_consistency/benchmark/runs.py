@@ -1,12 +1,15 @@
 """One training run of a benchmark: from a job to its record."""
 
 import ast
+import hashlib
+import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -17,127 +20,162 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_consistency import (
+    CheckpointError,
+    ResumableCheckpointCallback,
+    fitting_policy,
+    make_env,
+    normalized_score,
+    open_dataset,
+)
+from sb3_consistency.benchmark import peers
+from sb3_consistency.benchmark.jobs import Job, Work
+from sb3_consistency.benchmark.load import OtherLoad, timed_calls
 from sb3_consistency.benchmark.records import provenance
-from sb3_consistency.benchmark.speed import OtherLoad, timed_calls
-from sb3_consistency.data.episodes import make_known
-from sb3_consistency.data.opening import open_dataset
-from sb3_consistency.envs.spaces import fitting_policy
-from sb3_consistency.envs.wrappers import flatten_if_nested
-from sb3_consistency.registry import find_algorithm
-from sb3_consistency.resume.run_state import random_states, set_random_states
-from sb3_consistency.training.scores import normalized_score
 
 # evaluation environments start from these seeds, the same at every evaluation of every run with one seed
 EVALUATION_SEED = 1000
 
 
-@dataclass(frozen=True)
-class Job:
-    """
-    What to train on what; equal jobs give equal records, so a finished one is not run again.
-
-    :param suite: "offline", "online", "offline-to-online" or "denoising"
-    :param algo: name of an algorithm of this package, SB3 or sb3-contrib
-    :param options: its constructor arguments, as the text of a dict
-    :param data: Minari dataset, or the environment's id where there is none
-    :param seed: seed of the model; evaluations are seeded with it too
-    :param offline_steps: gradient steps on the dataset
-    :param online_steps: environment steps
-    :param episodes: episodes per evaluation
-    :param evaluations: evaluations per phase, evenly spread, the last at its end
-    """
-
-    suite: str
-    algo: str
-    options: str
-    data: str
-    seed: int
-    offline_steps: int
-    online_steps: int
-    episodes: int
-    evaluations: int
-
-    @property
-    def steps(self) -> int:
-        return self.offline_steps + self.online_steps
-
-    @property
-    def name(self) -> str:
-        return f"{self.algo}{'' if self.options == '{}' else ' ' + self.options} on {self.data}, seed {self.seed}"
-
-    def has_files(self, folder: Path) -> bool:
-        """Whether everything but the record that the job leaves for others is in the folder."""
-        return True
-
-    def run(self, report: Callable[[int], None], threads: int | None, folder: Path) -> dict[str, Any]:
-        """
-        :param report: told how many steps went by
-        :param threads: PyTorch threads; None for all
-        :param folder: where the job leaves its files, if any
-        :return: the record
-        """
-        return execute(self, report, threads)
-
-
 @contextmanager
 def random_states_kept() -> Iterator[None]:
     """Leave the global random states as they were: how often a run is evaluated must not change it."""
-    states = random_states()
-    try:
-        yield
-    finally:
-        set_random_states(states)
+    python, numpy = random.getstate(), np.random.get_state()
+    with th.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+class Outcome(NamedTuple):
+    """
+    What the episodes of one evaluation came to.
+
+    :param value: mean return
+    :param success: share of successes; None where the environment tells of none
+    """
+
+    value: float
+    success: float | None
+
+
+def evaluate(model: Any, env: VecEnv, job: Job, deterministic: bool) -> Outcome:
+    """
+    :param model: whatever predicts as SB3's models do
+    :param env: evaluation environments
+    :param job: the job that runs
+    :param deterministic: whether to act deterministically
+    :return: mean return and successes of the job's episodes, from the same initial states every time
+    """
+    successes: list[float] = []
+
+    def note(local: dict[str, Any], _: dict[str, Any]) -> None:
+        # OGBench and Gymnasium-Robotics, Gymnasium's own and SB3's name
+        told = local["info"].get("success", local["info"].get("is_success"))
+        if local["done"] and told is not None:
+            successes.append(float(told))
+
+    env.seed(EVALUATION_SEED + job.seed)
+    with random_states_kept():
+        th.manual_seed(EVALUATION_SEED + job.seed)
+        episodes = evaluate_policy(model, env, job.episodes, deterministic, callback=note, return_episode_rewards=True)[0]
+    return Outcome(float(np.mean(episodes)), float(np.mean(successes)) if successes else None)
+
+
+class RandomPolicy:
+    """
+    Acts uniformly at random, as SB3's models predict.
+
+    :param env: environments
+    :param seed: seed of its actions
+    """
+
+    def __init__(self, env: VecEnv, seed: int) -> None:
+        self.n_envs, self.action_space = env.num_envs, env.action_space
+        self.action_space.seed(seed)
+
+    def predict(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, None]:
+        """
+        :return: an action for each environment, no state
+        """
+        return np.stack([self.action_space.sample() for _ in range(self.n_envs)]), None
 
 
 class Evaluation(BaseCallback):
     """
-    Evaluate the deterministic policy at evenly spread steps.
+    Evaluate the deterministic policy at evenly spread steps; :meth:`finish` does it for the last one, after training.
+
+    SB3 calls callbacks before the gradient step of a time step: an evaluation there is not of the model that comes out.
 
     :param env: evaluation environments
     :param job: the job that runs
-    :param phase: "offline" or "online"
     :param report: told how many steps went by
     """
 
-    def __init__(self, env: VecEnv, job: Job, phase: str, report: Callable[[int], None]) -> None:
+    def __init__(self, env: VecEnv, job: Job, report: Callable[[int], None] = lambda n: None) -> None:
         super().__init__()
-        self.env, self.job, self.phase, self.report = env, job, phase, report
-        n_steps = job.offline_steps if phase == "offline" else job.online_steps
-        self.due = [round(n_steps * i / job.evaluations) for i in range(1, job.evaluations + 1)]
-        self.points: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self.start = 0
+        self.env, self.job, self.report = env, job, report
+        self.phase, self.due = "offline", list[int]()
+        self.seconds = self.cpu_seconds = 0.0
+        # SB3's names: checkpoints carry what an evaluation callback has under them
+        self.evaluations_timesteps: list[tuple[str, int]] = []
+        self.evaluations_results: list[Outcome] = []
 
     def _on_training_start(self) -> None:
-        self.start = self.model.num_timesteps
+        # a continued run has those before its checkpoint
+        self.begin(self.model.num_timesteps)
+
+    def begin(self, done: int) -> None:
+        """
+        :param done: steps of the phase that were taken, and evaluated, before
+        """
+        n, times = self._n_steps(), self.job.evaluations
+        self.due = [step for i in range(1, times) if (step := round(n * i / times)) > done]
+
+    def _n_steps(self) -> int:
+        return self.job.offline_steps if self.phase == "offline" else self.job.online_steps
 
     def _on_step(self) -> bool:
-        self.report(self.training_env.num_envs if self.phase == "online" else 1)
-        done = self.model.num_timesteps - self.start
-        if self.due and done >= self.due[0]:
-            del self.due[0]
-            if not getattr(self.model, "can_act", True):
-                return True
-            began = time.perf_counter()
-            value = mean_return(self.model, self.env, self.job, deterministic=True)
-            self.points.append({"phase": self.phase, "step": done, "return": value})
-            self.seconds += time.perf_counter() - began
+        self.after_step(self.model, self.model.num_timesteps)
         return True
 
+    def after_step(self, model: Any, done: int) -> None:
+        """
+        :param model: whatever predicts
+        :param done: steps of the phase by now
+        """
+        self.report(1)
+        if self.due and done >= self.due[0]:
+            del self.due[0]
+            if getattr(model, "can_act", True):
+                self._evaluate(model, done)
 
-def mean_return(model: Any, env: VecEnv, job: Job, deterministic: bool) -> float:
-    """
-    :param model: trained model
-    :param env: evaluation environments
-    :param job: the job that runs
-    :param deterministic: whether to act deterministically
-    :return: mean return over the job's episodes, from the same initial states every time
-    """
-    env.seed(EVALUATION_SEED + job.seed)
-    with random_states_kept():
-        th.manual_seed(EVALUATION_SEED + job.seed)
-        returns = evaluate_policy(model, env, job.episodes, deterministic, return_episode_rewards=True)[0]
-    return float(np.mean(returns))
+    def _evaluate(self, model: Any, step: int) -> None:
+        began, cpu = time.perf_counter(), time.process_time()
+        self.evaluations_results.append(evaluate(model, self.env, self.job, deterministic=True))
+        self.evaluations_timesteps.append((self.phase, step))
+        self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - cpu
+
+    def finish(self, model: Any) -> Outcome:
+        """
+        :param model: the model at the end of the phase
+        :return: the evaluation of it, which is the curve's last point
+        """
+        self._evaluate(model, self._n_steps())
+        return self.evaluations_results[-1]
+
+    def curve(self) -> list[dict[str, Any]]:
+        """
+        :return: the points so far
+        """
+        points = zip(self.evaluations_timesteps, self.evaluations_results, strict=True)
+        return [
+            {"phase": phase, "step": step, "return": value, **({} if success is None else {"success": success})}
+            for (phase, step), (value, success) in points
+        ]
 
 
 def plain_options(text: str, taken: Mapping[str, str], name: str = "--options") -> dict[str, Any]:
@@ -179,56 +217,104 @@ def _activations(options: dict[str, Any]) -> list[Any]:
     return [policy_kwargs["activation_fn"]] if isinstance(policy_kwargs, dict) and "activation_fn" in policy_kwargs else []
 
 
-def execute(job: Job, report: Callable[[int], None] = lambda n: None, threads: int | None = None) -> dict[str, Any]:
+def execute(job: Job, work: Work) -> dict[str, Any]:
     """
     Train and evaluate.
 
     :param job: what to run
-    :param report: told how many steps went by
-    :param threads: PyTorch threads; None for all
+    :param work: what it finds where it runs
     :return: the record: the job, final returns and scores, learning curve, times and versions
     """
-    if threads is not None:
-        th.set_num_threads(threads)
+    if work.threads is not None:
+        th.set_num_threads(work.threads)
     # asked for before hours of training, in which the checkout may move on
     versions, others = provenance(), OtherLoad()
-    options = constructor_arguments(job.options)
-    cls = find_algorithm(job.algo)
     source = open_dataset(job.data) if job.offline_steps else None
-    if source is None:
-        make_known(job.data)
 
-    def make_env() -> gym.Env:
-        return flatten_if_nested(source.make_env() if source else gym.make(job.data))
+    def new_env() -> gym.Env:
+        return make_env(source.make_env() if source else job.data)
 
     # as many environments as episodes: all states of a time step go through the network at once
-    eval_env = make_vec_env(make_env, n_envs=job.episodes)
-    if job.offline_steps:
-        model: Any = cls.from_dataset(job.data, seed=job.seed, **options)
+    eval_env = make_vec_env(new_env, n_envs=job.episodes)
+    evaluation = Evaluation(eval_env, job, work.report)
+    if job.algo.startswith("d3rlpy:"):
+        assert source is not None
+        model, times = peers.train_d3rlpy(job, source, evaluation)
     else:
-        env = make_vec_env(make_env, seed=job.seed)
-        model = cls(fitting_policy(env.observation_space), env, seed=job.seed, **options)
-    curve, seconds = [], {}
-    for phase in [name for name, n in {"offline": job.offline_steps, "online": job.online_steps}.items() if n]:
-        callback = Evaluation(eval_env, job, phase, report)
-        began = time.perf_counter()
-        if phase == "offline":
-            model.pretrain(job.offline_steps, callback=callback)
-        else:
-            model.learn(job.online_steps, callback=callback)
-        seconds[f"{phase}_seconds"] = round(time.perf_counter() - began - callback.seconds, 3)
-        curve += callback.points
-    record: dict[str, Any] = {**asdict(job), **seconds, "acting_us": acting_microseconds(model)}
+        model, times = _train(job, work, make_vec_env(new_env, seed=job.seed), evaluation)
+    record: dict[str, Any] = {**asdict(job), **times, "acting_us": acting_microseconds(model)}
     record["other_load"] = others.processors()
+    outcomes = {"deterministic": evaluation.evaluations_results[-1], "sampled": evaluate(model, eval_env, job, False)}
+    for name, outcome in outcomes.items():
+        record[f"{name}_return"] = outcome.value
+        if outcome.success is not None:
+            record[f"{name}_success"] = outcome.success
     record["behaviour_return"] = float(source.returns.mean()) if source else None
-    for name, deterministic in {"deterministic": True, "sampled": False}.items():
-        record[f"{name}_return"] = mean_return(model, eval_env, job, deterministic)
+    if source is None:
+        record["random_return"] = evaluate(RandomPolicy(eval_env, job.seed), eval_env, job, False).value
+    curve = evaluation.curve()
     if source and source.reference_returns:
         for name in ("deterministic", "sampled", "behaviour"):
             record[f"{name}_score"] = round(normalized_score(record[f"{name}_return"], *source.reference_returns), 2)
         for point in curve:
             point["score"] = round(normalized_score(point["return"], *source.reference_returns), 2)
-    return {**record, "curve": curve, "threads": th.get_num_threads(), **versions}
+    return {**record, "curve": curve, "weights": weights_digest(model), "threads": th.get_num_threads(), **versions}
+
+
+def _train(job: Job, work: Work, env: VecEnv, evaluation: Evaluation) -> tuple[Any, dict[str, Any]]:
+    """The trained model, and the times of its phases; continued from a checkpoint where there is one."""
+    cls: Any = peers.find_algorithm(job.algo)
+    options = constructor_arguments(job.options)
+    callbacks: list[BaseCallback] = [evaluation]
+    model, checkpoints = None, work.folder / "checkpoints" / job.key
+    if work.checkpoint_every and hasattr(cls, "load_latest"):
+        callbacks.append(ResumableCheckpointCallback(checkpoints, save_freq=work.checkpoint_every, keep=1))
+        model = _continued(cls, checkpoints, env)
+    times: dict[str, Any] = {} if model is None else {"resumed": True}
+    if model is None and job.offline_steps:
+        model = cls.from_dataset(job.data, env=env, seed=job.seed, **options)
+    elif model is None:
+        model = cls(fitting_policy(env.observation_space), env, seed=job.seed, **options)
+    for phase, n_steps in {"offline": job.offline_steps, "online": job.online_steps}.items():
+        interrupted = getattr(model, "interrupted_phase", None)
+        if not n_steps or (phase, interrupted) == ("offline", "online"):
+            continue
+        evaluation.phase = phase
+        began, cpu = time.perf_counter() - evaluation.seconds, time.process_time() - evaluation.cpu_seconds
+        if interrupted is not None:
+            model.resume(callback=callbacks)
+        elif phase == "offline":
+            model.pretrain(n_steps, callback=callbacks)
+        else:
+            model.learn(n_steps, callback=callbacks)
+        times[f"{phase}_seconds"] = round(time.perf_counter() - began - evaluation.seconds, 3)
+        times[f"{phase}_cpu_seconds"] = round(time.process_time() - cpu - evaluation.cpu_seconds, 3)
+        evaluation.finish(model)
+    return model, times
+
+
+def _continued(cls: Any, checkpoints: Path, env: VecEnv) -> Any:
+    """The model of the newest intact checkpoint; None if there is none: the job starts anew."""
+    if not checkpoints.is_dir():
+        return None
+    try:
+        return cls.load_latest(checkpoints, env=env)
+    except CheckpointError as error:
+        warnings.warn(f"The job starts anew: {error}", stacklevel=2)
+        return None
+
+
+def weights_digest(model: Any) -> str | None:
+    """
+    :param model: a trained model
+    :return: digest of its policy's weights: equal digests are bit-equal weights; None where the library is not PyTorch's
+    """
+    if not hasattr(model.policy, "state_dict"):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.policy.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def acting_microseconds(model: Any, n_calls: int = 200) -> float:

@@ -18,17 +18,10 @@ import torch as th
 from gymnasium import spaces
 from tqdm.auto import tqdm
 
-from sb3_consistency.benchmark.records import Records, provenance
-from sb3_consistency.benchmark.speed import (
-    System,
-    acting_call,
-    build,
-    check_load,
-    summary,
-    timed_calls,
-    training_turn,
-)
-from sb3_consistency.envs.wrappers import SpacesOnlyEnv
+from sb3_consistency import SpacesOnlyEnv
+from sb3_consistency.benchmark.load import check_load, timed_calls
+from sb3_consistency.benchmark.records import provenance
+from sb3_consistency.benchmark.speed import System, acting_call, build, summary, training_turn
 
 # HalfCheetah's sizes
 MEMORY_SIZES = (17, 6)
@@ -73,27 +66,28 @@ def points(quick: bool = False) -> list[Point]:
     ]
 
 
-def measure_scaling(records: Records, rounds: int, quick: bool = False, force: bool = False) -> None:
+def measure_scaling(rounds: int, quick: bool = False, force: bool = False) -> list[dict[str, Any]]:
     """
     Measure on one thread, so that the figures do not depend on the number of cores.
 
-    :param records: where to write the figures
     :param rounds: measurements per figure
     :param quick: two sizes per axis, and a dataset of a tenth of the size
     :param force: measure on a loaded machine, too
+    :return: the figures
     :raises RuntimeError: if the machine is loaded
     """
     load = check_load(force)
     common = {"run": datetime.now(UTC).isoformat(timespec="seconds"), "load_percent": load, "threads": 1, **provenance()}
     before = th.get_num_threads()
     th.set_num_threads(1)
+    figures: list[dict[str, Any]] = []
     try:
         for point in tqdm(points(quick), desc="scaling", unit="figure"):
-            figure = {"axis": point.axis, "value": point.value, "system": point.system.label, **_time(point, rounds)}
-            records.append({**figure, **common})
+            figures.append({"axis": point.axis, "value": point.value, "system": point.system.label, **_time(point, rounds)})
     finally:
         th.set_num_threads(before)
-    records.append({"axis": "memory", **memory_figure(100_000 if quick else 1_000_000), **common})
+    figures.append({"axis": "memory", **memory_figure(100_000 if quick else 1_000_000)})
+    return [{**figure, **common} for figure in figures]
 
 
 def _time(point: Point, rounds: int) -> dict[str, float]:

@@ -2,210 +2,156 @@
 
 import ast
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_consistency.benchmark.drawing import legend_below, new_figure
+from sb3_consistency.benchmark.drawing import LINE_OF_TEXT, colour_of, name_lines, new_figure, styles_of, thousands
 from sb3_consistency.benchmark.records import had_the_machine
+from sb3_consistency.benchmark.statistics import (
+    ACTINGS,
+    Aggregates,
+    Run,
+    display_names,
+    labels,
+    of_label,
+    point_of,
+    score_name,
+    score_of,
+)
 from sb3_consistency.benchmark.suites import STEPS_OPTION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# how an evaluation acts
-ACTINGS = ("deterministic", "sampled")
-#: mean and bounds of its interval, by name and way to act
-Aggregates = dict[str, dict[str, tuple[float, float, float]]]
+# characters of a line of a name
+NAME_WIDTH = 34
 
 
-def label(run: dict[str, Any]) -> str:
+def draw_aggregate(means: Aggregates, names: dict[str, str], what: str) -> "Figure":
     """
-    :param run: record of a run
-    :return: its algorithm and options, as the tables name them
-    """
-    return str(run["algo"]) + ("" if run["options"] == "{}" else f" `{run['options'][1:-1]}`")
-
-
-def score_of(run: dict[str, Any], acting: str = "deterministic") -> float:
-    """
-    :param run: record of a run
-    :param acting: "deterministic" or "sampled" actions
-    :return: normalized score of these actions; their return where the data has no reference returns
-    """
-    return float(run.get(f"{acting}_score", run[f"{acting}_return"]))
-
-
-def score_name(run: dict[str, Any]) -> str:
-    """
-    :param run: record of a run
-    :return: what :func:`score_of` gives, as axes name it
-    """
-    return "normalized score" if "deterministic_score" in run else "return"
-
-
-def comparable(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """
-    :param runs: records of one suite
-    :return: labels of what can be compared by means over datasets: those that ran on all of the datasets; none where only
-        one did or has several runs, or where there are returns, which have no mean over several tasks
-    """
-    places = {run["data"] for run in runs}
-    if len(places) > 1 and not all("deterministic_score" in run for run in runs):
-        return []
-    names = [name for name in dict.fromkeys(map(label, runs)) if common_seeds([r for r in runs if label(r) == name], places)]
-    return names if len(names) > 1 and sum(label(run) in names for run in runs) > len(names) else []
-
-
-def common_seeds(runs: Sequence[dict[str, Any]], places: set[str]) -> set[int]:
-    """
-    :param runs: records of one algorithm
-    :param places: datasets or environments
-    :return: seeds that ran on all of them: with more seeds on some, these would count for more in a mean
-    """
-    return set.intersection(*({run["seed"] for run in runs if run["data"] == place} for place in places))
-
-
-def interquartile_mean(*samples: Any, axis: int = -1) -> Any:
-    """
-    :param samples: one array of scores per dataset, resampled independently by the bootstrap
-    :param axis: axis of the seeds
-    :return: mean of the middle half of all scores (Agarwal et al. 2021); of fewer than four, of all
-    """
-    from scipy.stats import trim_mean
-
-    return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
-
-
-def aggregate(runs: Sequence[dict[str, Any]], acting: str = "deterministic") -> tuple[float, float, float]:
-    """
-    :param runs: records of one algorithm
-    :param acting: "deterministic" or "sampled" actions
-    :return: interquartile mean of the scores of the seeds that ran on all datasets, and its 95 % bootstrap confidence
-        interval, stratified by dataset; the interval is not a number where there is a single seed
-    """
-    from scipy.stats import bootstrap
-
-    places = dict.fromkeys(run["data"] for run in runs)
-    seeds = common_seeds(runs, set(places))
-    chosen = [[run for run in runs if run["data"] == place and run["seed"] in seeds] for place in places]
-    groups = [np.array([score_of(run, acting) for run in group]) for group in chosen]
-    mean = float(interquartile_mean(*groups))
-    if len(seeds) < 2:
-        return mean, float("nan"), float("nan")
-    result = bootstrap(groups, interquartile_mean, n_resamples=2000, method="percentile", random_state=0)
-    return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def aggregates(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> Aggregates:
-    """
-    :param runs: records of one suite
-    :param names: labels to compare
-    :return: :func:`aggregate` of deterministic and of sampled actions, by the label and its number of seeds
-    """
-    means = {}
-    for name in names:
-        group = [run for run in runs if label(run) == name]
-        n_seeds = len(common_seeds(group, {run["data"] for run in group}))
-        means[f"{name} (seeds: {n_seeds})"] = {acting: aggregate(group, acting) for acting in ACTINGS}
-    return means
-
-
-def draw_aggregate(means: Aggregates, what: str) -> "Figure":
-    """
-    :param means: see :func:`aggregates`
-    :param what: see :func:`score_name`
+    :param means: see :func:`~sb3_consistency.benchmark.statistics.aggregates`
+    :param names: label -> name for people
+    :param what: what the means are of
     :return: interquartile mean per label, a panel each of deterministic and of sampled actions
     """
-    figure, axes = new_figure(n_columns=2, height=1.2 + 0.4 * len(means))
+    figure, axes = new_figure(len(ACTINGS), height=1.4 + 0.35 * len(means))
     for axis, acting in zip(axes, ACTINGS, strict=True):
-        for y, (name, of_name) in enumerate(means.items()):
-            mean, low, high = of_name[acting]
-            error = np.nan_to_num([[mean - low], [high - mean]]).clip(min=0)
-            axis.errorbar([mean], [y], xerr=error, fmt="o", capsize=4, label=name)
-        axis.set(
-            xlabel=f"interquartile mean, {what}, {acting} actions\n(95 % bootstrap interval where there are several seeds)",
-            yticks=[],
-            ylim=(len(means) - 0.5, -0.5),
-        )
-        axis.grid(axis="x", alpha=0.4)
-    legend_below(figure, axes[0])
+        for y, (key, of_key) in enumerate(means.items()):
+            mean, low, high = of_key[acting]
+            axis.plot(mean, y, marker="o", color=colour_of(key))
+            axis.plot([low, high], [y, y], linewidth=4, alpha=0.4, color=colour_of(key))
+        axis.set(xlabel=f"interquartile mean, {what}", title=acting, ylim=(len(means) - 0.5, -0.5))
+        axis.set_yticks(range(len(means)), [fill(names[key], NAME_WIDTH) for key in means] if axis is axes[0] else [])
+        axis.grid(alpha=0.4, axis="x")
     return figure
 
 
-def draw_curves(runs: Sequence[dict[str, Any]], title: str) -> "Figure":
+def draw_curves(runs: Sequence[Run]) -> "Figure":
     """
-    :param runs: records of one dataset or environment
-    :param title: its name
-    :return: learning curves: mean over seeds, and their range
+    :param runs: records of one suite and one budget
+    :return: a panel per dataset or environment: learning curves of deterministic actions, the seeds as thin lines
     """
-    figure, axis = new_figure(height=4.5)
-    scored = all("score" in point for run in runs for point in run["curve"])
-    for name in dict.fromkeys(label(run) for run in runs):
-        group = [run for run in runs if label(run) == name]
+    places = list(dict.fromkeys(run["data"] for run in runs))
+    names, styles = display_names(runs), styles_of(labels(runs))
+    n_lines = sum(fill(name, NAME_WIDTH).count("\n") + 1 for name in names.values())
+    figure, axes = new_figure(len(places), height=max(4.2, LINE_OF_TEXT * (n_lines + 4)))
+    for axis, place in zip(axes, places, strict=True):
+        _draw_panel(axis, [run for run in runs if run["data"] == place], names, styles)
+        axis.set_title(place)
+    return figure
+
+
+def _draw_panel(axis: Any, runs: Sequence[Run], names: dict[str, str], styles: dict[str, str]) -> None:
+    scored = all(score_name(run) == score_name(runs[0]) for run in runs)
+    ends = []
+    for key in labels(runs):
+        group, colour = of_label(runs, key), colour_of(key)
         offset = {"offline": 0, "online": group[0]["offline_steps"]}
         steps = [offset[point["phase"]] + point["step"] for point in group[0]["curve"]]
-        values = np.array([[point["score" if scored else "return"] for point in run["curve"]] for run in group])
-        (line,) = axis.plot(steps, values.mean(axis=0), marker="o", label=f"{name} (seeds: {len(group)})")
-        axis.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color())
+        values = np.array([[point_of(point) if scored else point["return"] for point in run["curve"]] for run in group])
+        for seed in values if len(group) > 1 else []:
+            axis.plot(steps, seed, color=colour, linewidth=0.6, alpha=0.5)
+        axis.plot(steps, values.mean(axis=0), color=colour, linestyle=styles[key], linewidth=2)
+        ends.append((float(values.mean(axis=0)[-1]), fill(names[key], NAME_WIDTH), colour))
         if group[0]["offline_steps"] and group[0]["online_steps"]:
             axis.axvline(group[0]["offline_steps"], color="black", linestyle=":")
-    behaviour = runs[0].get("behaviour_score" if scored else "behaviour_return")
+    what = score_name(runs[0]) if scored else "return"
+    behaviour = runs[0].get({"normalized score": "behaviour_score", "return": "behaviour_return"}.get(what, ""))
     if behaviour is not None:
-        axis.axhline(behaviour, color="grey", linestyle="--", label="behaviour in the data")
+        axis.axhline(behaviour, color="grey", linestyle="--", linewidth=1)
+        ends.append((behaviour, "behaviour in the data", "grey"))
     unit = {(True, False): "gradient steps", (False, True): "environment steps"}
     phases = bool(runs[0]["offline_steps"]), bool(runs[0]["online_steps"])
-    axis.set(
-        title=title,
-        xlabel=unit.get(phases, "gradient steps offline, then environment steps online"),
-        ylabel=("normalized score" if scored else "return") + ", deterministic actions\n(mean and range of the seeds)",
-    )
+    axis.set(xlabel=unit.get(phases, "gradient steps offline, then environment steps online"), ylabel=what)
     axis.grid(alpha=0.4)
-    legend_below(figure, axis)
-    return figure
+    thousands(axis)
+    name_lines(axis, ends)
 
 
-def draw_denoising(runs: Sequence[dict[str, Any]], title: str) -> "Figure":
+def draw_denoising(runs: Sequence[Run], title: str) -> "Figure":
     """
     :param runs: records of the denoising suite on one dataset
     :param title: its name
     :return: score, and acting and training time of runs that had the machine to themselves, by the number of steps
     """
 
-    def split(run: dict[str, Any]) -> tuple[str, int]:
+    def without_steps(run: Run) -> Run:
         options = ast.literal_eval(run["options"])
-        n_steps = int(options.pop(STEPS_OPTION[run["algo"]]))
-        return label({**run, "options": repr(options)}), n_steps
+        return {**run, "passes": int(options.pop(STEPS_OPTION[run["algo"]])), "options": repr(options)}
 
-    def milliseconds(run: dict[str, Any]) -> float:
-        return float(1000 * run["offline_seconds"] / run["offline_steps"])
-
+    runs = [without_steps(run) for run in runs]
     timed = [run for run in runs if had_the_machine(run)]
-    panels: list[tuple[str, Sequence[dict[str, Any]], Callable[[dict[str, Any]], float]]] = [
+    panels: list[tuple[str, Sequence[Run], Callable[[Run], float]]] = [
         (score_name(runs[0]), runs, score_of),
         ("predict, one observation: us", timed, lambda run: float(run["acting_us"])),
-        ("gradient step: ms", timed, milliseconds),
+        ("gradient step: ms", timed, lambda run: float(1000 * run["offline_seconds"] / run["offline_steps"])),
     ]
     panels = [panel for panel in panels if panel[1]]
-    figure, axes = new_figure(n_columns=len(panels), height=4.0)
-    axes = np.atleast_1d(axes)
-    every_n = sorted({split(run)[1] for run in runs})
+    names, styles = display_names(runs), styles_of(labels(runs))
+    figure, axes = new_figure(len(panels))
+    every_n = sorted({run["passes"] for run in runs})
     for axis, (ylabel, chosen, value) in zip(axes, panels, strict=True):
-        for name in dict.fromkeys(split(run)[0] for run in chosen):
+        axis.set(
+            xlabel="network passes per action", ylabel=ylabel, xscale="log", yscale="linear" if axis is axes[0] else "log"
+        )
+        ends = []
+        for key in labels(chosen):
             points: dict[int, list[float]] = {}
-            for run in chosen:
-                if split(run)[0] == name:
-                    points.setdefault(split(run)[1], []).append(value(run))
+            for run in of_label(chosen, key):
+                points.setdefault(run["passes"], []).append(value(run))
             means = {n: float(np.mean(values)) for n, values in sorted(points.items())}
-            (line,) = axis.plot(list(means), list(means.values()), marker="o", label=name)
-            ranges = [(min(points[n]), max(points[n])) for n in means]
-            axis.fill_between(list(means), *zip(*ranges, strict=True), alpha=0.2, color=line.get_color())
-        axis.set(xlabel="network passes per action", ylabel=ylabel, xscale="log")
+            axis.plot(list(means), list(means.values()), marker="o", color=colour_of(key), linestyle=styles[key])
+            for n, values in points.items():
+                axis.plot([n] * len(values), values, ".", color=colour_of(key), alpha=0.5)
+            ends.append((list(means.values())[-1], fill(names[key], NAME_WIDTH), colour_of(key)))
         axis.set_xticks(every_n, [str(n) for n in every_n])
         axis.minorticks_off()
         axis.grid(alpha=0.4)
-    for axis in axes[1:]:
-        axis.set(yscale="log")
+        name_lines(axis, ends)
     figure.suptitle(title)
-    legend_below(figure, axes[0])
+    return figure
+
+
+def draw_online(scores: dict[str, np.ndarray], names: dict[str, str], steps: Sequence[int]) -> "Figure":
+    """
+    :param scores: label -> normalised scores, (runs, evaluations)
+    :param names: label -> name for people
+    :param steps: environment steps of the evaluations
+    :return: interquartile mean over environments and seeds against steps
+    """
+    from sb3_consistency.benchmark.statistics import interquartile_mean
+
+    figure, (axis,) = new_figure()
+    ends, styles = [], styles_of(list(scores))
+    for key, values in scores.items():
+        means = interquartile_mean(values, axis=0)
+        axis.plot(steps, means, color=colour_of(key), linestyle=styles[key], linewidth=2)
+        ends.append((float(means[-1]), fill(names[key], NAME_WIDTH), colour_of(key)))
+    axis.set(xlabel="environment steps", ylabel="interquartile mean\n(return - random) / (SAC's final - random)")
+    axis.axhline(1, color="grey", linestyle="--", linewidth=1)
+    axis.grid(alpha=0.4)
+    thousands(axis)
+    name_lines(axis, ends)
     return figure

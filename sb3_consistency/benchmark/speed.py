@@ -4,7 +4,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
@@ -20,10 +18,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from tqdm.auto import tqdm
 
-from sb3_consistency.benchmark.records import Records, provenance
-from sb3_consistency.envs.wrappers import SpacesOnlyEnv
-from sb3_consistency.policies.modules import GenerativeActor
-from sb3_consistency.registry import find_algorithm
+from sb3_consistency import SpacesOnlyEnv, find_algorithm
+from sb3_consistency.benchmark.load import check_load, timed_calls, wait_for
+from sb3_consistency.benchmark.records import provenance
 
 # Hopper's sizes
 OBSERVATION_SIZE, ACTION_SIZE = 11, 3
@@ -31,8 +28,6 @@ WIDTHS = [256, 256, 256]
 BATCH_SIZE = 256
 N_TRANSITIONS = 10_000
 ACTING_BATCHES = (1, 256)
-# above this share of busy time, other work on the machine would be measured too
-LOAD_LIMIT = 20.0
 # seconds of one turn of one system; long enough to make the clock and the caches not matter
 TURN = 0.3
 # calls that take seconds (hundreds of environments, 50 candidates, 100 steps) are done after so many, and so many seconds
@@ -132,10 +127,10 @@ def training_turn(model: Any, n_steps: int) -> float:
     :param n_steps: gradient steps
     :return: seconds per gradient step
     """
-    _wait_for(model)
+    wait_for(model)
     began = time.perf_counter()
     model.train(n_steps, model.batch_size)
-    _wait_for(model)
+    wait_for(model)
     return (time.perf_counter() - began) / n_steps
 
 
@@ -155,7 +150,7 @@ def acting_call(model: Any, batch: int, through: str) -> Callable[[], Any]:
 
     def call() -> None:
         with th.no_grad():
-            model.policy._predict(tensor)
+            model.policy(tensor)
 
     return call
 
@@ -198,29 +193,7 @@ def exportable(model: Any) -> bool:
     :param model: model that acts
     :return: whether it has a file to measure: one for the processor that no other system here has as well
     """
-    generative = isinstance(getattr(model.policy, "actor", None), GenerativeActor)
-    return generative and not model.compile and model.device.type == "cpu"
-
-
-def _wait_for(model: Any) -> None:
-    if model.device.type == "cuda":
-        th.cuda.synchronize()
-
-
-def timed_calls(model: Any, call: Callable[[], Any], n: int) -> list[float]:
-    """
-    :param model: model that acts
-    :param call: one call
-    :param n: number of calls
-    :return: seconds of every call
-    """
-    seconds = []
-    for _ in range(n):
-        began = time.perf_counter()
-        call()
-        _wait_for(model)
-        seconds.append(time.perf_counter() - began)
-    return seconds
+    return hasattr(model, "export") and not model.compile and model.device.type == "cpu"
 
 
 def candidate_counts(model: Any) -> tuple[int | None, ...]:
@@ -235,61 +208,14 @@ def candidate_counts(model: Any) -> tuple[int | None, ...]:
     return (None,)
 
 
-def busy() -> float:
-    """
-    :return: share of busy processor time in one second in which this process sleeps, in percent
-    """
-    return float(psutil.cpu_percent(interval=1.0))
-
-
-class OtherLoad:
-    """How busy the processors are, from now on, with anything but this process and its children (compilers)."""
-
-    def __init__(self) -> None:
-        self.began, self.others = time.perf_counter(), _seconds_of_others()
-
-    def processors(self) -> float:
-        """
-        :return: number of processors that other work took, on average, since this was made
-        """
-        return round(max(0.0, _seconds_of_others() - self.others) / (time.perf_counter() - self.began), 3)
-
-
-def _seconds_of_others() -> float:
-    everyone = psutil.cpu_times()._asdict()
-    # steal is what other virtual machines took; interrupts are part of the system's time or small
-    busy = sum(everyone.get(kind, 0.0) for kind in ("user", "nice", "system", "steal"))
-    this = psutil.Process()
-    own = sum(this.cpu_times()[:4])  # its ended children included
-    for child in this.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            own += sum(child.cpu_times()[:4])
-    return float(busy - own)
-
-
-def check_load(force: bool) -> float:
-    """
-    :param force: accept a loaded machine
-    :return: share of busy processor time, in percent
-    :raises RuntimeError: if the machine is loaded
-    """
-    load = busy()
-    if load > LOAD_LIMIT and not force:
-        raise RuntimeError(
-            f"The processors are {load:.0f} % busy (limit {LOAD_LIMIT:.0f} %): speeds measured now mean nothing. Stop the "
-            "other work, or measure all the same with --force (the report will say so)."
-        )
-    return load
-
-
-def measure(records: Records, rounds: int, quick: bool = False, force: bool = False) -> None:
+def measure(rounds: int, quick: bool = False, force: bool = False) -> list[dict[str, Any]]:
     """
     Measure training and acting of every system, with one and with all threads, on the CPU and on CUDA if there is any.
 
-    :param records: where to write the figures
     :param rounds: turns of every system per figure
     :param quick: shorter turns and the systems of up to 5 diffusion steps only
     :param force: measure on a loaded machine, too
+    :return: the figures
     :raises RuntimeError: if the machine is loaded
     """
     load = check_load(force)
@@ -299,16 +225,18 @@ def measure(records: Records, rounds: int, quick: bool = False, force: bool = Fa
     turn = TURN / 10 if quick else TURN
     before, run = th.get_num_threads(), datetime.now(UTC).isoformat(timespec="seconds")
     common = {"run": run, "load_percent": load, "rounds": rounds, **provenance()}
+    figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             for device, threads in settings:
                 th.set_num_threads(threads)
                 models = {system.label: build(system, device) for system in chosen}
                 acting = _acting_figures(models, rounds, turn, Path(folder))
-                for figure in [*_training_figures(models, rounds, turn), *acting]:
-                    records.append({**figure, "device": device, "threads": threads, **common})
+                setting = {"device": device, "threads": threads, **common}
+                figures += [{**figure, **setting} for figure in [*_training_figures(models, rounds, turn), *acting]]
         finally:
             th.set_num_threads(before)
+    return figures
 
 
 def _training_figures(models: dict[str, Any], rounds: int, turn: float) -> Iterator[dict[str, Any]]:

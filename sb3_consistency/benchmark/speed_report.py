@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_consistency.benchmark.drawing import markdown, new_figure, save
-from sb3_consistency.benchmark.speed import ACTION_SIZE, BATCH_SIZE, LOAD_LIMIT, OBSERVATION_SIZE, WIDTHS
+from sb3_consistency.benchmark.drawing import colour_of, markdown, name_lines, new_figure, save
+from sb3_consistency.benchmark.load import LOAD_LIMIT
+from sb3_consistency.benchmark.speed import ACTION_SIZE, BATCH_SIZE, OBSERVATION_SIZE, WIDTHS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,8 +85,8 @@ def draw_speed(training: "pd.DataFrame", place: str) -> "Figure":
     :return: rates relative to SAC
     """
     sac = training.loc[training["system"] == "SAC", "median_us"].iloc[-1]
-    figure, axis = new_figure(height=1.5 + 0.35 * len(training))
-    bars = axis.barh(training["system"], sac / training["median_us"])
+    figure, (axis,) = new_figure(height=1.5 + 0.35 * len(training))
+    bars = axis.barh(training["system"], sac / training["median_us"], color=[colour_of(name) for name in training["system"]])
     axis.axvline(1, color="grey", linestyle="--")
     axis.bar_label(bars, fmt="%.2f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axis.margins(x=0.1)
@@ -137,12 +138,14 @@ def draw_scaling(records: list[dict[str, Any]]) -> "Figure":
     :return: a panel per axis, time against size, both logarithmic
     """
     axes = list(dict.fromkeys(record["axis"] for record in records))
-    figure, panels = new_figure(n_columns=len(axes), height=4.0)
-    for axis, panel in zip(axes, panels if len(axes) > 1 else [panels], strict=True):
+    figure, panels = new_figure(len(axes))
+    for axis, panel in zip(axes, panels, strict=True):
         chosen = [record for record in records if record["axis"] == axis]
+        ends = []
         for system in dict.fromkeys(record["system"] for record in chosen):
             points = [(r["value"], r["median_us"] / 1000) for r in chosen if r["system"] == system]
-            panel.loglog(*zip(*points, strict=True), marker="o", label=system)
-        panel.set(xlabel=axis, ylabel="ms", title=axis.replace(" (", "\n("))
-        panel.legend(fontsize="small")
+            panel.loglog(*zip(*points, strict=True), marker="o", color=colour_of(system))
+            ends.append((points[-1][1], system, colour_of(system)))
+        panel.set(xlabel=axis, ylabel="ms")
+        name_lines(panel, ends)
     return figure

@@ -16,6 +16,7 @@ from sb3_consistency.data.episodes import Episode, EpisodeSource
 from sb3_consistency.data.formats.minari import NO_REWARDS, is_minari_id
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.envs.spaces import action_bounds
+from sb3_consistency.registry import how_to_install
 
 if TYPE_CHECKING:
     import minari
@@ -40,7 +41,7 @@ def convert_dataset(
         import minari
         from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError as error:
-        raise ImportError('Converting needs Minari: pip install "sb3-consistency[offline]".') from error
+        raise ImportError(f"Converting needs Minari: {how_to_install('offline')}.") from error
     if not is_minari_id(dataset_id):
         raise DatasetError(
             f"dataset_id: {dataset_id!r} is no Minari id: pass one like 'mine/hopper/medium-v0', with the version."
@@ -153,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
 
     :param args: its arguments
     """
-    from sb3_consistency.data.episodes import make_known
+    from sb3_consistency.envs.wrappers import make_known
 
     if args.env:
         make_known(args.env)

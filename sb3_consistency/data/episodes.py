@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_consistency.data.checks import DatasetError, Observations, map_observations
+from sb3_consistency.envs.wrappers import make_known
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -214,19 +215,3 @@ def _layout(episode: Episode) -> list[Any]:
         found.append(sorted(array) if hasattr(array, "keys") else None)
         map_observations(look, array)
     return found
-
-
-def make_known(env_id: str) -> None:
-    """
-    Register Gymnasium-Robotics' environments, which exist only once the package is imported, if the id may be one of theirs.
-
-    :param env_id: id of an environment
-    """
-    import gymnasium as gym
-
-    if env_id not in gym.registry:
-        try:
-            import gymnasium_robotics
-        except ImportError:
-            return
-        gym.register_envs(gymnasium_robotics)

@@ -13,6 +13,7 @@ from sb3_consistency.data.episodes import Block, EpisodeSource
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.data.statistics import Moments
 from sb3_consistency.envs.wrappers import flatten_nested
+from sb3_consistency.registry import how_to_install
 
 #: an action this near to a bound, as a share of half the range, is at it
 AT_BOUND = 1e-3
@@ -199,7 +200,7 @@ def draw(summary: Summary, path: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('A picture needs matplotlib: pip install "sb3-consistency[plots]".') from error
+        raise ImportError(f"A picture needs matplotlib: {how_to_install('plots')}.") from error
     actions = np.concatenate(summary.kept_actions)
     n_shown = min(actions.shape[1], 9)
     rows = 1 + -(-n_shown // 3)

@@ -17,6 +17,7 @@ from sb3_consistency.data.checks import as_count
 from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.data.formats.minari import is_minari_id
 from sb3_consistency.envs.wrappers import flatten_nested
+from sb3_consistency.registry import how_to_install
 
 if TYPE_CHECKING:
     import minari
@@ -60,7 +61,7 @@ def record_dataset(
         from minari.data_collector import EpisodeBuffer
         from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError as error:
-        raise ImportError('Recording needs Minari: pip install "sb3-consistency[offline]".') from error
+        raise ImportError(f"Recording needs Minari: {how_to_install('offline')}.") from error
     if not is_minari_id(dataset_id):
         raise DatasetError(
             f"dataset_id: {dataset_id!r} is no Minari id: pass one like 'mine/hopper/medium-v0', with the version."

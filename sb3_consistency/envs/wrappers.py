@@ -74,3 +74,32 @@ class SpacesOnlyEnv(gym.Env):
 
     def step(self, action: Any) -> Any:
         return self.reset()
+
+
+def make_known(env_id: str) -> None:
+    """
+    Register Gymnasium-Robotics' environments, which exist only once the package is imported, if the id may be one of theirs.
+
+    :param env_id: id of an environment
+    """
+    if env_id not in gym.registry:
+        try:
+            import gymnasium_robotics
+        except ImportError:
+            return
+        gym.register_envs(gymnasium_robotics)
+
+
+def make_env(env: gym.Env | str, **kwargs: Any) -> gym.Env:
+    """
+    An environment as the models of this package take it.
+
+    :param env: an environment, or the id of a registered one or of one of Gymnasium-Robotics
+    :param kwargs: arguments of the environment of that id
+    :return: the environment; nested observations are flattened
+    :raises gymnasium.error.Error: if there is none of this id
+    """
+    if isinstance(env, str):
+        make_known(env)
+        env = gym.make(env, **kwargs)
+    return flatten_if_nested(env)

@@ -15,6 +15,7 @@ from torch import nn
 from sb3_consistency.envs.spaces import action_bounds
 from sb3_consistency.generative.networks import elementary_mish
 from sb3_consistency.policies.modules import GenerativeActor
+from sb3_consistency.registry import how_to_install
 
 SUFFIXES = (".onnx", ".pt2", ".pt")
 OUTPUT_NAME = "action"
@@ -184,7 +185,7 @@ def _write(policy: ExportedPolicy, inputs: tuple[th.Tensor, ...], path: Path) ->
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(f'{error.name} is needed to write ONNX: pip install "sb3-consistency[export]".') from error
+        raise ImportError(f"{error.name} is needed to write ONNX: {how_to_install('export')}.") from error
     # it would list the operators of other libraries that are not installed
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # ONNX Runtime's own Mish takes its softplus number by number: 3 times as long for a batch

@@ -3,11 +3,13 @@
 import argparse
 import ast
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sb3_consistency.registry import how_to_install
 from sb3_consistency.zoo import workarounds
 from sb3_consistency.zoo.register import register
 
@@ -58,8 +60,27 @@ def run(command: str, argv: Sequence[str]) -> None:
                 run_script(module)
         else:
             run_script(module)
+    except ValueError as error:
+        hint = _other_runs(str(error))
+        if not hint:
+            raise
+        raise ValueError(f"{error}. {hint}") from error
     finally:
         sys.argv = before
+
+
+def _other_runs(message: str) -> str:
+    """rl-zoo3 takes the newest run, though it may have failed: which others have a model?"""
+    told = re.fullmatch(r"No model found for .+, path: (.+)", message)
+    if not told:
+        return ""
+    path = Path(told[1])
+    name, _, number = path.parent.name.rpartition("_")
+    runs = [folder for folder in path.parent.parent.glob(f"{name}_*") if any(folder.glob("*.zip"))]
+    numbers = sorted(int(folder.name.rpartition("_")[2]) for folder in runs if folder.name.rpartition("_")[2].isdigit())
+    if not numbers:
+        return f"No run in {path.parent.parent} has a model."
+    return f"Run {number} saved none (did it fail?); with a model: --exp-id {' or '.join(map(str, numbers))}."
 
 
 def _import(name: str) -> Any:
@@ -69,7 +90,7 @@ def _import(name: str) -> Any:
             return workarounds.import_push_to_hub()
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f'{name} needs {error.name}: pip install "sb3-consistency[zoo]".') from error
+        raise ImportError(f"{name} needs {error.name}: {how_to_install('zoo')}.") from error
 
 
 def _prepare(command: str, module: Any) -> None:
@@ -82,6 +103,7 @@ def _prepare(command: str, module: Any) -> None:
         "record-video": parsers.RecordParser,
         "record-training": parsers.RecordParser,
         "plot-train": parsers.PlotParser,
+        "plot-from-file": parsers.CompareParser,
     }
     parsers.use_parser(module, kinds.get(command, parsers.ZooParser))
     if command == "record-training":

@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import rl_zoo3.exp_manager
@@ -15,8 +16,10 @@ from huggingface_sb3 import EnvironmentName
 from optuna.trial import TrialState
 from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.exp_manager import ALGOS, ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from rl_zoo3.utils import SimpleLinearSchedule, get_callback_list
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_consistency.envs.spaces import fitting_policy
@@ -26,6 +29,7 @@ from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening,
 from sb3_consistency.zoo.register import algorithm_names, canonical, default_config
 from sb3_consistency.zoo.schedules import LinearStepSchedule, parse_linear
 from sb3_consistency.zoo.search_spaces import OFFLINE
+from sb3_consistency.zoo.studies import Repetition, open_storage, patiently, report_seeds
 from sb3_consistency.zoo.workarounds import require_pandas
 
 # schedules of the progress remaining, and functions of the gradient step, that may be written "lin_<number>"
@@ -77,6 +81,8 @@ class GenerativeExperimentManager(ExperimentManager):
         self.dataset = getattr(args, "dataset", None)
         self.pretrain_steps: int | None = getattr(args, "pretrain_steps", None)
         self.hyperparams_id: str | None = getattr(args, "hyperparams_id", None)
+        self.seeds_per_trial: int = getattr(args, "seeds_per_trial", 1)
+        self.heartbeat: int = getattr(args, "heartbeat", 60)
         if canonical(algo) in algorithm_names():
             config = config or str(default_config(algo, offline=self.dataset is not None))
         elif self.dataset is not None or self.pretrain_steps is not None:
@@ -218,10 +224,14 @@ class GenerativeExperimentManager(ExperimentManager):
         """
         left = not getattr(model, "is_pretrained", True) or getattr(model, "interrupted_phase", None) == "offline"
         pretrain_first = self.n_timesteps > 0 and not self._offline_only and left
-        if pretrain_first and not self._finish_pretraining(model):
-            model.env.close()  # type: ignore[union-attr]
-            return
-        super().learn(_learner(model))
+        try:
+            if pretrain_first and not self._finish_pretraining(model):
+                model.env.close()  # type: ignore[union-attr]
+                return
+            super().learn(_learner(model))
+        except BaseException:
+            self._forget_if_empty()
+            raise
 
     def _finish_pretraining(self, model: Any) -> bool:
         """Take the offline phase; False if a callback or the user stopped it."""
@@ -263,7 +273,9 @@ class GenerativeExperimentManager(ExperimentManager):
             # rl-zoo3 does not tell the search space
             trial.set_user_attr(OFFLINE, "dataset" in self._hyperparams)
         try:
-            return super().objective(trial)
+            if self.seeds_per_trial == 1:
+                return super().objective(trial)
+            return report_seeds(trial, [self._objective_of_seed(trial, seed) for seed in range(self.seeds_per_trial)])
         except ValueError as error:
             # where another trial got further, what was sampled is to blame, and not what was given
             further = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -272,9 +284,37 @@ class GenerativeExperimentManager(ExperimentManager):
             print(f"Trial {trial.number} is pruned: {error}")
             raise optuna.exceptions.TrialPruned() from error
 
+    def _objective_of_seed(self, trial: optuna.Trial, seed: int) -> float:
+        """All trials have the same seeds: what they differ in is then less due to chance."""
+        before, self.seed = self.seed, seed
+        set_random_seed(seed)
+        try:
+            return super().objective(trial if seed == 0 else cast(optuna.Trial, Repetition(trial, seed)))
+        finally:
+            self.seed = before
+
+    def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> dict[str, Any]:
+        """
+        Hyperparameters that tuning found; see rl-zoo3's method.
+
+        :param storage: as :func:`~sb3_consistency.zoo.studies.open_storage` takes it
+        :param study_name: name of the study
+        :param trial_id: number of the trial; None for the best one
+        :param convert: whether to make constructor arguments of the sampled values
+        :return: the hyperparameters
+        :raises ValueError: if the study has no such trial
+        """
+        study = optuna.load_study(storage=open_storage(storage), study_name=study_name)
+        n_trials = len(study.trials)
+        if trial_id is not None and not 0 <= trial_id < n_trials:
+            raise ValueError(f"--trial-id: {study_name} has {n_trials} trials, numbered from 0, got {trial_id}.")
+        params = (study.best_trial if trial_id is None else study.trials[trial_id]).params
+        return dict(HYPERPARAMS_CONVERTER[self.algo](params)) if convert else params
+
     def hyperparameters_optimization(self) -> None:
         require_pandas()
-        original = rl_zoo3.exp_manager.TrialEvalCallback
+        module: Any = rl_zoo3.exp_manager
+        original, create_study = module.TrialEvalCallback, optuna.create_study
         pretrain_steps = self._hyperparams.get("pretrain_steps", 0)
         if pretrain_steps:
             # rl-zoo3 spreads the evaluations over the online steps, its callback counts the offline ones, too
@@ -283,11 +323,40 @@ class GenerativeExperimentManager(ExperimentManager):
             def spread(*args: Any, **kwargs: Any) -> Any:
                 return original(*args, **{**kwargs, "eval_freq": eval_freq})
 
-            rl_zoo3.exp_manager.TrialEvalCallback = spread  # type: ignore[assignment, misc]
+            module.TrialEvalCallback = spread
+        storage, url = None, self.storage
+        if url is not None:
+            if url.endswith(".log"):
+                Path(url).parent.mkdir(parents=True, exist_ok=True)
+            storage = open_storage(url, self.heartbeat)
+        optuna.create_study = patiently(create_study, storage)
         try:
             super().hyperparameters_optimization()
         finally:
-            rl_zoo3.exp_manager.TrialEvalCallback = original  # type: ignore[misc]
+            module.TrialEvalCallback, optuna.create_study = original, create_study
+            self._forget_if_empty()
+
+    def setup_experiment(self) -> Any:
+        """
+        Build the model; see rl-zoo3's method.
+
+        :return: the model and its hyperparameters; None when tuning
+        """
+        try:
+            return super().setup_experiment()
+        except BaseException:
+            self._forget_if_empty()
+            raise
+
+    def _forget_if_empty(self) -> None:
+        """The folder of a run that failed before it had anything would be the newest, and ``enjoy`` would look there."""
+        folder = Path(self.save_path)
+        if not folder.is_dir() or any(path.suffix in (".zip", ".npz", ".pkl") for path in folder.rglob("*")):
+            return
+        # a comment, the column names, then episodes
+        if any(len(path.read_text().splitlines()) > 2 for path in folder.rglob("*monitor.csv")):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Continued:

@@ -3,10 +3,14 @@
 import argparse
 import importlib
 import os
+import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sb3_consistency.data.episodes import make_known
+import numpy as np
+
+from sb3_consistency.envs.wrappers import make_known
 from sb3_consistency.resume.folder import latest_checkpoint
 from sb3_consistency.zoo.datasets import dataset_environment, split_dataset
 from sb3_consistency.zoo.register import canonical
@@ -62,10 +66,19 @@ class TrainParser(ZooParser):
         )
         ours.add_argument("--pretrain-steps", type=int, help="overwrite the number of gradient steps on the dataset")
         ours.add_argument("--hyperparams-id", help="take the hyperparameters under this key of the file")
+        tuning = self.add_argument_group("tuning (sb3_consistency)")
+        tuning.add_argument(
+            "--seeds-per-trial", type=int, default=1, help="train a trial with so many seeds; the study is told their mean"
+        )
+        tuning.add_argument(
+            "--heartbeat",
+            type=int,
+            default=60,
+            help="databases: seconds between the signs of life of a worker; its trial is tried again when three are missing",
+        )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # without a default of its own, a dataset can be told from an explicit --env
-        self._default_env = self.get_default("env")
+        # rl-zoo3's is CartPole, which has no continuous actions
         self.set_defaults(env=None)
         if self.optimize:
             self.set_defaults(optimize_hyperparameters=True)
@@ -78,11 +91,24 @@ class TrainParser(ZooParser):
             args.trained_agent = str(latest_checkpoint(args.trained_agent).file("model.zip"))
         if args.dataset is not None:
             args.dataset = split_dataset(args.dataset)
+        self._check_tuning(args)
         if args.env is None:
-            args.env = self._default_env
-            if args.dataset is not None:
-                args.env, env_kwargs = dataset_environment(args.dataset)
-                args.env_kwargs = {**env_kwargs, **(args.env_kwargs or {})} or None
+            if args.dataset is None:
+                self.error("--env or --dataset must say what to train on")
+            args.env, env_kwargs = dataset_environment(args.dataset)
+            args.env_kwargs = {**env_kwargs, **(args.env_kwargs or {})} or None
+
+    def _check_tuning(self, args: argparse.Namespace) -> None:
+        if args.seeds_per_trial < 1 or args.heartbeat < 1:
+            name = "seeds-per-trial" if args.seeds_per_trial < 1 else "heartbeat"
+            self.error(f"--{name} must be at least 1, got {getattr(args, name.replace('-', '_'))}")
+        if args.optimize_hyperparameters:
+            return
+        if args.seeds_per_trial > 1:
+            self.error("--seeds-per-trial is for tuning: optimize, or train -optimize")
+        storage = args.storage is not None or args.study_name is not None
+        if storage != (args.trial_id is not None) or (args.storage is None) != (args.study_name is None):
+            self.error("to train with what tuning found, --storage, --study-name and --trial-id belong together")
 
 
 class OptimizeParser(TrainParser):
@@ -134,3 +160,27 @@ def _save_next_figure(path: str) -> None:
         plt.savefig(path)
 
     plt.show = save
+
+
+class CompareParser(ZooParser):
+    """Of ``plot-from-file``: says what it can't draw before it fails on it."""
+
+    def settle(self, args: argparse.Namespace) -> None:
+        super().settle(args)
+        path = Path(args.input or "")
+        path = path if path.suffix == ".pkl" else path.with_name(f"{path.name}.pkl")
+        if not path.is_file():
+            self.error(f"--input: there is no file {path}; all-plots writes one (-o)")
+        results = pickle.loads(path.read_bytes())
+        single = [
+            f"{key} on {env}"
+            for env, algos in results.items()
+            if env != "results_table"
+            for key, result in algos.items()
+            if np.ndim(result.get("last_evals")) == 0
+        ]
+        if single:
+            self.error(
+                f"--input: {path} has the evaluations of one run, or none, for {', '.join(single)}; it takes two runs (seeds) "
+                "or more of each to compare (all-plots gathers them), and plot-train draws single runs"
+            )

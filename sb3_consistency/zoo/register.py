@@ -113,7 +113,7 @@ def register() -> None:
     try:
         import rl_zoo3
     except ImportError as error:
-        raise ImportError(f'The zoo needs {error.name}: pip install "sb3-consistency[zoo]".') from error
+        raise ImportError(f"The zoo needs {error.name}: {registry.how_to_install('zoo')}.") from error
     from sb3_consistency.zoo import workarounds
 
     workarounds.import_load_from_hub()

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from sb3_consistency.registry import how_to_install
+
 
 def import_load_from_hub() -> None:
     """
@@ -86,7 +88,7 @@ def ffmpeg_on_path() -> Iterator[None]:
 
         executable = get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
-        raise ImportError('Videos need ffmpeg: install it, or pip install "sb3-consistency[zoo]".') from error
+        raise ImportError(f"Videos need ffmpeg: install it, or {how_to_install('zoo')}.") from error
     before = os.environ.get("PATH", "")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "ffmpeg").symlink_to(executable)
@@ -124,4 +126,4 @@ def require_pandas() -> None:
     try:
         import pandas  # noqa: F401
     except ImportError as error:
-        raise ImportError('Tuning reports need pandas: pip install "sb3-consistency[zoo]".') from error
+        raise ImportError(f"Tuning reports need pandas: {how_to_install('zoo')}.") from error

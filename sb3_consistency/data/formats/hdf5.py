@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.data.stored import StoredRows
+from sb3_consistency.registry import how_to_install
 
 if TYPE_CHECKING:
     import h5py
@@ -25,7 +26,7 @@ def open_file(path: str) -> h5py.File:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError('HDF5 files need h5py: pip install "sb3-consistency[offline]".') from error
+        raise ImportError(f"HDF5 files need h5py: {how_to_install('offline')}.") from error
     if not os.path.isfile(path):
         raise DatasetError(f"dataset: there is no file {path}.")
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from sb3_consistency.data.checks import DatasetError, as_flags, as_numbers
 from sb3_consistency.data.flat import FlatSource
 from sb3_consistency.data.mapping import read_mapping
+from sb3_consistency.registry import how_to_install
 
 
 def open_imitation(path: str) -> FlatSource:
@@ -30,7 +31,7 @@ def open_imitation(path: str) -> FlatSource:
     try:
         import pyarrow as pa
     except ImportError as error:
-        raise ImportError('Trajectories of imitation need pyarrow: pip install "sb3-consistency[formats]".') from error
+        raise ImportError(f"Trajectories of imitation need pyarrow: {how_to_install('formats')}.") from error
     files = sorted(glob.glob(os.path.join(path, "*.arrow")))
     if not files:
         raise DatasetError(f"dataset: there are no .arrow files in {path}.")

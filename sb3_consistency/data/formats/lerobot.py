@@ -16,6 +16,7 @@ from sb3_consistency.data.formats.options import as_switch, as_words, joined_ent
 from sb3_consistency.data.formats.video import VideoRows
 from sb3_consistency.data.mapping import read_mapping
 from sb3_consistency.data.stored import ChainedRows
+from sb3_consistency.registry import how_to_install
 
 OBSERVATION = "observation."
 
@@ -42,7 +43,7 @@ def open_lerobot(
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError('Datasets of LeRobot need pyarrow: pip install "sb3-consistency[formats]".') from error
+        raise ImportError(f"Datasets of LeRobot need pyarrow: {how_to_install('formats')}.") from error
     info = _json(path, "meta/info.json")
     features = info.get("features")
     if not isinstance(features, dict) or "action" not in features:

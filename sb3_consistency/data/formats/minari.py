@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_consistency.data.checks import DatasetError, as_flags, as_numbers, check_lengths, map_observations
-from sb3_consistency.data.episodes import Episode, EpisodeSource, make_known
+from sb3_consistency.data.episodes import Episode, EpisodeSource
+from sb3_consistency.envs.wrappers import make_known
+from sb3_consistency.registry import how_to_install
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -202,7 +204,7 @@ def _import_minari() -> None:
         import minari  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'Minari is needed to load a dataset by its id: pip install "sb3-consistency[offline]". '
+            f"Minari is needed to load a dataset by its id: {how_to_install('offline')}. "
             "Arrays, .npz files and replay buffers load without it."
         ) from error
 

@@ -11,6 +11,7 @@ from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.data.flat import FlatSource
 from sb3_consistency.data.formats.options import as_words
 from sb3_consistency.data.mapping import SYNONYMS, read_mapping
+from sb3_consistency.registry import how_to_install
 
 #: what columns of one group start with: obs_0, obs_1 or observation.x, observation.y
 PREFIXES = {
@@ -34,7 +35,7 @@ def open_table(path: str, **columns: str) -> FlatSource:
     try:
         import pandas as pd
     except ImportError as error:
-        raise ImportError('Tables need pandas: pip install "sb3-consistency[formats]".') from error
+        raise ImportError(f"Tables need pandas: {how_to_install('formats')}.") from error
     if not os.path.isfile(path):
         raise DatasetError(f"dataset: there is no file {path}.")
     frame = pd.read_parquet(path) if path.lower().endswith(".parquet") else pd.read_csv(path)

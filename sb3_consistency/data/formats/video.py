@@ -10,6 +10,7 @@ import numpy as np
 
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.data.stored import ForwardRows
+from sb3_consistency.registry import how_to_install
 
 
 class VideoRows(ForwardRows):
@@ -27,7 +28,7 @@ class VideoRows(ForwardRows):
         try:
             import av  # noqa: F401
         except ImportError as error:
-            raise ImportError('Videos need av: pip install "sb3-consistency[video]".') from error
+            raise ImportError(f"Videos need av: {how_to_install('video')}.") from error
         if not os.path.isfile(path):
             raise DatasetError(f"dataset: there is no file {path}.")
         self.shape, self.dtype = (n_frames, *size, 3), np.dtype(np.uint8)

@@ -11,6 +11,7 @@ from sb3_consistency.data.flat import FlatSource
 from sb3_consistency.data.formats.options import as_words, joined_entries
 from sb3_consistency.data.mapping import read_mapping
 from sb3_consistency.data.stored import StoredRows
+from sb3_consistency.registry import how_to_install
 
 #: what a store's observations are called if it has one vector of them
 STATES = ("state", "obs", "observation", "observations")
@@ -30,7 +31,7 @@ def open_zarr(path: str, obs_keys: str | None = None, action_key: str = "action"
     try:
         import zarr
     except ImportError as error:
-        raise ImportError('Zarr stores need zarr: pip install "sb3-consistency[formats]".') from error
+        raise ImportError(f"Zarr stores need zarr: {how_to_install('formats')}.") from error
     store: Any = zarr.open_group(path, mode="r")
     if "data" not in store or "meta/episode_ends" not in store:
         raise DatasetError(f"dataset: {path} is no store of Diffusion Policy: it has no 'data' and 'meta/episode_ends'.")

@@ -56,7 +56,7 @@ def _read(path: str) -> dict[str, Any]:
 def _spec(arguments: dict[str, Any]) -> Any:
     import gymnasium as gym
 
-    from sb3_consistency.data.episodes import make_known
+    from sb3_consistency.envs.wrappers import make_known
 
     env_id = arguments.get("env")
     if not isinstance(env_id, str):

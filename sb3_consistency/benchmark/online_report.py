@@ -1,0 +1,78 @@
+"""The online suite over several environments: scores relative to SAC, and what a step costs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sb3_consistency.benchmark.drawing import markdown, save, with_interval
+from sb3_consistency.benchmark.score_plots import draw_online
+from sb3_consistency.benchmark.statistics import (
+    LAST,
+    Run,
+    area_under_curve,
+    common_seeds,
+    display_names,
+    estimate,
+    final_return,
+    grouped,
+    labels,
+    of_label,
+    references,
+)
+
+
+def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
+    """
+    :param runs: records of the online suite, of one budget
+    :param folder: where the plot goes
+    :param stem: beginning of its name
+    :return: Markdown: interquartile means over environments and seeds, and CPU time; nothing where SAC or the returns of a
+        random policy are missing
+    """
+    known = references(runs)
+    left_out = [place for place in dict.fromkeys(run["data"] for run in runs) if place not in known]
+    runs = [run for run in runs if run["data"] in known]
+    places = list(known)
+    wanted = [key for key in labels(runs) if common_seeds(of_label(runs, key), set(places))] if runs else []
+    if len(wanted) < 2:
+        return []
+    names, measures = display_names(runs), {"final": final_return, "area under the curve": area_under_curve}
+
+    def scores(key: str, measure: str) -> list[np.ndarray]:
+        return grouped(of_label(runs, key), lambda run: known[run["data"]].score(measures[measure](run)), places)
+
+    rows = []
+    for key in wanted:
+        row = {"algorithm": names[key]}
+        for measure in measures:
+            row[measure] = with_interval(estimate(scores(key, measure)), 2)
+            against = [] if key == "SAC" or "SAC" not in wanted else scores("SAC", measure)
+            difference = with_interval(estimate(scores(key, measure), against), 2) if against else ""
+            row[f"{measure}: minus SAC's"] = difference
+        row["seeds"] = str(len(common_seeds(of_label(runs, key), set(places))))
+        row["CPU ms per step"] = _cpu_milliseconds(of_label(runs, key))
+        rows.append(row)
+    curves = {}
+    for key in wanted:
+        mine = of_label(runs, key)
+        seeds = common_seeds(mine, set(places))
+        curves[key] = np.array(
+            [[known[run["data"]].score(point["return"]) for point in run["curve"]] for run in mine if run["seed"] in seeds]
+        )
+    save(folder / f"{stem}_normalised.png", draw_online(curves, names, [point["step"] for point in runs[0]["curve"]]))
+    text = (
+        f"Interquartile means over {len(places)} environments and the seeds, with 95 % intervals (bootstrap over the seeds of "
+        "every environment). Scores are (return - random) / (SAC's mean final return - random); final is the mean of the last "
+        f"{LAST} evaluations, area the mean of all. CPU time leaves evaluations out."
+    )
+    parts = ["### Relative to SAC", text, markdown(rows), f"![relative to SAC]({stem}_normalised.png)"]
+    if left_out:
+        parts.append(f"Left out: {', '.join(left_out)} (no run of SAC, no return of a random policy, or SAC learned nothing).")
+    return parts
+
+
+def _cpu_milliseconds(runs: Sequence[Run]) -> str:
+    whole = [run for run in runs if "online_cpu_seconds" in run and not run.get("resumed")]
+    each = [1000 * run["online_cpu_seconds"] / run["online_steps"] for run in whole]
+    return f"{np.mean(each):.2f}" if each else ""
