@@ -22,8 +22,7 @@ import sb3_consistency
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.files.safe import SafeLoadError, _digest, load_safe
 from sb3_consistency.policies.policy import MlpPolicy
-from tests.conftest import ALGORITHMS, SMALL, VectorEnv, make_arrays
-from tests.test_contract import MODES, assert_same, box_env, every, make, trained
+from tests.conftest import ALGORITHMS, MODES, SMALL, VectorEnv, assert_same, box_env, every, make, make_arrays, trained
 from tests.test_loading import GoalEnv, dict_arrays
 
 ARGUMENTS = [
