@@ -14,7 +14,7 @@ from sb3_consistency import (
     ResumableCheckpointCallback,
     load_latest,
 )
-from tests.conftest import VectorEnv, make_arrays
+from tests.conftest import VectorEnv, leaves, make_arrays
 
 # few candidates to act by, for speed
 FEW = {"n_candidates": 4}
@@ -44,10 +44,10 @@ def state_of(model):
     arrays = [vars(b)[name] for b in buffers for name in ("observations", "actions", "rewards", "dones", "pos")]
     norm = model.get_vec_normalize_env()
     statistics = [] if norm is None else [norm.obs_rms.mean, norm.obs_rms.var, norm.ret_rms.var, norm.returns]
-    counters = [model.num_timesteps, model._n_updates, model._episode_num, model._total_timesteps, model.run.curriculum_end]
+    counters = [model.num_timesteps, model.n_updates, model._episode_num, model._total_timesteps, model.run.curriculum_end]
     draws = [random.random(), np.random.rand(), th.rand(1), model.action_space.sample()]
     tree = [model.get_parameters(), arrays, statistics, model._last_obs, counters, draws]
-    return [np.asarray(leaf) for leaf in th.utils._pytree.tree_leaves(tree)]
+    return [np.asarray(leaf) for leaf in leaves(tree)]
 
 
 def assert_equal(ours, theirs):
@@ -79,7 +79,7 @@ def check(folder, make, run, kills, env=lambda: None, save_freq=20):
         scramble()
         model = load_latest(place, env=env())
         scramble()
-        assert model._n_updates < uninterrupted._n_updates
+        assert model.n_updates < uninterrupted.n_updates
         model.resume(ResumableCheckpointCallback(place, save_freq))
         assert_equal(state_of(model), reference)
     return model

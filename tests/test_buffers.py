@@ -89,7 +89,7 @@ def test_own_buffers_are_asked_for_one_batch_at_a_time():
     sizes.clear()
     options = {**ONLINE, "learning_starts": 8, "batch_size": 8, "gradient_steps": 4, "replay_buffer_class": WithoutReplacement}
     model = CPQL("MlpPolicy", VectorEnv(), **options).learn(12)
-    assert model._n_updates == 4 * 4 and set(sizes) == {8}
+    assert model.n_updates == 4 * 4 and set(sizes) == {8}
     model.load_dataset(make_arrays(action_dim=2))
     model.pretrain(10)
     assert max(sizes) == 8, "both buffers share a batch"
@@ -99,7 +99,7 @@ def test_own_buffers_are_asked_for_one_batch_at_a_time():
 def test_memory_efficient_buffer_online(cls):
     kwargs = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
     model = online(cls, buffer_size=20, **kwargs).learn(50)  # wraps around
-    assert model.replay_buffer.full and model._n_updates > 30
+    assert model.replay_buffer.full and model.n_updates > 30
     with pytest.raises(ValueError, match="DictReplayBuffer"):
         online(cls, GoalEnv(), "MultiInputPolicy", **kwargs)
 

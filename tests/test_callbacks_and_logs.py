@@ -49,10 +49,10 @@ def test_callbacks_in_pretraining(cls, tmp_path):
     assert counter.steps == list(range(1, 11)) and (counter.started, counter.ended) == (1, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rl_model_10_steps.zip", "rl_model_5_steps.zip"]
     assert evaluation.n_calls == 10 and np.isfinite(evaluation.last_mean_reward)
-    assert model.num_timesteps == 0 and model._n_updates == 10
+    assert model.num_timesteps == 0 and model.n_updates == 10
     stopper = Counter(stop_at=3)
     model.pretrain(10, callback=stopper)
-    assert len(stopper.steps) == 3 and stopper.steps[0] == 11 and model._n_updates == 13
+    assert len(stopper.steps) == 3 and stopper.steps[0] == 11 and model.n_updates == 13
 
 
 @every
@@ -80,7 +80,7 @@ def test_callbacks_of_sb3(cls, tmp_path):
     model.curriculum_steps = 8  # a planner can act at the first evaluation
     callbacks = CallbackList([every_n, evaluation])
     model.pretrain(30, callback=callbacks)
-    assert model._n_updates == 10  # the evaluation stopped it
+    assert model.n_updates == 10  # the evaluation stopped it
     assert (tmp_path / "best" / "best_model.zip").exists() and (tmp_path / "log" / "evaluations.npz").exists()
     assert len(list((tmp_path / "every").iterdir())) == 2
     assert_same(model, cls.load(tmp_path / "best" / "best_model"))
@@ -130,7 +130,7 @@ class Watcher(BaseCallback):
 def test_callbacks_that_watch_environments_see_nothing_happen_offline():
     model = CPQL("MlpPolicy", VectorEnv(), dataset=make_arrays(action_dim=2), pretrain_steps=20, **ONLINE)
     model.learn(50, callback=[StopTrainingOnMaxEpisodes(2), LogEveryNTimesteps(5), Watcher()])
-    assert model._n_updates > 20 and model.num_timesteps == 20, "two episodes of ten steps, none of them offline"
+    assert model.n_updates > 20 and model.num_timesteps == 20, "two episodes of ten steps, none of them offline"
 
 
 def test_evaluation_of_a_model_without_environment():

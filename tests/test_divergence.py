@@ -28,7 +28,7 @@ def test_a_diverging_step_is_left_out_and_stops_the_run(cls):
     after = state_of(model)
     assert all(th.equal(x, y) for x, y in zip(before["critic.optimizer"], after["critic.optimizer"], strict=True))
     assert weights(model).isfinite().all()
-    assert model._n_updates < 100, "the run should have stopped at the next look, not at the end"
+    assert model.n_updates < 100, "the run should have stopped at the next look, not at the end"
 
 
 def test_a_diverging_run_can_go_on():

@@ -93,7 +93,7 @@ def test_action_noise(cls, noise, n_envs):
 )
 def test_train_freq_and_gradient_steps(cls, kwargs, n_updates):
     model = online(cls, box_env(length=5), **kwargs).learn(20)
-    assert model.num_timesteps == 20 and model._n_updates == pytest.approx(n_updates, abs=2)
+    assert model.num_timesteps == 20 and model.n_updates == pytest.approx(n_updates, abs=2)
 
 
 def test_episodes_need_one_environment():
@@ -107,7 +107,7 @@ def test_episodes_need_one_environment():
 def test_her_online(cls, strategy):
     kwargs = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"goal_selection_strategy": strategy}}
     model = online(cls, GoalEnv(), "MultiInputPolicy", learning_starts=12, **kwargs).learn(30)
-    assert model._n_updates >= 15
+    assert model.n_updates >= 15
     assert model.predict(GoalEnv().reset()[0], deterministic=True)[0].shape == (2,)
 
 
@@ -123,6 +123,6 @@ def test_online_from_scratch(cls, kwargs):
         "MlpPolicy", "Pendulum-v1", action_noise=NormalActionNoise(np.zeros(1), 0.1 * np.ones(1)), **{**SMALL, **kwargs}
     )
     model.learn(210)
-    assert model.num_timesteps >= 210 and model._n_updates > 0
+    assert model.num_timesteps >= 210 and model.n_updates > 0
     model.learn(20, reset_num_timesteps=False)
     assert model.num_timesteps >= 230

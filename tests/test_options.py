@@ -286,7 +286,7 @@ def test_numbers_of_steps_are_whole(cls, n, error):
         model.pretrain(n)
     model.dataset = None
     model.load_dataset(make_arrays())
-    assert model.pretrain(np.float64(1e0))._n_updates == 1 and type(model.run.call[1]["gradient_steps"]) is int
+    assert model.pretrain(np.float64(1e0)).n_updates == 1 and type(model.run.call[1]["gradient_steps"]) is int
     model.learn(2e0)
     assert model.num_timesteps == 2
 

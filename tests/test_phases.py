@@ -16,20 +16,20 @@ def test_learn_pretrains_once_then_goes_online(cls, tmp_path):
     model.learn(12, callback=counter)
     assert counter.steps == [*range(1, 8), *range(1, 13)]
     assert model.offline_buffer.size() == 120 and model.replay_buffer.size() == 12
-    assert model._n_updates == 7 + 12  # no random warm-up after an offline phase
+    assert model.n_updates == 7 + 12  # no random warm-up after an offline phase
     model.learn(5)
-    assert model._n_updates == 7 + 12 + 5
+    assert model.n_updates == 7 + 12 + 5
     model.save(tmp_path / "model")
     # the arrays are not saved with the model: experience gathers first, by the policy
     loaded = cls.load(tmp_path / "model", env=box_env(), learning_starts=3)
     loaded.learn(5)
-    assert loaded._n_updates == 24 + 3 and loaded.learning_starts == 0
+    assert loaded.n_updates == 24 + 3 and loaded.learning_starts == 0
 
 
 def test_stopping_the_pretraining_stops_learn():
     model = CPQL("MlpPolicy", box_env(), dataset=make_arrays(), pretrain_steps=7, **SMALL)
     model.learn(12, callback=Counter(stop_at=3))
-    assert model._n_updates == 3 and model.num_timesteps == 0
+    assert model.n_updates == 3 and model.num_timesteps == 0
 
 
 def test_bc_needs_data_and_no_environment():
@@ -49,12 +49,12 @@ def test_actor_critics_pretrain_without_environment_but_do_not_collect():
     model = CPQL("MlpPolicy", dataset=data, pretrain_steps=3, **SMALL)
     with pytest.raises(ValueError, match="set_env"):
         model.learn(10)
-    assert model._n_updates == 0
+    assert model.n_updates == 0
     model.learn(0)
-    assert model._n_updates == 3
+    assert model.n_updates == 3
     model.set_env(box_env())
     model.learn(10)
-    assert model.num_timesteps == 10 and model._n_updates == 13
+    assert model.num_timesteps == 10 and model.n_updates == 13
 
 
 def test_data_that_could_not_be_loaded_is_missed_again():
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_the_pretraining_takes_the_steps_that_are_left(cls, tmp_
     resumed = cls.load(tmp_path / "rl_model_10_steps.zip", env=box_env())
     assert resumed.learning_starts == 0 and resumed.alpha_now() == 1.0
     resumed.learn(3, reset_num_timesteps=False)
-    assert resumed._n_updates == 20 + 3 and resumed.num_timesteps == 3
+    assert resumed.n_updates == 20 + 3 and resumed.num_timesteps == 3
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(None, 10), (0, 0), (14, 4)])
@@ -97,14 +97,14 @@ def test_what_is_left_of_a_pretraining_can_be_changed(asked, taken, tmp_path):
         loaded.learning_starts = 0
     assert loaded.is_pretrained == (taken == 0)
     loaded.learn(6)
-    assert loaded.num_timesteps == 6 and loaded._n_updates >= 10 + taken
-    assert loaded._n_updates <= 10 + taken + 6 and loaded.is_pretrained
+    assert loaded.num_timesteps == 6 and loaded.n_updates >= 10 + taken
+    assert loaded.n_updates <= 10 + taken + 6 and loaded.is_pretrained
 
 
 def test_train_has_sb3s_default_batch_size():
     model = make(CPQL).pretrain(1)
     model.train(2)
-    assert model._n_updates == 3
+    assert model.n_updates == 3
 
 
 def test_progress_bar_and_continuing():

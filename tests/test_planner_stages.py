@@ -94,7 +94,7 @@ def test_resuming_inside_a_stage_changes_nothing(at, tmp_path):
     whole.pretrain(30, callback=CheckpointCallback(at, str(tmp_path)))
     resumed = RACTD.load(tmp_path / f"rl_model_{at}_steps.zip", env=box_env())
     resumed.load_dataset(arrays)
-    assert resumed.stage_ends() == (12, 15) and resumed._n_updates == at
+    assert resumed.stage_ends() == (12, 15) and resumed.n_updates == at
     again = RACTD.load(tmp_path / f"rl_model_{at}_steps.zip", env=box_env())
     again.load_dataset(arrays)
     for model in (resumed, again):

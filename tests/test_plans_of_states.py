@@ -160,7 +160,8 @@ def test_plans_with_a_stride_reach_further(tmp_path):
     inside = ~at.padded.any(axis=1)
     np.testing.assert_array_equal(at.rows[inside], at.rows[inside, :1] + 3 * np.arange(8))
     states = th.as_tensor(model.replay_buffer.observations["observation"][at.rows, at.columns])[inside]
-    batch = model.data._plan_batch(windows, at)
+    windows.sample = lambda *_: at
+    (batch,) = model.data.sample(1, len(at.rows))
     assert th.allclose(batch.plans[inside], model.policy.student.obs_normalizer(states))
     assert th.allclose(batch.conditions[inside], states[:, [0, -1]])
     model.save(tmp_path / "model")

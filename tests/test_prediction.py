@@ -145,7 +145,7 @@ def test_an_actor_asked_alone_goes_on_training(monkeypatch):
     modes = []
     loss = model.actor_loss
     monkeypatch.setattr(model, "actor_loss", lambda batch: modes.append(model.actor.training) or loss(batch))
-    model.updater._gradients.clear()
+    model.updater.forget()
     model.actor.predict(np.zeros(3, np.float32))
     assert not model.actor.training and model.policy.training
     model.pretrain(1)

@@ -29,7 +29,7 @@ from sb3_consistency import (
     load_latest,
 )
 from sb3_consistency.resume.callback import load_checkpoint
-from tests.conftest import VectorEnv, make_arrays
+from tests.conftest import VectorEnv, leaves, make_arrays
 from tests.resuming import (
     FEW,
     TINY,
@@ -70,12 +70,12 @@ def test_offline_learn_with_weighted_datasets_and_a_schedule(tmp_path):
 
 def test_the_second_call_is_continued_with_its_own_schedule(tmp_path):
     def run(model, callback):
-        if model._n_updates == 0:
+        if model.n_updates == 0:
             model.pretrain(70)
         model.pretrain(140, callback=callback)
 
     model = check(tmp_path, offline_model(CPQL, cosine_lr_decay=True), run, [205])
-    assert model._n_updates == 210
+    assert model.n_updates == 210
 
 
 def test_every_stage_of_ractd(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_both_phases(kwargs, tmp_path):
         return CPQL("MlpPolicy", env, dataset=make_arrays(action_dim=2), pretrain_steps=100, **TINY, **FEW, **kwargs)
 
     model = check(tmp_path, make, learn, [(90, False), (21, True), (95, True)][bool(kwargs) :], env=VectorEnv)
-    assert model.num_timesteps == 120 and model._n_updates == 220
+    assert model.num_timesteps == 120 and model.n_updates == 220
 
 
 def test_both_phases_with_vec_normalize(tmp_path):
@@ -273,7 +273,7 @@ def test_killed_by_sigkill(kind, step, sync, tmp_path):
         reference.learn(120)
     else:
         reference = offline_model(RACTD, horizon=4, teacher_steps=100, reward_steps=70)(None).learn(300)
-    a, b = (th.utils._pytree.tree_leaves(m.get_parameters()) for m in (model, reference))
+    a, b = (leaves(m.get_parameters()) for m in (model, reference))
     assert all(th.equal(x, y) for x, y in zip(a, b, strict=True) if isinstance(x, th.Tensor))
 
 

@@ -62,7 +62,7 @@ def test_the_same_model_comes_back_and_training_goes_on(cls, kwargs, tmp_path):
         m.set_random_seed(1)
         m.pretrain(8)
     assert_same(model, loaded)
-    assert model._n_updates == loaded._n_updates == 13
+    assert model.n_updates == loaded.n_updates == 13
 
 
 @pytest.mark.parametrize("steps", [3, 4, 6])

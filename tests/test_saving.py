@@ -38,7 +38,7 @@ def test_save_and_load(cls, kwargs, tmp_path):
     model.save(tmp_path / "model")
     loaded = cls.load(tmp_path / "model")
     assert_same(model, loaded)
-    assert loaded._n_updates == 5 and loaded.env is None
+    assert loaded.n_updates == 5 and loaded.env is None
     loaded = cls.load(tmp_path / "model", env=box_env(), batch_size=7)
     assert loaded.batch_size == 7
     loaded.load_dataset(make_arrays())
