@@ -1,16 +1,24 @@
-"""Small data and environments that all tests share. Tests never read data from outside the repository."""
+"""Small data, environments and models that all tests share. Tests never read data from outside the repository."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionBC, DiffusionQL
 
 ALGORITHMS = [ConsistencyBC, ConsistencyAC, CPQL, DiffusionBC, DiffusionQL, RACTD]
 ACTOR_CRITICS = [ConsistencyAC, CPQL, DiffusionQL]
 SMALL = {"policy_kwargs": {"net_arch": [32, 32]}, "batch_size": 32, "seed": 0, "device": "cpu"}
+#: of a model that learns online soon
+ONLINE = {**SMALL, "learning_starts": 4, "buffer_size": 200}
+VARIANTS = [(CPQL, {"value_mode": "iql"}), (DiffusionQL, {"sampling_steps": 2, "sampler": "ddim"})]
+MODES = [*((cls, {}) for cls in ALGORITHMS), *VARIANTS]
+
+every = pytest.mark.parametrize("cls", ALGORITHMS)
+actor_critics = pytest.mark.parametrize("cls", ACTOR_CRITICS)
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +90,90 @@ class VectorEnv(gym.Env):
 def minari_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     return tmp_path / "minari"
+
+
+# models
+
+
+def box_env(**kwargs):
+    return VectorEnv(action_space=spaces.Box(-1, 1, (1,), np.float32), **kwargs)
+
+
+def make(cls, env=None, policy="MlpPolicy", **kwargs):
+    """A model with data loaded and an environment."""
+    model = cls(policy, env or box_env(), **{**SMALL, **kwargs})
+    model.load_dataset(make_arrays())
+    return model
+
+
+def make_planner(env=None, arrays=None, **kwargs):
+    model = RACTD("MlpPolicy", env or box_env(), **{**SMALL, **kwargs})
+    model.load_dataset(make_arrays() if arrays is None else arrays)
+    return model
+
+
+def trained(cls, **kwargs):
+    return make(cls, **kwargs).pretrain(5)
+
+
+def loaded(cls, **kwargs):
+    """A model with data loaded and no environment."""
+    model = cls("MlpPolicy", dataset=make_arrays(), **{**SMALL, **kwargs})
+    model.load_dataset(model.dataset)
+    return model
+
+
+def online(cls, env=None, policy="MlpPolicy", **kwargs):
+    """A model without data that learns online soon."""
+    return cls(policy, env or box_env(), **{**ONLINE, "learning_starts": 5, **kwargs})
+
+
+def weights(model):
+    return th.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+
+def leaves(tree):
+    """The entries of nested dicts and sequences."""
+    return th.utils._pytree.tree_leaves(tree)
+
+
+def state_of(model):
+    """Weights, moving averages and everything that the optimizers remember."""
+    return {
+        key: [x.clone() for x in leaves(value) if isinstance(x, th.Tensor)] for key, value in model.get_parameters().items()
+    }
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert all(th.equal(x, y) for x, y in zip(a[key], b[key], strict=True)), key
+
+
+def assert_same(a, b):
+    """Equal weights, optimizer states and predictions."""
+    for name, ours in a.get_parameters().items():
+        for x, y in zip(leaves(ours), leaves(b.get_parameters()[name]), strict=True):
+            assert th.equal(x, y) if isinstance(x, th.Tensor) else x == y, name
+    obs = np.random.default_rng(0).uniform(-1, 1, (4, *a.observation_space.shape)).astype(np.float32)
+    np.testing.assert_array_equal(a.predict(obs, deterministic=True)[0], b.predict(obs, deterministic=True)[0])
+
+
+class Counter(BaseCallback):
+    """Notes at which timesteps it was called, and stops the run at a call."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.stop_at = stop_at
+        self.steps = []
+        self.started = self.ended = 0
+
+    def _on_training_start(self):
+        self.started += 1
+
+    def _on_step(self):
+        self.steps.append(self.model.num_timesteps)
+        return self.stop_at is None or len(self.steps) < self.stop_at
+
+    def _on_training_end(self):
+        self.ended += 1

@@ -535,7 +535,7 @@ def main():
     import os
 
     from sb3_consistency import CPQL
-    from tests.test_contract import box_env, trained
+    from tests.conftest import box_env, trained
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

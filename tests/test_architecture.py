@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import sb3_consistency
 
 
@@ -36,3 +38,9 @@ sb3_consistency.CPQL("MlpPolicy", "Pendulum-v1", learning_starts=5, policy_kwarg
 def test_every_public_name_is_there():
     for name in sb3_consistency.__all__:
         assert getattr(sb3_consistency, name) is not None
+
+
+def test_lazy_attributes():
+    assert set(dir(sb3_consistency)) == set(sb3_consistency.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        sb3_consistency.nothing  # noqa: B018

@@ -20,8 +20,7 @@ from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.files.safe import SafeLoadError, load_safe
 from sb3_consistency.files.zip import ModelFileError
 from tests import corruption, formats
-from tests.conftest import SMALL, VectorEnv, make_arrays
-from tests.test_contract import box_env, make, trained
+from tests.conftest import SMALL, VectorEnv, box_env, make, make_arrays, trained
 
 SECONDS, MEBIBYTES = 5.0, 300
 DATASETS = corruption.dataset_cases()

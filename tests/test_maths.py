@@ -301,10 +301,17 @@ def test_embedding_needs_an_even_size(dim):
 
 def test_reconstruction_draws_its_share_at_the_levels_of_the_sampler():
     u = (th.arange(3900) + 0.5) / 3900
-    plain = ConsistencyModel(1, 1, sampling_share=0.0)._reconstruction_sigma(u)
+
+    def levels(model):
+        sigmas, zeros = [], th.zeros(len(u), 1)
+        model.register_forward_pre_hook(lambda _, args: sigmas.append(args[1]))
+        model.reconstruction_loss(zeros, zeros, noise=zeros, u=u[:, None])
+        return sigmas[0]
+
+    plain = levels(ConsistencyModel(1, 1, sampling_share=0.0))
     grid, counts = plain.unique(return_counts=True)
     assert th.allclose(grid, karras_sigma(th.arange(1, 40), 40)) and (counts == 100).all()
-    shared = ConsistencyModel(1, 1, sampling_steps=2)._reconstruction_sigma(u)
+    shared = levels(ConsistencyModel(1, 1, sampling_steps=2))
     at = [th.isclose(shared, th.tensor(sigma)).float().mean().item() for sigma in sampling_sigmas(2)]
     assert at == pytest.approx([0.25 + 0.5 / 39, 0.25], abs=1e-3)  # the highest level is on the grid, too
     with pytest.raises(ValueError, match="sampling_share"):

@@ -1,14 +1,17 @@
-"""Options: declared once, checked, and one copy of the truth on a running model."""
+"""Options: declared once, checked, one copy of the truth on a running model; wrong ones are told with what to do."""
 
 import inspect
 
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC
+from sb3_consistency.files.zip import ModelFileError
 from sb3_consistency.options import MISSING, Options, option, options_of, shared_options
-from tests.conftest import ALGORITHMS, SMALL
+from sb3_consistency.policies.policy import GenerativePolicy
+from tests.conftest import ALGORITHMS, SMALL, box_env, every, loaded, make, make_arrays
 
 #: another valid value of options that have no limits to guess one from
 OTHERS = {
@@ -52,8 +55,6 @@ def another(declared, value):
 
 @pytest.fixture(scope="module")
 def models():
-    from tests.conftest import make_arrays
-
     return {cls: cls("MlpPolicy", dataset=make_arrays(), **SMALL) for cls in ALGORITHMS}
 
 
@@ -186,8 +187,6 @@ def test_a_class_of_options_binds_like_a_constructor():
 
 @pytest.mark.slow
 def test_options_set_on_a_compiled_model_act_too():
-    from tests.conftest import make_arrays
-
     def after_changes(compile):
         model = CPQL("MlpPolicy", dataset=make_arrays(), compile=compile, **SMALL)
         sums = []
@@ -198,3 +197,168 @@ def test_options_set_on_a_compiled_model_act_too():
         return sums
 
     np.testing.assert_allclose(after_changes(True), after_changes(False), atol=1e-4)
+
+
+# what is told of wrong ones
+
+
+@every
+def test_unknown_arguments_are_type_errors(cls, tmp_path):
+    with pytest.raises(TypeError, match="etta"):
+        make(cls, etta=1)
+    with pytest.raises(TypeError, match=r"ent_coef.*no entropy"):
+        make(cls, ent_coef=1)
+    model = make(cls)
+    model.save(tmp_path / "model")
+    with pytest.raises(TypeError, match="lerning_rate"):
+        cls.load(tmp_path / "model", lerning_rate=1)
+
+
+MISPLACED = [
+    (
+        CPQL,
+        {"policy_kwargs": {"net_archh": [4]}},
+        r"policy_kwargs: unknown 'net_archh'; did you mean 'net_arch'\? known: activ",
+    ),
+    (RACTD, {"policy_kwargs": {"log_std_init": -3}}, r"policy_kwargs: unknown 'log_std_init'; known: "),
+    (
+        CPQL,
+        {"policy_kwargs": {"model_kwargs": {"foo": 1}}},
+        r"policy_kwargs\['model_kwargs'\]: unknown 'foo'; known: network_kwargs, .*sampling_share",
+    ),
+    (
+        CPQL,
+        {"policy_kwargs": {"model_kwargs": {"network": "ln_resnet"}}},
+        r"policy_kwargs\['model_kwargs'\]: network is the policy's: pass policy_kwargs=dict\(network=...\)",
+    ),
+    (RACTD, {"policy_kwargs": {"model_kwargs": {"network": "unet"}}}, r"\['model_kwargs'\]: network is the policy's"),
+    (RACTD, {"policy_kwargs": {"student_kwargs": {"network": "unet"}}}, r"\['student_kwargs'\]: network is the policy's"),
+    (RACTD, {"policy_kwargs": {"student_kwargs": {"ctm_gama": 1}}}, r"student_kwargs.*did you mean 'ctm_gamma'\?"),
+    (CPQL, {"policy_kwargs": {"n_candidates": 3}}, "policy_kwargs: pass n_candidates to CPQL itself"),
+    (CPQL, {"policy_kwargs": {"model_kwargs": {"sampling_steps": 3}}}, "pass sampling_steps to CPQL itself"),
+    (RACTD, {"policy_kwargs": {"horizon": 3}}, "policy_kwargs: pass horizon to RACTD itself"),
+    (CPQL, {"policy_kwargs": {"networks": {}}}, "policy_kwargs: CPQL sets networks"),
+    (CPQL, {"policy_kwargs": {"activation_fn": "relu"}}, "policy_kwargs: activation_fn must be a subclass of torch.nn"),
+    (CPQL, {"policy_kwargs": {"activation_fn": th.nn.ReLU()}}, "policy_kwargs: activation_fn must be a subclass of torch.nn"),
+    (CPQL, {"policy_kwargs": {"optimizer_class": "adam"}}, "policy_kwargs: optimizer_class must be a subclass"),
+    (CPQL, {"policy_kwargs": {"model_kwargs": 3}}, "policy_kwargs: model_kwargs must be a dict"),
+    (CPQL, {"policy_kwargs": [1]}, r"policy_kwargs must be a dict or None, got \[1\]"),
+    (CPQL, {"action_noise": 0.1}, "action_noise must be an ActionNoise .* or None, got 0.1"),
+    (CPQL, {"replay_buffer_class": "her"}, "replay_buffer_class must be a subclass of .*ReplayBuffer"),
+    (CPQL, {"replay_buffer_class": lambda *args: None}, "replay_buffer_class must be a subclass of .*ReplayBuffer"),
+    (CPQL, {"precision": 16}, r"precision must be one of \('float32', 'bf16'\), got 16"),
+    (ConsistencyBC, {"pretrain_steps": 5}, r"pretrain_steps must be 0, got 5: ConsistencyBC learns offline only"),
+    (CPQL, {"dataset_kwargs": {"top_frac": 0.1}}, r"dataset_kwargs: unknown 'top_frac'; did you mean 'top_fraction'\?"),
+    (CPQL, {"train_freq": "episode"}, r"train_freq must be a number of steps, or \(n, 'step'\)"),
+    (CPQL, {"train_freq": (1, "day")}, r"train_freq must be a number of steps, or \(n, 'step'\)"),
+    (ConsistencyBC, {"n_candidates": 5}, "unexpected argument 'n_candidates'; it belongs to CPQL, ConsistencyAC, DiffusionQL"),
+    (ConsistencyBC, {"plan_of": "states"}, "unexpected argument 'plan_of'; it belongs to RACTD"),
+    (CPQL, {"noise_scale": 1.0}, r"it goes into policy_kwargs=dict\(noise_scale=...\)"),
+    (CPQL, {"lerning_rate": 1.0}, r"unexpected argument 'lerning_rate'; did you mean 'learning_rate'\?"),
+    (CPQL, {"policy": "MLPPolicy"}, r"policy: unknown 'MLPPolicy'; did you mean 'MlpPolicy'\? known: MlpPolicy, CnnPolicy"),
+    (CPQL, {"policy": "MultiInputPolicy"}, r"policy: MultiInputPolicy needs Dict observations, got Box.*use MlpPolicy"),
+    (CPQL, {"policy": SACPolicy}, "policy: .*SACPolicy.* is none of MlpPolicy, CnnPolicy, MultiInputPolicy"),
+]
+
+
+@pytest.mark.parametrize(("cls", "kwargs", "message"), MISPLACED)
+def test_what_is_misspelt_or_misplaced_is_told_where_it_belongs(cls, kwargs, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        cls(**{"policy": "MlpPolicy", "env": box_env(), **SMALL, **kwargs})
+
+
+def test_policy_kwargs_that_an_own_policy_takes_are_left_to_it():
+    class OwnPolicy(GenerativePolicy):
+        def __init__(self, *args, **kwargs):
+            self.own = kwargs.pop("own")
+            super().__init__(*args, **kwargs)
+
+    assert CPQL(OwnPolicy, box_env(), **{**SMALL, "policy_kwargs": {"own": 3}}).policy.own == 3
+
+
+@every
+@pytest.mark.parametrize(("n", "error"), [(10.5, TypeError), ("10", TypeError), (True, TypeError), (-1, ValueError)])
+def test_numbers_of_steps_are_whole(cls, n, error):
+    model = cls("MlpPolicy", box_env(), dataset="no/such-v0", **SMALL)
+    with pytest.raises(error, match="total_timesteps must be"):
+        model.learn(n)
+    with pytest.raises(error, match="gradient_steps must be"):
+        model.pretrain(n)
+    model.dataset = None
+    model.load_dataset(make_arrays())
+    assert model.pretrain(np.float64(1e0)).n_updates == 1 and type(model.run.call[1]["gradient_steps"]) is int
+    model.learn(2e0)
+    assert model.num_timesteps == 2
+
+
+@every
+def test_flags_are_true_or_false(cls):
+    with pytest.raises(TypeError, match="keep_offline must be True or False, got 'no'"):
+        make(cls, keep_offline="no")
+    with pytest.raises(TypeError, match="cosine_lr_decay must be True, False or None, got 'no'"):
+        make(cls, cosine_lr_decay="no")
+    with pytest.raises(TypeError, match="compile must be True or False, got None"):
+        make(cls, compile=None)
+
+
+@pytest.fixture(scope="module")
+def cpql_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "cpql.zip"
+    CPQL("MlpPolicy", box_env(), **SMALL).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"n_candidates": 0},
+        {"candidate_selection": "x"},
+        {"candidate_temperature": 0},
+        {"actor_q": "x"},
+        {"target_policy": "x"},
+        {"value_mode": "x"},
+        {"value_critic": "x"},
+        {"expectile": 1.0},
+        {"alpha": -1},
+        {"bc_loss": "x"},
+        {"metric": "x"},
+        {"sampling_steps": 0},
+        {"train_sampling_steps": 0},
+        {"consistency_ema_decay": 2},
+        {"actor_ema_decay": -1},
+        {"max_grad_norm": 0},
+        {"offline_fraction": 1.5},
+        {"pretrain_steps": -1},
+        {"batch_size": -3},
+        {"precision": "bf17"},
+        {"on_divergence": "Stop"},
+        {"compile": "no"},
+        {"learning_rate": "x"},
+        {"stats_window_size": 0},
+    ],
+)
+def test_bad_hyperparameters_name_themselves(kwargs, cpql_file):
+    name = next(iter(kwargs))
+    with pytest.raises((ValueError, TypeError), match=name):
+        CPQL("MlpPolicy", box_env(), **{**SMALL, **kwargs})
+    with pytest.raises(ValueError, match=rf"load\(\): the argument {name}=.*does not fit .*cpql.zip: {name}"):
+        CPQL.load(cpql_file, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"value_mode": "iql"}, "value_mode='iql' does not fit .*networks would not be those"),
+        ({"target_policy": "current", "seed": 1}, "arguments target_policy='current', seed=1 do not fit"),
+        ({"device": "gpu"}, "device='gpu' does not fit"),
+    ],
+)
+def test_what_does_not_fit_a_sound_file_is_not_called_damage(kwargs, message, cpql_file):
+    with pytest.raises(ValueError, match=message) as refused:
+        CPQL.load(cpql_file, **kwargs)
+    assert not isinstance(refused.value, ModelFileError)
+
+
+def test_on_divergence_is_checked():
+    with pytest.raises(ValueError, match="on_divergence must be one of"):
+        loaded(CPQL, on_divergence="ignore")

@@ -5,6 +5,8 @@ Whatever the spaces, the data and the arguments: it trains and acts inside the b
 """
 
 import warnings
+from collections.abc import Callable
+from typing import get_args, get_origin
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_consistency import CPQL, RACTD
 from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.envs.spaces import UnsupportedSpaceError, fitting_policy
-from sb3_consistency.files.safe import _argument_names
+from sb3_consistency.options import options_of
 from sb3_consistency.training.updater import DivergenceError
 from tests.conftest import ACTOR_CRITICS, ALGORITHMS, VectorEnv
 
@@ -212,61 +214,82 @@ def any_episodes(cls, data, n_envs, options, filters):
 
 # --- arguments
 
-PLAUSIBLE = [1, 2, 1, 0.5, 3]
 ODD = [-1, 0, 1.5, -0.1, 1e-3, 1e30, float("nan"), float("inf"), -float("inf"), None, "many", True, [1], (1, 2), {}]
 
 
-def argument_names(cls):
-    known = _argument_names(cls)
-    skipped = {
-        "verbose",
-        "seed",
-        "policy_kwargs",
-        "replay_buffer_class",
-        "replay_buffer_kwargs",
-        "teacher",
-        "action_noise",
-        "compile",
-    }
-    return [name for name in known if name not in skipped]
+def values_of(hint, low, high, above):
+    """A strategy for values of one type, near the lower end of their limits; None for what no declaration tells to draw."""
+    kind = get_origin(hint) or hint
+    if kind is bool:
+        return st.booleans()
+    start = above if above is not None else low if low > -np.inf else 0
+    if kind is int:
+        return st.integers(int(start) + (above is not None), int(min(high, start + 3)))
+    if kind is float:
+        return st.floats(start, min(high, start + 1), exclude_min=above is not None, width=32)
+    if kind is tuple:
+        return st.tuples(*(values_of(part, low, high, above) for part in get_args(hint)))
+    if kind is str:
+        return st.sampled_from(["step", "episode", "day"])
+    if kind is Callable:
+        return st.just(lambda progress: 1e-3)
+    return st.none() if kind is type(None) else None
 
 
-CHOICES = {
-    "bc_loss": ["ict", "consistency", "reconstruction"],
-    "metric": ["l2", "pseudo_huber"],
-    "curriculum": [(4, 8), (2, 2), (8, 4), (0, 5), (3,), [2, 6]],
-    "candidate_selection": ["softmax", "argmax"],
-    "actor_q": ["random", "min", "mean"],
-    "target_policy": ["ema", "current"],
-    "value_mode": ["q", "iql"],
-    "value_critic": ["target", "current"],
-    "beta_schedule": ["vp", "cosine"],
-    "sampler": ["ddpm", "ddim"],
-    "precision": ["float32", "bf16"],
-    "on_divergence": ["stop", "continue"],
-    "plan_of": ["actions", "states"],
-    "reward_input": ["sample", "denoised"],
-    "distill_from": ["raw", "ema"],
-    "train_freq": [(1, "episode"), (2, "step"), (0, "step"), (1, "day")],
-    "tracking_gains": [(1.0, 2.0), (1.0,)],
-    "learning_rate": [1e-3, lambda progress: 1e-3 * progress],
-}
+def allowed(declared):
+    """Values that an option's declaration allows, or that only its own check can tell."""
+    if declared.one_of:
+        return st.one_of(st.sampled_from(declared.one_of), *[st.none()] * (type(None) in declared.members))
+    # a text alone names a file or a device
+    kinds = [hint for hint in declared.members if hint is not str]
+    strategies = [values_of(hint, declared.low, declared.high, declared.above) for hint in kinds]
+    return st.one_of([x for x in strategies if x is not None])
+
+
+def outside(declared):
+    """Values that an option's declaration forbids."""
+    if declared.one_of or bool in declared.members:
+        return st.just("none of them")
+    forbidden = [] if declared.above is None else [declared.above]
+    forbidden += [end for end in (declared.low - 1, declared.high + 1) if np.isfinite(end)]
+    return st.sampled_from(forbidden)
+
+
+def is_limited(declared):
+    return declared.above is not None or declared.low > -np.inf or declared.high < np.inf
+
+
+def drawn_options(cls):
+    """Options whose declaration tells what they may be; compiling takes minutes."""
+    declared = {name: o for name, o in options_of(cls).items() if o.stored and name != "compile"}
+    plain = {bool, int, float, tuple}
+    checked = {name: o for name, o in declared.items() if o.own_check or o.one_of or bool in o.members or is_limited(o)}
+    return {name: o for name, o in checked.items() if o.one_of or plain & {get_origin(x) or x for x in o.members}}
+
+
 DATA = {**sampled_arrays(spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-2, 3, (2,), np.float32), n=24)}
 
 
 @st.composite
 def arguments(draw):
+    """An algorithm, a few of its arguments, and which of them are out of their limits."""
     cls = draw(st.sampled_from([*ALGORITHMS, *ACTOR_CRITICS]))
-    names = draw(st.lists(st.sampled_from(argument_names(cls)), min_size=1, max_size=3, unique=True))
-    # more often than not a plausible value, or hardly any combination would get as far as training
-    values = {
-        name: st.one_of(st.sampled_from(CHOICES.get(name, PLAUSIBLE)), st.sampled_from([*PLAUSIBLE, *ODD])) for name in names
-    }
-    return cls, {name: draw(value) for name, value in values.items()}
+    options = drawn_options(cls)
+    given_arguments, wrong = {}, []
+    for name in draw(st.lists(st.sampled_from(list(options)), min_size=1, max_size=3, unique=True)):
+        declared = options[name]
+        # more often than not an allowed value, or hardly any combination would get as far as training
+        kind = draw(st.sampled_from(["allowed"] * 5 + ["odd"] + ["outside"]))
+        if kind == "outside" and (declared.one_of or bool in declared.members or is_limited(declared)):
+            wrong.append(name)
+            given_arguments[name] = draw(outside(declared))
+        else:
+            given_arguments[name] = draw(st.sampled_from(ODD) if kind == "odd" else allowed(declared))
+    return cls, given_arguments, wrong
 
 
 def any_arguments(drawn):
-    cls, given_arguments = drawn
+    cls, given_arguments, wrong = drawn
     env = BoundedRewardEnv(spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-2, 3, (2,), np.float32), length=5)
     defaults = {**TINY, "curriculum_steps": 3, "learning_starts": 4, "horizon": 4}
     if cls is not RACTD:
@@ -275,6 +298,7 @@ def any_arguments(drawn):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = cls("MlpPolicy", env, **{**defaults, **given_arguments})
+            assert not wrong, f"{wrong} of {given_arguments} passed"
             model.load_dataset(DATA)
             model.pretrain(4)
             if not cls.offline_only:

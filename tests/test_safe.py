@@ -22,8 +22,7 @@ import sb3_consistency
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.files.safe import SafeLoadError, _digest, load_safe
 from sb3_consistency.policies.policy import MlpPolicy
-from tests.conftest import ALGORITHMS, SMALL, VectorEnv, make_arrays
-from tests.test_contract import MODES, assert_same, box_env, every, make, trained
+from tests.conftest import ALGORITHMS, MODES, SMALL, VectorEnv, assert_same, box_env, every, make, make_arrays, trained
 from tests.test_loading import GoalEnv, dict_arrays
 
 ARGUMENTS = [
@@ -63,7 +62,7 @@ def test_the_same_model_comes_back_and_training_goes_on(cls, kwargs, tmp_path):
         m.set_random_seed(1)
         m.pretrain(8)
     assert_same(model, loaded)
-    assert model._n_updates == loaded._n_updates == 13
+    assert model.n_updates == loaded.n_updates == 13
 
 
 @pytest.mark.parametrize("steps", [3, 4, 6])

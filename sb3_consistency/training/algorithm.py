@@ -151,6 +151,11 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     def is_built(self) -> bool:
         return "policy" in vars(self)
 
+    @property
+    def n_updates(self) -> int:
+        """Gradient steps taken so far, as logged under "train/n_updates"."""
+        return self._n_updates
+
     @classmethod
     def explain_unknown(cls, name: str) -> str:
         return explain_unknown(cls, name)
