@@ -51,12 +51,12 @@ def describe(paths: np.ndarray, data: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--steps", type=int, default=4_000, help="gradient steps of each teacher, reward model and student")
     parser.add_argument(
         "--students", nargs="*", default=[], help="options of more students, texts of dicts; they are not drawn"
     )
-    parser.add_argument("--png", type=Path, default=Path("planner_modes.png"))
+    parser.add_argument("--png", type=Path, default=Path("planner_modes.png"), help="picture to draw")
     args = parser.parse_args()
     options = {"dataset": demonstrations(2000, np.random.default_rng(0)), "horizon": HORIZON, "seed": 0}
     teacher = RACTD("MlpPolicy", teacher_steps=args.steps, **options).pretrain(args.steps, progress_bar=True)

@@ -38,14 +38,14 @@ def draw(axis: plt.Axes, env: VecEnv) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--dataset", default="D4RL/pointmaze/umaze-v2", help="Minari dataset of a PointMaze")
     parser.add_argument("--horizon", type=int, default=32, help="states of a plan")
     parser.add_argument("--stride", type=int, default=4, help="environment steps from one to the next")
     parser.add_argument("--steps", type=int, default=40_000, help="gradient steps in all")
     parser.add_argument("--compile", action="store_true", help="compile the losses")
     parser.add_argument("--walk", type=int, default=2000, help="environment steps of an evaluation")
-    parser.add_argument("--png", type=Path, default=Path("maze.png"))
+    parser.add_argument("--png", type=Path, default=Path("maze.png"), help="picture to draw")
     args = parser.parse_args()
     data = minari.load_dataset(args.dataset, download=True)
     model = RACTD.from_dataset(
