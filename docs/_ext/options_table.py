@@ -8,50 +8,25 @@ from __future__ import annotations
 
 import inspect
 import re
-from types import SimpleNamespace
+from math import isfinite
 from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
+from sb3_consistency.options import Option, options_of
 from sb3_consistency.registry import ALGORITHMS, algorithm
 
 POSITIONAL = {"policy", "env"}
 
 
-def declared(cls: type) -> dict[str, Any]:
+def declared(cls: type) -> dict[str, Option]:
     """
     :param cls: an algorithm
-    :return: its options by name, each with ``name``, ``default``, ``doc``, ``low``, ``high`` and ``one_of``
+    :return: the options that a user gives by name
     """
-    try:
-        from sb3_consistency.options import options_of
-    except ImportError:
-        return _from_signatures(cls)
-    return dict(options_of(cls))
-
-
-def _from_signatures(cls: type) -> dict[str, Any]:
-    """What signatures and docstrings tell, as long as options are not declared."""
-    texts: dict[str, str] = {}
-    defaults: dict[str, Any] = {}
-    import sb3_consistency.options as module
-
-    for owner in [*cls.__mro__, *(value for value in vars(module).values() if inspect.isclass(value))]:
-        text = inspect.cleandoc(owner.__doc__ or "") if owner.__module__.startswith("sb3_consistency") else ""
-        for name, meaning in re.findall(r"^:param (\w+): (.*?)(?=^:|\Z)", text, re.M | re.S):
-            texts.setdefault(name, " ".join(meaning.split()))
-    for owner in cls.__mro__:
-        if "__init__" in vars(owner):
-            for name, parameter in inspect.signature(owner.__init__).parameters.items():
-                if parameter.default is not parameter.empty and not name.startswith("_"):
-                    defaults.setdefault(name, parameter.default)
-    return {
-        name: SimpleNamespace(name=name, default=default, doc=texts.get(name, ""), low=None, high=None, one_of=None)
-        for name, default in defaults.items()
-        if name not in POSITIONAL
-    }
+    return {name: o for name, o in options_of(cls).items() if name not in POSITIONAL and not name.startswith("_")}
 
 
 def shared_names() -> set[str]:
@@ -73,19 +48,29 @@ def written(value: Any) -> str:
     return repr(value).replace("'", '"')
 
 
-def limits(option: Any) -> str:
+def limits(option: Option) -> str:
     """
     :param option: a declared option
     :return: its range or its choices, in words; "" if it has none
     """
     if option.one_of:
         return "One of " + ", ".join(f"``{written(choice)}``" for choice in option.one_of) + "."
-    low, high = option.low, option.high
-    if low is not None and high is not None:
-        return f"From {written(low)} to {written(high)}."
-    if low is not None:
-        return f"At least {written(low)}."
-    return f"At most {written(high)}." if high is not None else ""
+    if option.above is not None:
+        return f"More than {option.above}."
+    low, high = isfinite(option.low), isfinite(option.high)
+    if low and high:
+        return f"From {option.low} to {option.high}."
+    if low:
+        return f"At least {option.low}."
+    return f"At most {option.high}." if high else ""
+
+
+def sentence(text: str) -> str:
+    """
+    :param text: meaning of an option, as its declaration has it
+    :return: the same as a sentence
+    """
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 class OptionsTable(Directive):
@@ -105,7 +90,7 @@ class OptionsTable(Directive):
         else:
             chosen = {name: option for name, option in declared(algorithm(which)).items() if name not in shared}
             defaults = {name: [written(option.default)] for name, option in chosen.items()}
-        rows = [(name, defaults[name], f"{option.doc} {limits(option)}".strip()) for name, option in chosen.items()]
+        rows = [(name, defaults[name], f"{sentence(option.doc)} {limits(option)}".strip()) for name, option in chosen.items()]
         return [self._table(rows)]
 
     @staticmethod
