@@ -1,23 +1,36 @@
-# Needs only Python >= 3.11 (PYTHON=python3.12 make ... to choose one) and make.
+# Needs only Python 3.11 to 3.13 (PYTHON=python3.12 make ... to choose one) and make.
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES = sb3_consistency tests examples
+QUICK := $(VENV)/.quickstart
+DOCS := $(VENV)/.docs
+SOURCES = sb3_consistency tests examples docs
+INSTALL := -m pip install --progress-bar off -c constraints.txt
 
-.PHONY: quickstart test pytest lint type format check-codestyle commit-checks constraints robotics clean
+.PHONY: quickstart test pytest lint type format check-codestyle commit-checks docs figures dist version-is floors constraints robotics clean
 
-quickstart: $(STAMP)
+# what the quickstart needs, and no more: `make test` installs the rest into the same environment
+quickstart: $(QUICK)
 	$(PY) examples/01_quickstart.py
 
 test: commit-checks pytest
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'Python 3.11 or newer is needed, {sys.executable} is older; set PYTHON=...')"
+$(VENV)/bin/pip:
+	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f'Python 3.11 to 3.13 is needed, {sys.executable} is {sys.version.split()[0]}; set PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -c constraints.txt torch
-	$(PY) -m pip install --quiet -c constraints.txt -e ".[all]"
-	touch $(STAMP)
+
+$(QUICK): $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(PY) $(INSTALL) --no-compile -e ".[export]" matplotlib
+	touch $(QUICK)
+
+$(STAMP): $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(PY) $(INSTALL) -e ".[all]"
+	touch $(STAMP) $(QUICK)
+
+$(DOCS): $(STAMP)
+	$(PY) $(INSTALL) -e ".[docs]"
+	touch $(DOCS)
 
 pytest: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=25 --cov --cov-report=term:skip-covered
@@ -38,6 +51,40 @@ check-codestyle: lint
 
 commit-checks: check-codestyle type
 
+# the site, in build/docs/index.html; a warning or a broken internal link is an error
+docs: $(DOCS)
+	$(PY) -m sphinx -W --keep-going -n -q docs build/docs
+
+# the pictures of docs/results, from the records in docs/notebook/records
+figures: $(STAMP)
+	$(PY) docs/figures.py
+
+# wheel and sdist: built, checked, and the wheel tried in an empty environment without extras
+dist:
+	rm -rf dist build/tools-venv build/wheel-venv
+	$(PYTHON) -m venv build/tools-venv
+	build/tools-venv/bin/python -m pip install --quiet build twine check-wheel-contents
+	build/tools-venv/bin/python -m build
+	build/tools-venv/bin/python -m twine check --strict dist/*
+	build/tools-venv/bin/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python $(INSTALL) dist/*.whl
+	build/wheel-venv/bin/python -I tests/snippets.py README.md
+
+# make version-is TAG=v0.1.0: the tag of a release is the version of the package
+version-is:
+	grep -q '^__version__ = "$(TAG:v%=%)"$$' sb3_consistency/__init__.py
+	grep -q '^version: $(TAG:v%=%)$$' CITATION.cff
+
+# the oldest versions that pyproject.toml allows
+floors:
+	$(PYTHON) -m venv build/floors-venv
+	build/floors-venv/bin/python -m pip install --quiet uv
+	build/floors-venv/bin/uv pip compile --quiet --resolution lowest-direct --extra all pyproject.toml -o build/floors.txt
+	build/floors-venv/bin/uv pip install --quiet --python build/floors-venv/bin/python -r build/floors.txt
+	build/floors-venv/bin/uv pip install --quiet --python build/floors-venv/bin/python --no-deps -e .
+	OMP_NUM_THREADS=1 build/floors-venv/bin/python -m pytest -n 2
+
 # FrankaKitchen and the Fetch tasks need the older MuJoCo
 robotics:
 	$(PYTHON) -m venv .venv-robotics
@@ -45,7 +92,7 @@ robotics:
 	.venv-robotics/bin/python -m pip install --quiet -c constraints-robotics.txt -e ".[all]"
 	OMP_NUM_THREADS=1 .venv-robotics/bin/python -m pytest tests/test_robotics.py
 
-constraints: $(STAMP)
+constraints: $(DOCS)
 	$(PY) -m pip freeze --exclude-editable --exclude sb3-consistency | sed 's/+cpu//' > constraints.txt
 	sed 's/^mujoco==.*/mujoco==3.3.7/; /^mujoco-core==/d; /^mujoco-studio==/d' constraints.txt > constraints-robotics.txt
 

@@ -56,8 +56,8 @@ def train(algo: str, steps: int, seed: int = 0, **options) -> GenerativeAlgorith
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps")
-    parser.add_argument("--algos", nargs="+", default=["ConsistencyBC"], choices=POLICIES, help="policies to train")
+    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps of each algorithm")
+    parser.add_argument("--algos", nargs="+", default=["ConsistencyBC"], choices=POLICIES, help="what to train")
     parser.add_argument("--compile", action="store_true", help="compile the losses (needs a C++ compiler)")
     parser.add_argument("--png", type=Path, default=Path("multimodality.png"), help="picture to draw")
     args = parser.parse_args()

@@ -1,21 +1,22 @@
 """
 Act with an exported policy: needs ONNX Runtime, NumPy and the environment; neither PyTorch nor Stable-Baselines3.
 
-python -m sb3_consistency export --algo cpql --model cpql_pendulum.zip --output policy.onnx
+python -m sb3_consistency export --algo cpql --model quickstart/model.zip --output policy.onnx
 python examples/03_onnx_control.py policy.onnx --env Pendulum-v1
 """
 
 import argparse
+import sys
 import time
 
 import gymnasium as gym
 import numpy as np
 import onnxruntime
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-parser.add_argument("policy", help="the .onnx file of an exported policy")
-parser.add_argument("--env", default="Pendulum-v1", help="environment id")
-parser.add_argument("--episodes", type=int, default=10, help="episodes to act")
+parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+parser.add_argument("policy", help="file written by export")
+parser.add_argument("--env", default="Pendulum-v1", help="environment to act in")
+parser.add_argument("--episodes", type=int, default=10, help="episodes to run")
 args = parser.parse_args()
 
 options = onnxruntime.SessionOptions()
@@ -34,4 +35,5 @@ for episode in range(args.episodes):
         observation, reward, terminated, truncated, _ = env.step(action[0])
         done, total = terminated or truncated, total + float(reward)
     returns.append(total)
-print(f"mean return {np.mean(returns):.1f}, {1e6 * np.median(seconds):.0f} us per action")
+assert "torch" not in sys.modules
+print(f"mean return {np.mean(returns):.0f} of {args.episodes} episodes, {1e6 * np.median(seconds):.0f} us per action")
