@@ -93,7 +93,8 @@ robotics:
 	OMP_NUM_THREADS=1 .venv-robotics/bin/python -m pytest tests/test_robotics.py
 
 constraints: $(DOCS)
-	$(PY) -m pip freeze --exclude-editable --exclude sb3-consistency | sed 's/+cpu//' > constraints.txt
+	echo "# The exact versions that CI and the README's commands install. Regenerate: make constraints" > constraints.txt
+	$(PY) -m pip freeze --exclude-editable --exclude sb3-consistency | sed 's/+cpu//' >> constraints.txt
 	sed 's/^mujoco==.*/mujoco==3.3.7/; /^mujoco-core==/d; /^mujoco-studio==/d' constraints.txt > constraints-robotics.txt
 
 clean:

@@ -39,7 +39,7 @@ def import_load_from_hub() -> None:
             del sys.modules["requests"], sys.modules["requests.exceptions"]
     caught = getattr(module, "HTTPError", EntryNotFoundError)
     if not issubclass(EntryNotFoundError, caught):
-        module.HTTPError = EntryNotFoundError
+        setattr(module, "HTTPError", EntryNotFoundError)  # noqa: B010: where `requests` is installed, it is a type to mypy
 
 
 def import_push_to_hub() -> Any:
