@@ -8,11 +8,15 @@ from sb3_consistency.generative.model import GenerativeModel
 
 
 class ConsistencyAC(ConsistencyActorOptions, ActorCritic):
-    """
+    r"""
     Actor-critic with a consistency policy, regularised by the consistency loss on the data.
 
-    Objective: actor alpha L_c + eta L_q, critics r + gamma (1 - terminal) min_j Q'_j(s', a'), a' from the actor's moving
-    average. Source: Ding & Jin 2024, section 4.2, algorithm 1.
+    The objective is :class:`~sb3_consistency.algorithms.actor_critic.ActorCritic`'s, with consistency training on the data:
+
+    .. math:: L_\mathrm{bc} = \mathbb{E}\, \lambda(\sigma_n)\,
+        d\big(f(a + \sigma_{n+1} z, \sigma_{n+1} | s),\ \mathrm{sg}\, f(a + \sigma_n z, \sigma_n | s)\big).
+
+    Source: Ding & Jin 2024, section 4.2, algorithm 1; Song & Dhariwal 2023 for ``bc_loss="ict"``.
 
     Differences from the released code: the loss is improved consistency training (iCT) by default; two steps are
     {80, 2.52}, not {80, 2}; the curriculum runs over the whole training, not over every chunk of 50k steps; the loss is

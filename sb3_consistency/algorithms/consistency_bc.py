@@ -8,10 +8,13 @@ from sb3_consistency.generative.model import GenerativeModel
 
 
 class ConsistencyBC(ConsistencyActorOptions, BehaviourCloning):
-    """
+    r"""
     Behaviour cloning with a consistency policy: offline, without rewards, and acts in one or two network passes.
 
-    Objective: the consistency loss of the actor on the data's actions. Source: Ding & Jin 2024, section 4.1.
+    .. math:: L = \mathbb{E}\, \lambda(\sigma_n)\,
+        d\big(f(a + \sigma_{n+1} z, \sigma_{n+1} | s),\ \mathrm{sg}\, f(a + \sigma_n z, \sigma_n | s)\big)
+
+    Source: Ding & Jin 2024, section 4.1; Song & Dhariwal 2023 for ``bc_loss="ict"``.
 
     Needs data, no environment: ``learn(n)`` takes n gradient steps on the dataset.
 

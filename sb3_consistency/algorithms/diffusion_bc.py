@@ -8,10 +8,13 @@ from sb3_consistency.generative.model import GenerativeModel
 
 
 class DiffusionBC(DiffusionOptions, BehaviourCloning):
-    """
+    r"""
     Behaviour cloning with a diffusion policy: offline, without rewards; the many-step peer of ConsistencyBC.
 
-    Objective: the squared error of the predicted noise on the data's actions. Source: Wang et al. 2022 (Diffusion-BC).
+    .. math:: L = \mathbb{E}\, |\epsilon_\theta(\sqrt{\bar\alpha_t}\, a + \sqrt{1 - \bar\alpha_t}\, \epsilon,\ t, s)
+        - \epsilon|^2, \quad t \sim \{1, \dots, T\}
+
+    Source: Ho et al. 2020, equation 14; Wang et al. 2022 (Diffusion-BC).
 
     Needs data, no environment: ``learn(n)`` takes n gradient steps on the dataset.
 

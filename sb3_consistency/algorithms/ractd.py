@@ -23,14 +23,26 @@ DISTILL_FROM = ("raw", "ema")
 
 
 class RACTD(JumpOptions, PlanningAlgorithm):
-    """
+    r"""
     Reward-aware consistency trajectory distillation: plans a whole window in one network pass.
 
     Three stages, walked through by ``learn(n)`` or ``pretrain(n)``:
 
-    1. teacher: an EDM denoiser of windows, given the present observation;
+    1. teacher: a denoiser D of windows x, given the present observation;
     2. reward: R, the discounted return that follows a state and an action in the data;
-    3. student, warm-started from the teacher: alpha L_CTM + beta L_DSM + reward_weight L_R, L_R = -E[R(plan)].
+    3. student G, a jump from noise level t to s, warm-started from the teacher and distilled from it, with rewards.
+
+    .. math::
+
+        L_\mathrm{teacher} &= \mathbb{E}\, w(\sigma)\, d(D(x + \sigma z, \sigma), x), \qquad
+        L_\mathrm{reward} = \mathbb{E}\, (R(s, a) - \textstyle\sum_k \gamma^k r_k)^2 \\
+        L_\mathrm{student} &= \alpha L_\mathrm{CTM} + \beta L_\mathrm{DSM} + \omega L_R, \qquad
+        L_\mathrm{CTM} = \mathbb{E}\, d\big(G(G(x_t, t, s), s, \sigma_\mathrm{min}),\
+        G(G(x_u, u, s), s, \sigma_\mathrm{min})\big) \\
+        L_\mathrm{DSM} &= \mathbb{E}\, w(t)\, d(g(x_t, t), x), \qquad L_R = -\mathbb{E}\, R(s, \hat x), \quad
+        \hat x = G(\sigma_\mathrm{max} z, \sigma_\mathrm{max}, \sigma_\mathrm{min})
+
+    :math:`x_u` is one Heun step of the frozen teacher from :math:`x_t`, :math:`\omega` the ``reward_weight``.
 
     Source: Duan et al. 2026 (RACTD), equations 6 to 9. ``reward_weight=0`` is the reward-free student (CTD).
     Needs data, no environment: ``learn(n)`` takes n gradient steps on the dataset. Before the student stage ``predict``
