@@ -525,6 +525,7 @@ def test_recording_copies_shared_observations(minari_folder):
     with pytest.raises(DatasetError, match="does not name its environment"):
         CPQL.from_dataset("test/sharing-v0")
     assert CPQL.from_dataset("test/sharing-v0", env=SharingEnv(), **SMALL).replay_buffer.size() == 10
+    assert ConsistencyBC.from_dataset("test/sharing-v0", **SMALL).learn(2).env is None  # needs none
     assert len(np.unique(dataset[0].observations, axis=0)) == 11
 
 

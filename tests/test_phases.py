@@ -6,6 +6,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
 from sb3_consistency import CPQL, ConsistencyAC, ConsistencyBC
 from sb3_consistency.data.episodes import DatasetError
+from sb3_consistency.training import progress
 from tests.conftest import ACTOR_CRITICS, ONLINE, SMALL, Counter, VectorEnv, actor_critics, box_env, make, make_arrays, online
 
 
@@ -105,6 +106,22 @@ def test_train_has_sb3s_default_batch_size():
     model = make(CPQL).pretrain(1)
     model.train(2)
     assert model.n_updates == 3
+
+
+def test_progress_is_a_line_every_few_seconds_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    model = CPQL("MlpPolicy", VectorEnv(), dataset=make_arrays(action_dim=2), learning_starts=5, **SMALL)
+    model.pretrain(3, progress_bar=True)
+    model.learn(4, progress_bar=True)
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split(",")[0] for line in lines]
+    assert told == [
+        *(f"Pretraining: {n} of 3 steps ({100 * n // 3} %)" for n in (1, 2, 3, 3)),
+        *(f"Training: {n} of 4 steps ({25 * n} %)" for n in (1, 2, 3, 4, 4)),
+    ]
+    monkeypatch.setattr(progress, "SECONDS", 60.0)
+    model.learn(4, progress_bar=True)
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_progress_bar_and_continuing():

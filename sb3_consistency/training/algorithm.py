@@ -14,7 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -49,6 +49,7 @@ from sb3_consistency.training.batches import CHUNK, CHUNK_BYTES, bytes_per_trans
 from sb3_consistency.training.gradient import check_precision
 from sb3_consistency.training.offline_data import OfflinePretraining
 from sb3_consistency.training.pretraining import learn_offline, pretrain
+from sb3_consistency.training.progress import PhaseProgress
 from sb3_consistency.training.scores import with_scores
 from sb3_consistency.training.updater import LossFn, RunningMeans, Updater
 
@@ -268,6 +269,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         """
         Build a model for a dataset: environment, policy and data come from it.
 
+        Algorithms that learn offline only have no environment where the dataset names none.
+
         :param dataset: as for :meth:`load_dataset`
         :param policy: policy; None for the one that fits the observations
         :param eval_env: use the environment meant for evaluation (some collection environments never truncate)
@@ -277,12 +280,12 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         :raises DatasetError: if the dataset can't be used or its environment can't be made
         """
         sources = open_datasets(dataset)
-        if env is None:
+        if env is None and not (cls.offline_only and sources[0].env_spec is None):
             env = sources[0].make_env(eval_env=eval_env)
-        if not isinstance(env, VecEnv):
+        if not (env is None or isinstance(env, VecEnv)):
             env = flatten_if_nested(gym.make(env) if isinstance(env, str) else env)
         if policy is None:
-            policy = fitting_policy(env.observation_space)
+            policy = fitting_policy(dataset_spaces(sources[0])[0] if env is None else env.observation_space)
         model: Any = cls(policy, env, dataset=dataset, **kwargs)
         model.data.of_constructor = True  # from the sources that are open already
         model.load_dataset(sources, **(model.dataset_kwargs or {}))
@@ -583,7 +586,12 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._logger = with_scores(self._logger, self.run.reference_returns)
-        return self.resumption.init_callback(self, super()._init_callback(callback, progress_bar))
+        callbacks = super()._init_callback(callback, False)
+        if progress_bar:
+            phase = "Pretraining" if self.in_offline_phase else "Training"
+            callbacks = CallbackList([callbacks, PhaseProgress(phase)])
+            callbacks.init_callback(self)
+        return self.resumption.init_callback(self, callbacks)
 
     # gradient steps
 

@@ -10,7 +10,6 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
-from tqdm.auto import tqdm
 
 from sb3_consistency.data.episodes import DatasetError
 from sb3_consistency.training.batches import CHUNK
@@ -85,7 +84,6 @@ def learn_offline(
         model._total_timesteps = model.num_timesteps + gradient_steps
         if model.run.curriculum_end is None and gradient_steps > 0:
             model.run.curriculum_end = model._n_updates + gradient_steps
-    done, total = (n - model._num_timesteps_at_start for n in (model.num_timesteps, model._total_timesteps))
     if not model._custom_logger:
         new_tb_run = new_tb_run and model.continued_phase is None
         model._logger = configure_logger(model.verbose, model.tensorboard_log, tb_log_name, new_tb_run)
@@ -94,17 +92,16 @@ def learn_offline(
     if model.ep_info_buffer is None:  # SB3's logs read it
         model.ep_info_buffer, model.ep_success_buffer = (deque(maxlen=model._stats_window_size) for _ in range(2))
     try:
-        callbacks: BaseCallback = model._init_callback(callback)
+        callbacks: BaseCallback = model._init_callback(callback, progress_bar)
         callbacks.on_training_start({"self": model, "total_timesteps": model._total_timesteps}, globals())
-        with tqdm(initial=done, total=total, desc="Pretraining", unit="step", disable=not progress_bar) as bar:
-            completed = _steps(model, callbacks, log_interval, bar)
+        completed = _steps(model, callbacks, log_interval)
         callbacks.on_training_end()
     finally:
         model.in_offline_phase = False
     return completed
 
 
-def _steps(model: Any, callback: BaseCallback, log_interval: int | None, bar: Any) -> bool:
+def _steps(model: Any, callback: BaseCallback, log_interval: int | None) -> bool:
     model.enter_loop()
     means = RunningMeans()
     first, end = model._num_timesteps_at_start, model._total_timesteps
@@ -120,7 +117,6 @@ def _steps(model: Any, callback: BaseCallback, log_interval: int | None, bar: An
         for batch in model.batches(min(CHUNK, end - model.num_timesteps), model.batch_size):
             means.add(model.gradient_step(batch))
             model.num_timesteps += 1
-            bar.update()
             n_steps = model.num_timesteps - first
             if log_interval is not None and (n_steps % log_interval == 0 or model.num_timesteps == end):
                 _dump_logs(model, means)

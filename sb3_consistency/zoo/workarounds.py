@@ -39,7 +39,7 @@ def import_load_from_hub() -> None:
             del sys.modules["requests"], sys.modules["requests.exceptions"]
     caught = getattr(module, "HTTPError", EntryNotFoundError)
     if not issubclass(EntryNotFoundError, caught):
-        setattr(module, "HTTPError", EntryNotFoundError)  # noqa: B010: where `requests` is installed, it is a type to mypy
+        vars(module)["HTTPError"] = EntryNotFoundError
 
 
 def import_push_to_hub() -> Any:
