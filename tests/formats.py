@@ -316,6 +316,12 @@ def pickled_buffer(folder, episodes):
     return str(folder / "buffer.pkl")
 
 
+def safe_buffer(folder, episodes):
+    from sb3_consistency.data.safe_state import save_buffer
+
+    return str(save_buffer(buffer_of(episodes), folder / "buffer"))
+
+
 ZOO_ARGUMENTS = """!!python/object/apply:collections.OrderedDict
 - - - algo
     - sac
@@ -372,6 +378,7 @@ FORMATS = {
     "csv": (csv, SHIFTED, True, True),
     "parquet": (parquet, SHIFTED, True, True),
     "replay buffer": (pickled_buffer, ALL, True, True),
+    "replay buffer, saved as numbers": (safe_buffer, ALL, True, True),
     "rl-zoo3 run": (zoo, ALL, True, True),
     "minari folder": (minari_folder, ALL, True, True),
 }

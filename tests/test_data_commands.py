@@ -84,6 +84,7 @@ PLACES = {
 WRITERS = {
     "arrays": formats.npz,
     "replay": formats.pickled_buffer,
+    "numbers": formats.safe_buffer,
     "run": formats.zoo,
     "Minari": formats.minari_folder,
     "D4RL": formats.d4rl,
@@ -104,7 +105,8 @@ def test_every_row_of_the_page_is_read(row, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     place = tmp_path / next((place for start, place in PLACES.items() if name.startswith(start)), ".")
     place.mkdir(parents=True, exist_ok=True)
-    write = formats.imitation_npz if "older files" in name else WRITERS[name.split()[0].strip(",")]
+    first = "numbers" if "as numbers" in name else name.split()[0].strip(",")
+    write = formats.imitation_npz if "older files" in name else WRITERS[first]
     write(place, formats.happened())
     assert main(["inspect", dataset]) == 0, capsys.readouterr().err
     assert "episodes            5" in capsys.readouterr().out
