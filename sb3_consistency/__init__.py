@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sb3_consistency.data.frames import FrameReplayBuffer
     from sb3_consistency.data.opening import open_dataset, register_dataset
     from sb3_consistency.data.record import model_controller, record_dataset, swing_up
+    from sb3_consistency.data.safe_state import load_vec_normalize, save_vec_normalize
     from sb3_consistency.envs.spaces import UnsupportedSpaceError, fitting_policy
     from sb3_consistency.envs.state import CapturableEnv, CheckpointError
     from sb3_consistency.envs.wrappers import FlattenNestedDict, SpacesOnlyEnv, make_env
@@ -50,12 +51,14 @@ __all__ = [
     "fitting_policy",
     "load_latest",
     "load_safe",
+    "load_vec_normalize",
     "make_env",
     "model_controller",
     "normalized_score",
     "open_dataset",
     "record_dataset",
     "register_dataset",
+    "save_vec_normalize",
     "swing_up",
 ]
 

@@ -29,12 +29,14 @@ TOOLS = {
     "fitting_policy": "envs.spaces",
     "load_latest": "resume.callback",
     "load_safe": "files.safe",
+    "load_vec_normalize": "data.safe_state",
     "make_env": "envs.wrappers",
     "model_controller": "data.record",
     "normalized_score": "training.scores",
     "open_dataset": "data.opening",
     "record_dataset": "data.record",
     "register_dataset": "data.opening",
+    "save_vec_normalize": "data.safe_state",
     "swing_up": "data.record",
 }
 

@@ -316,6 +316,12 @@ def pickled_buffer(folder, episodes):
     return str(folder / "buffer.pkl")
 
 
+def safe_buffer(folder, episodes):
+    from sb3_consistency.data.safe_state import save_buffer
+
+    return str(save_buffer(buffer_of(episodes), folder / "buffer"))
+
+
 ZOO_ARGUMENTS = """!!python/object/apply:collections.OrderedDict
 - - - algo
     - sac
@@ -372,6 +378,7 @@ FORMATS = {
     "csv": (csv, SHIFTED, True, True),
     "parquet": (parquet, SHIFTED, True, True),
     "replay buffer": (pickled_buffer, ALL, True, True),
+    "replay buffer, saved as numbers": (safe_buffer, ALL, True, True),
     "rl-zoo3 run": (zoo, ALL, True, True),
     "minari folder": (minari_folder, ALL, True, True),
 }
@@ -394,3 +401,30 @@ def expected(episodes, kept, has_terminations, has_rewards):
         lengths.append(n)
     keys = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
     return {key: np.concatenate([row[i] for row in rows]) for i, key in enumerate(keys)}, lengths
+
+
+KEYS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
+
+
+def read(source):
+    """All blocks joined, checked to be what the episodes are."""
+    blocks = list(source.blocks(range(len(source.lengths))))
+    joined = {key: np.concatenate([getattr(block, key) for block in blocks]) for key in (*KEYS, "ends", "numbers", "steps")}
+    single = list(source.episodes(range(len(source.lengths))))
+    assert [len(e) for e in single] == source.lengths.tolist()
+    for key in KEYS:
+        np.testing.assert_array_equal(joined[key], np.concatenate([getattr(e, key) for e in single]))
+    np.testing.assert_array_equal(joined["numbers"], np.repeat(np.arange(len(single)), source.lengths))
+    np.testing.assert_array_equal(np.flatnonzero(joined["ends"]) + 1, np.cumsum(source.lengths))
+    return joined
+
+
+def assert_is(source, episodes, kept, has_terminations, has_rewards):
+    right, lengths = expected(episodes, kept, has_terminations, has_rewards)
+    assert source.lengths.tolist() == lengths and source.has_rewards == has_rewards
+    got = read(source)
+    for key in KEYS:
+        np.testing.assert_allclose(got[key], right[key], rtol=1e-6, err_msg=key)
+    ends = np.cumsum(lengths)
+    sums = [part.sum() for part in np.split(right["rewards"], ends[:-1])]
+    np.testing.assert_allclose(source.returns, sums, rtol=1e-5, atol=1e-5)

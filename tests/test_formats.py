@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -12,40 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC, DatasetError, DiffusionBC, register_dataset
-from sb3_consistency.__main__ import main
-from sb3_consistency.data.convert import convert_dataset
 from sb3_consistency.data.environment import environment_differs
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.data.stored import StoredRows, open_npz, take
 from tests import formats
 from tests.conftest import ALGORITHMS, SMALL, VectorEnv, make_arrays
+from tests.formats import KEYS, assert_is, read
 
-KEYS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
 ENV = {"observation_space": formats.OBSERVATIONS, "action_space": formats.ACTIONS}
-
-
-def read(source):
-    """All blocks joined, checked to be what the episodes are."""
-    blocks = list(source.blocks(range(len(source.lengths))))
-    joined = {key: np.concatenate([getattr(block, key) for block in blocks]) for key in (*KEYS, "ends", "numbers", "steps")}
-    single = list(source.episodes(range(len(source.lengths))))
-    assert [len(e) for e in single] == source.lengths.tolist()
-    for key in KEYS:
-        np.testing.assert_array_equal(joined[key], np.concatenate([getattr(e, key) for e in single]))
-    np.testing.assert_array_equal(joined["numbers"], np.repeat(np.arange(len(single)), source.lengths))
-    np.testing.assert_array_equal(np.flatnonzero(joined["ends"]) + 1, np.cumsum(source.lengths))
-    return joined
-
-
-def assert_is(source, episodes, kept, has_terminations, has_rewards):
-    right, lengths = formats.expected(episodes, kept, has_terminations, has_rewards)
-    assert source.lengths.tolist() == lengths and source.has_rewards == has_rewards
-    got = read(source)
-    for key in KEYS:
-        np.testing.assert_allclose(got[key], right[key], rtol=1e-6, err_msg=key)
-    ends = np.cumsum(lengths)
-    sums = [part.sum() for part in np.split(right["rewards"], ends[:-1])]
-    np.testing.assert_allclose(source.returns, sums, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
@@ -404,105 +377,6 @@ def test_blocks_of_any_size_fill_the_buffer_alike(block_bytes, arrays, monkeypat
     for n_envs, arrays_there in zip((1, 3), right, strict=True):
         for ours, theirs in zip(filled(n_envs), arrays_there, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-
-
-# --- commands
-
-
-def test_inspect_and_convert(tmp_path, minari_folder, capsys):
-    episodes = formats.happened()
-    path = formats.d4rl(tmp_path, episodes)
-    assert main(["inspect", path, "-o", str(tmp_path / "picture.png")]) == 0
-    text = capsys.readouterr().out
-    for line in (
-        "episodes            5",
-        "steps               18",
-        "terminations        3",
-        "normalized return",
-        "dropped the last",
-    ):
-        assert line in text
-    assert (tmp_path / "picture.png").stat().st_size > 1000
-    assert main(["convert", path, "test/converted-v0"]) == 0
-    assert_is(open_dataset("test/converted-v0"), episodes, formats.SHIFTED, True, True)
-    assert open_dataset("test/converted-v0").reference_returns == (-20.272305, 3234.3)
-    assert main(["convert", path, "test/converted-v0"]) == 1
-    assert "exists" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", formats.FORMATS)
-def test_every_format_becomes_a_minari_dataset(name, tmp_path, minari_folder):
-    write, *how = formats.FORMATS[name]
-    episodes = formats.happened()
-    source = open_dataset(write(tmp_path, episodes))
-    convert_dataset(source, "test/any-v0")
-    assert_is(open_dataset("test/any-v0"), episodes, *how)
-
-
-def test_what_is_suspicious_is_said(tmp_path, capsys):
-    arrays = make_arrays()
-    arrays["observations"][:, 1] = arrays["next_observations"][:, 1] = 5
-    arrays["rewards"][7] = np.nan
-    arrays["actions"][:60] = 1
-    arrays["terminations"][:] = False
-    np.savez(tmp_path / "odd.npz", **arrays)
-    assert main(["inspect", str(tmp_path / "odd.npz")]) == 0
-    text = capsys.readouterr().out
-    for line in ("entries [1] never vary", "rewards: 1 entries are NaN", "no episode terminates", "actions at a bound  50"):
-        assert line in text
-
-
-def test_a_failed_conversion_leaves_nothing(minari_folder):
-    arrays = make_arrays()
-    arrays["actions"] *= 3
-    with pytest.raises(DatasetError, match="action bounds"):
-        convert_dataset(arrays, "test/none-v0")
-    assert not (minari_folder / "test").exists()
-
-
-# --- the page
-
-
-def rows_of_the_page():
-    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
-    table = page.split("## Formats")[1].split('"extra" is')[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| ")][1:]
-
-
-PLACES = {
-    "Minari": "minari",
-    "LeRobot 3": "so100",
-    "imitation, its older files": ".",
-    "imitation": "rollouts",
-    "run folder": "logs/sac/Pendulum-v1_1",
-}
-WRITERS = {
-    "arrays": formats.npz,
-    "replay": formats.pickled_buffer,
-    "run": formats.zoo,
-    "Minari": formats.minari_folder,
-    "D4RL": formats.d4rl,
-    "OGBench": formats.ogbench,
-    "robomimic": formats.robomimic,
-    "LeRobot": formats.lerobot,
-    "d3rlpy": formats.d3rlpy_2,
-    "imitation": formats.imitation,
-    "Diffusion": formats.zarr,
-    "table": formats.csv,
-}
-
-
-@pytest.mark.parametrize("row", rows_of_the_page(), ids=lambda row: row[0])
-def test_every_row_of_the_page_is_read(row, tmp_path, monkeypatch, capsys):
-    name, dataset = row[0], row[1].strip("`")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    place = tmp_path / next((place for start, place in PLACES.items() if name.startswith(start)), ".")
-    place.mkdir(parents=True, exist_ok=True)
-    write = formats.imitation_npz if "older files" in name else WRITERS[name.split()[0].strip(",")]
-    write(place, formats.happened())
-    assert main(["inspect", dataset]) == 0, capsys.readouterr().err
-    assert "episodes            5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("version", [3, 2])

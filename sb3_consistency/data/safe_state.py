@@ -28,7 +28,15 @@ BUFFER, STATISTICS = "replay buffer", "VecNormalize"
 ROWS = ("actions", "rewards", "dones", "timeouts")
 #: what VecNormalize is made with
 PARTS = ("mean", "var")
-SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
+SETTINGS: dict[str, type] = {
+    "training": bool,
+    "norm_obs": bool,
+    "norm_reward": bool,
+    "clip_obs": float,
+    "clip_reward": float,
+    "gamma": float,
+    "epsilon": float,
+}
 
 
 def save_buffer(buffer: ReplayBuffer, path: str | os.PathLike[str], **description: Any) -> Path:
@@ -210,7 +218,7 @@ def save_vec_normalize(vec_normalize: VecNormalize, path: str | os.PathLike[str]
         f"{k}:{part}": np.atleast_1d(getattr(rms, part)).astype(np.float64) for k, rms in running.items() for part in PARTS
     }
     counts = {key: float(rms.count) for key, rms in running.items()}
-    settings = {key: getattr(vec_normalize, key) for key in SETTINGS}
+    settings = {key: kind(getattr(vec_normalize, key)) for key, kind in SETTINGS.items()}
     keys = None if vec_normalize.norm_obs_keys is None else list(vec_normalize.norm_obs_keys)
     return write_file(path, STATISTICS, {**settings, "counts": counts, "norm_obs_keys": keys}, tensors)
 
@@ -226,7 +234,7 @@ def load_vec_normalize(path: str | os.PathLike[str], venv: VecEnv) -> VecNormali
     """
     stated, tensors = read_file(path, STATISTICS)
     try:
-        settings = {key: stated[key] for key in SETTINGS}
+        settings: Any = {key: kind(stated[key]) for key, kind in SETTINGS.items()}
         wrapped = VecNormalize(venv, **settings, norm_obs_keys=stated["norm_obs_keys"])
         wrapped.ret_rms = _running(path, "returns", stated, tensors, ())
         if settings["norm_obs"]:

@@ -139,11 +139,14 @@ class NpzRows(ForwardRows):
 
     def __init__(self, path: str, member: str) -> None:
         self._path, self._member = path, member
+        self._file: Any = None
         self.restart()
         super().__init__(self, f"{path}: {member}")
         self._begin()
 
     def restart(self) -> None:
+        if self._file is not None:
+            self._file.close()
         self._file = zipfile.ZipFile(self._path).open(self._member)
         version = np.lib.format.read_magic(self._file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -12,10 +12,10 @@ from sb3_consistency.data.checks import DatasetError
 
 def as_words(value: Any) -> list[str]:
     """
-    :param value: "a,b", a list of texts or None
+    :param value: "a,b" or "a+b" (where commas part datasets), a list of texts, or None
     :return: the list
     """
-    words = value.split(",") if isinstance(value, str) else list(value or [])
+    words = value.replace("+", ",").split(",") if isinstance(value, str) else list(value or [])
     return [str(word).strip() for word in words if str(word).strip()]
 
 
