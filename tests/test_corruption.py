@@ -110,7 +110,7 @@ def test_broken_minari_datasets(minari_root, pendulum_model, tmp_path, monkeypat
 
 def test_after_all_errors_the_model_trains_and_acts(model):
     model.pretrain(3)
-    assert model._n_updates == 3
+    assert model.n_updates == 3
     action, _ = model.predict(np.zeros(3, np.float32), deterministic=True)
     assert corruption.ACTIONS.contains(action)
 

@@ -382,11 +382,11 @@ def test_step_schedules_end_with_the_run_that_they_are_given_to(tmp_path):
     ]
     zoo(*command)
     first = load("cpql", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
-    assert (first.eta(0), first.eta(first._n_updates)) == (1, 0) and first.eta(first._n_updates - 1) > 0
+    assert (first.eta(0), first.eta(first.n_updates)) == (1, 0) and first.eta(first.n_updates - 1) > 0
     zoo(*command, "-i", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
     second = load("cpql", tmp_path / "cpql/Pendulum-v1_2/Pendulum-v1.zip")
-    assert second._n_updates > first._n_updates
-    assert (second.eta(first._n_updates), second.eta(second._n_updates)) == (1, 0) and second.eta(second._n_updates - 1) > 0
+    assert second.n_updates > first.n_updates
+    assert (second.eta(first.n_updates), second.eta(second.n_updates)) == (1, 0) and second.eta(second.n_updates - 1) > 0
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ def test_train_on_a_dataset(key, minari, tmp_path):
     zoo("train", "--algo", key, "--dataset", DATASET, "--pretrain-steps", 20, "-f", tmp_path, *TINY, *options)
     run = tmp_path / key / "Pendulum-v1_1"
     model = load(key, run / "Pendulum-v1.zip")
-    assert model._n_updates == 20 and model.dataset == DATASET
+    assert model.n_updates == 20 and model.dataset == DATASET
     assert {path.name for path in run.glob("rl_model_*")} == {"rl_model_10_steps.zip", "rl_model_20_steps.zip"}
     assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [10, 20]
     assert len(list((tmp_path / "tb/Pendulum-v1").iterdir())) == 1
@@ -413,7 +413,7 @@ def test_offline_then_online(minari, tmp_path):
     zoo("train", "--algo", "cpql", "--dataset", datasets, "--pretrain-steps", 20, "-n", 20, "-f", tmp_path, *TINY, *options)
     run = tmp_path / "cpql/Pendulum-v1_1"
     model = load("cpql", run / "Pendulum-v1.zip")
-    assert model._n_updates == 40 and model.num_timesteps == 20
+    assert model.n_updates == 40 and model.num_timesteps == 20
     assert model.dataset == config_of(run)["dataset"] == [DATASET, "test/pendulum/more-v0"]
     for phase in (run, run / "pretrain"):  # both count their steps from 0
         assert np.load(phase / "evaluations.npz")["timesteps"].tolist() == [10, 20]
@@ -434,7 +434,7 @@ def test_offline_then_online(minari, tmp_path):
         "--eval-freq",
         -1,
     )
-    assert load("cpql", tmp_path / "cpql/Pendulum-v1_2/Pendulum-v1.zip")._n_updates == 50
+    assert load("cpql", tmp_path / "cpql/Pendulum-v1_2/Pendulum-v1.zip").n_updates == 50
 
 
 @pytest.mark.parametrize(("kill_at", "online"), [(70, False), (35, True)])
@@ -452,7 +452,7 @@ def test_a_killed_run_continues_from_its_checkpoints(kill_at, online, minari, tm
         zoo(*command, "-conf", tmp_path / "killed.yml")
     zoo(*command, "-conf", tmp_path / "save.yml", "-i", checkpoints)
     whole, continued = (load("cpql", tmp_path / f"cpql/Pendulum-v1_{i}/Pendulum-v1.zip") for i in (1, 3))
-    assert continued.num_timesteps == 40 and continued._n_updates == 190
+    assert continued.num_timesteps == 40 and continued.n_updates == 190
     for name, weights in whole.get_parameters()["policy"].items():
         assert th.equal(weights, continued.get_parameters()["policy"][name]), name
     zoo(*command, "-i", tmp_path / "cpql", status=1)
@@ -475,7 +475,7 @@ def test_dataset_through_keys(minari, tmp_path):
     command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-conf", tmp_path / "mine.yml", "-f", tmp_path]
     zoo(*command, "--eval-freq", -1)
     model = load("cpql", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
-    assert model._n_updates == 20 and model.offline_fraction(0.5) == 0.25
+    assert model.n_updates == 20 and model.offline_fraction(0.5) == 0.25
 
 
 def test_tracking_an_offline_run(minari, tmp_path, monkeypatch):

@@ -1,0 +1,38 @@
+"""Models that earlier versions saved load, act and train on as they did (made by tests/golden/make.py)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_consistency import load_safe
+from tests.conftest import ALGORITHMS, make_arrays, weights
+from tests.golden.make import FOLDER, N_STEPS, OBSERVATIONS, plain_options
+
+VERSIONS = sorted(path.parent.name for path in FOLDER.glob("*/expected.json"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_models_of_earlier_versions_act_and_train_on(version, cls, kind):
+    expected = json.loads((FOLDER / version / "expected.json").read_text())[cls.__name__]
+    path = FOLDER / version / f"{cls.__name__}.{kind}"
+    model = load_safe(path, device="cpu") if kind == "safetensors" else cls.load(path, device="cpu")
+    assert type(model) is cls and model.n_updates == N_STEPS
+    np.testing.assert_allclose(model.predict(OBSERVATIONS, deterministic=True)[0], expected["actions"], atol=1e-5)
+    # what was an option then has the value that it had then
+    options = plain_options(model)
+    assert {name: options[name] for name in expected["options"]} == expected["options"]
+    optimizer = getattr(model.policy, next(iter(model.losses()))).optimizer
+    assert optimizer.state and all(x["step"] > 0 for x in optimizer.state.values())
+    before = weights(model)
+    model.load_dataset(make_arrays())
+    model.pretrain(2)
+    after = weights(model)
+    assert model.n_updates == N_STEPS + 2 and after.isfinite().all() and not th.equal(before, after)
+
+
+def test_every_release_has_its_models():
+    assert VERSIONS and all(len(list((FOLDER / version).iterdir())) == 2 * len(ALGORITHMS) + 1 for version in VERSIONS)
