@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,10 @@ def train_d3rlpy(job: Job, source: Any, evaluation: Evaluation) -> tuple[D3rlpyP
     :return: the policy, and the times
     """
     import d3rlpy
+    import structlog
 
+    # it tells of every step that it takes
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     d3rlpy.seed(job.seed)
     space = evaluation.env.action_space
     episodes = [

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "mujoco", "gymnasium", "minari", "stable-baselines3", "sb3-consistency")
+PACKAGES = ("torch", "mujoco", "gymnasium", "minari", "stable-baselines3", "sb3-consistency", "d3rlpy", "sbx-rl")
 
 # processors' worth of other work, beyond which times say nothing
 OTHER_LOAD_LIMIT = 0.2
