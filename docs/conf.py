@@ -30,6 +30,8 @@ html_css_files = ["tables.css"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+# quotes around strings are code
+smartquotes = False
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
