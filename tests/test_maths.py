@@ -260,6 +260,17 @@ def test_mish_equals_pytorchs():
     assert th.autograd.gradcheck(_MishFunction.apply, th.randn(5, dtype=th.float64, requires_grad=True))
 
 
+@pytest.mark.parametrize("n", [8, 8192])
+def test_mish_has_forward_derivatives_and_gradients_through_them(n):
+    weight = th.linspace(-3, 3, n, dtype=th.float64, requires_grad=True)
+    ones, taken = th.ones_like(weight), []
+    for mish in (nn.functional.mish, Mish()):
+        y, derivative = th.func.jvp(lambda x, mish=mish: mish(weight * x), (ones,), (ones,))
+        taken.append((y, derivative, *th.autograd.grad(y.square().sum() + derivative.sum(), weight)))
+    for expected, got in zip(*taken, strict=True):
+        th.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_stacked_critics_equal_separate_networks(layer_norm):
     critic = StackedCritic(4, 2, [8, 8], n_critics=3, layer_norm=layer_norm)

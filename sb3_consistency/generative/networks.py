@@ -66,7 +66,10 @@ class Mish(nn.Module):
             return F.mish(x)
         if not (x.requires_grad and th.is_grad_enabled()):
             negative = th.neg(x)
-            return th.addcdiv(negative, x, th.sigmoid(negative).square_().add_(1), value=2)
+            r = th.sigmoid(negative)
+            # inside torch.func.jvp a tensor does not tell that a gradient will be taken of it: keep r
+            squared = r.square() if th.is_grad_enabled() else r.square_()
+            return th.addcdiv(negative, x, squared.add_(1), value=2)
         return _MishFunction.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
