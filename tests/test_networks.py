@@ -9,7 +9,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from torch import nn
 
 from sb3_consistency import CPQL, RACTD
-from tests.conftest import ACTOR_CRITICS, actor_critics, assert_same, every, loaded, make, trained
+from sb3_consistency.generative.consistency import squared_error
+from sb3_consistency.generative.diffusion import DiffusionModel
+from sb3_consistency.policies.modules import GenerativeActor, Network
+from tests.conftest import ACTOR_CRITICS, actor_critics, assert_same, every, loaded, make, make_arrays, trained
 
 OBS = np.zeros((4, 3), np.float32)
 
@@ -137,3 +140,42 @@ def test_frozen_parameters_stay_as_they_are(cls):
     model.pretrain(3)
     after = extractor.encoder.weight, extractor.head.bias, extractor.head.weight
     assert [th.equal(x, y) for x, y in zip(before, after, strict=True)] == [True, True, False]
+
+
+class Distilled(CPQL):
+    """A second actor, with another class of model, clones the data; the one that acts learns from it."""
+
+    cloning_network = "teacher"
+
+    def networks(self):
+        return {**super().networks(), "teacher": Network(GenerativeActor, {"model_class": DiffusionModel, "model_kwargs": {}})}
+
+    def losses(self):
+        return {"teacher": self.teacher_loss, **super().losses()}
+
+    def teacher_loss(self, batch):
+        teacher = self.policy.teacher
+        return teacher.bc_loss(teacher.features(batch.observations), batch.actions).mean(), {}
+
+    def actor_loss(self, batch):
+        with th.no_grad():
+            wanted = self.policy.teacher.sample(self.policy.teacher.features(batch.observations))
+        drawn = self.policy.actor.sample(self.policy.actor.features(batch.observations))
+        return squared_error(drawn, wanted).mean(), {}
+
+
+def test_a_teacher_beside_the_actor(tmp_path):
+    # sigma_max is an argument of the acting model alone
+    kwargs = {"net_arch": [32], "model_kwargs": {"sigma_max": 20.0}}
+    model = make(Distilled, actor_learning_rate=1e-3, learning_rate=1e-4, cosine_lr_decay=False, policy_kwargs=kwargs)
+    model.load_dataset(make_arrays(), heldout_fraction=0.3)
+    before = model.data.heldout_loss()
+    with th.no_grad():
+        model.actor.model.network.layers[-1].bias.add_(1)
+    assert model.data.heldout_loss() == before, "the held-out episodes are the teacher's"
+    model.pretrain(2)
+    assert model.data.heldout_loss() != before
+    rates = {name: getattr(model, name).optimizer.param_groups[0]["lr"] for name in model.policy.trained_networks()}
+    assert rates == {"actor": 1e-3, "critic": 1e-4, "teacher": 1e-3}
+    model.save(tmp_path / "model")
+    assert_same(model, Distilled.load(tmp_path / "model"))

@@ -309,16 +309,19 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPo
             zip(("pi", "qf"), get_actor_critic_arch([256, 256, 256] if self.net_arch is None else self.net_arch), strict=True)
         )
         if issubclass(network.cls, GenerativeActor):
-            kwargs["model_kwargs"] = self._model_kwargs(kwargs["model_kwargs"], archs["pi"])
+            # the user's are the acting model's: a teacher of another class takes none of them
+            acts = kwargs["model_class"] is self.structure["actor"].kwargs["model_class"]
+            given = {**kwargs["model_kwargs"], **((self.model_kwargs if acts else None) or {})}
+            kwargs["model_kwargs"] = self._model_kwargs(given, archs["pi"])
         else:
             kwargs["net_arch"] = archs[network.cls.arch]
         return kwargs
 
-    def _model_kwargs(self, of_algorithm: dict[str, Any], net_arch: list[int]) -> dict[str, Any]:
+    def _model_kwargs(self, own: dict[str, Any], net_arch: list[int]) -> dict[str, Any]:
         network_kwargs: dict[str, Any] = {"net_arch": net_arch, "embedding_scale": self.embedding_scale}
         if self.network == "mlp":
             network_kwargs["activation_fn"] = self.activation_fn
-        given = {"network": self.network, **of_algorithm, **(self.model_kwargs or {})}
+        given = {"network": self.network, **own}
         return {**given, "network_kwargs": {**network_kwargs, **(given.get("network_kwargs") or {})}}
 
     def bc_term(self, obs: PyTorchObs, features: th.Tensor, actions: th.Tensor, progress: th.Tensor | None) -> th.Tensor:

@@ -40,7 +40,7 @@ from sb3_consistency.files.run import Run
 from sb3_consistency.files.zip import ModelFileError, load_model
 from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.options import Options, argument_names, check_keys, did_you_mean, option, options_of, shared_options
-from sb3_consistency.policies.modules import Network
+from sb3_consistency.policies.modules import GenerativeActor, Network
 from sb3_consistency.policies.policy import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.resume.callback import Resumption
 from sb3_consistency.resume.run_state import truncate_last_episodes
@@ -73,6 +73,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     }
     #: the actor's generative model
     model_class: ClassVar[type[GenerativeModel] | None] = None
+    #: the network whose generative model clones the data: what held-out episodes are evaluated with
+    cloning_network: ClassVar[str] = "actor"
     #: the part that loads datasets, and keeps them through online training
     data_class: ClassVar[type[OfflinePretraining]] = OfflinePretraining
     #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
@@ -658,7 +660,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         decay = self.cosine_decay(1 - progress)
         rate, actor_rate = decay * self.lr_schedule(progress), decay * self.actor_rate(progress)
         for name in self.policy.trained_networks():
-            update_learning_rate(getattr(self.policy, name).optimizer, actor_rate if name == "actor" else rate)
+            network = getattr(self.policy, name)
+            update_learning_rate(network.optimizer, actor_rate if isinstance(network, GenerativeActor) else rate)
         self.logger.record("train/learning_rate", rate)
         self.logger.record("train/actor_learning_rate", actor_rate)
 

@@ -151,7 +151,8 @@ class TrainingOptions(Options):
     actor_learning_rate: float | Schedule | None = option(
         default=None,
         low=0,
-        doc="learning rate (or schedule) of the actor; None for ``learning_rate``, in offline runs of actor-critics for 3e-3",
+        doc="learning rate (or schedule) of the actor, and of a teacher beside it; None for ``learning_rate``, in offline "
+        "runs of actor-critics for 3e-3",
         search=(1e-5, 1e-2, "log"),
     )
     cosine_lr_decay: bool | None = option(

@@ -231,7 +231,7 @@ class OfflinePretraining:
         obs, _ = model.policy.obs_to_tensor(taken)
         actions = th.as_tensor(heldout["actions"][rows], device=model.device)
         generator = th.Generator().manual_seed(0)
-        actor = model.policy.actor
+        actor = getattr(model.policy, model.cloning_network)
         noise = th.randn(actions.shape, generator=generator).to(model.device)
         u = th.rand(len(actions), actor.model.n_uniforms, generator=generator).to(model.device)
         return float(actor.model.loss(actions, actor.features(obs), noise=noise, u=u).mean())
