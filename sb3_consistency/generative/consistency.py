@@ -1,13 +1,11 @@
 """The consistency model of an action: boundary scalings, losses and few-step sampling."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch as th
 
-from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
-from sb3_consistency.generative.networks import ConditionalNetwork, make_network
+from sb3_consistency.generative.model import ActionModel, Denoiser, clamp_action
 from sb3_consistency.generative.schedules import (
     check_noise_levels,
     consistency_curriculum,
@@ -115,7 +113,7 @@ class ConsistencyActorOptions(ConsistencyOptions):
     )
 
 
-class ConsistencyModel(ConsistencyOptions, GenerativeModel):
+class ConsistencyModel(ConsistencyOptions, ActionModel):
     """
     f(x, sigma | s): maps a noisy action at any noise level to the clean action at the start of its ODE trajectory.
 
@@ -125,12 +123,6 @@ class ConsistencyModel(ConsistencyOptions, GenerativeModel):
     :raises ValueError: if an option is unknown or out of its range
     """
 
-    action_dim: int = option(kw_only=False, doc="size A of the action")
-    cond_dim: int = option(kw_only=False, doc="size F of the condition")
-    network_name: str = option(default="mlp", alias="network", attribute="network_name", doc='backbone, "mlp" or "ln_resnet"')
-    network_kwargs: Mapping[str, Any] | None = option(
-        default=None, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
-    )
     reconstruction_levels: int = option(
         default=40, low=2, doc='size of the Karras grid that "reconstruction" draws its noise level from'
     )
@@ -160,10 +152,6 @@ class ConsistencyModel(ConsistencyOptions, GenerativeModel):
     def check_options(self) -> None:
         super().check_options()
         check_noise_levels(self.sigma_min, self.sigma_max, sigma_data=self.sigma_data, rho=self.rho, p_std=self.p_std)
-
-    def build(self) -> None:
-        self.event_shape = (self.action_dim,)
-        self.network: ConditionalNetwork = make_network(self.network_name, self.action_dim, self.cond_dim, self.network_kwargs)
 
     def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """

@@ -1,15 +1,12 @@
 """The diffusion model of an action: variance-preserving schedules, the epsilon loss, DDPM and DDIM sampling."""
 
 import math
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch as th
 
 from sb3_consistency.generative.consistency import squared_error
-from sb3_consistency.generative.model import Denoiser, GenerativeModel, clamp_action
-from sb3_consistency.generative.networks import ConditionalNetwork, make_network
+from sb3_consistency.generative.model import ActionModel, Denoiser, clamp_action
 from sb3_consistency.generative.schedules import BETA_SCHEDULES, diffusion_steps_taken
 from sb3_consistency.options import Options, check_range, option
 
@@ -42,7 +39,7 @@ class DiffusionOptions(Options):
             check_range(name, vars(self).get(name), 1, self.diffusion_steps, integer=True, optional=True)
 
 
-class DiffusionModel(DiffusionOptions, GenerativeModel):
+class DiffusionModel(DiffusionOptions, ActionModel):
     """
     Variance-preserving diffusion of an action: the network predicts the noise that was added.
 
@@ -53,20 +50,12 @@ class DiffusionModel(DiffusionOptions, GenerativeModel):
     :raises ValueError: if an option is unknown or out of its range
     """
 
-    action_dim: int = option(kw_only=False, doc="size A of the action")
-    cond_dim: int = option(kw_only=False, doc="size F of the condition")
-    network_name: str = option(default="mlp", alias="network", attribute="network_name", doc='backbone, "mlp" or "ln_resnet"')
-    network_kwargs: Mapping[str, Any] | None = option(
-        default=None, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
-    )
-
     def build(self) -> None:
-        self.event_shape = (self.action_dim,)
+        super().build()
         # plain numbers for the sampler, whose steps are known; a table for the loss, whose steps are drawn
         self.alpha_bars = (1.0, *BETA_SCHEDULES[self.beta_schedule](self.diffusion_steps))
         self.alpha_bar: th.Tensor
         self.register_buffer("alpha_bar", th.tensor(self.alpha_bars[1:]), persistent=False)
-        self.network: ConditionalNetwork = make_network(self.network_name, self.action_dim, self.cond_dim, self.network_kwargs)
 
     def forward(self, x: th.Tensor, t: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """

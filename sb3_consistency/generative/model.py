@@ -1,12 +1,13 @@
 """The contract of a generative model: a loss on data and a sampler, both functions of explicit noise."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch as th
 from torch import nn
 
+from sb3_consistency.generative.networks import ConditionalNetwork, make_network
 from sb3_consistency.options import Options, option
 
 # Maps (noisy data (B, A), noise level (B,)) to an estimate of the clean data (B, A).
@@ -117,3 +118,19 @@ class GenerativeModel(Options, nn.Module):
         :param n_steps: number of network evaluations; None for the model's default
         :return: shape (S, B, *E) of the noise that :meth:`sample` takes
         """
+
+
+class ActionModel(GenerativeModel):
+    """A generative model of an action: a network of noisy actions, their noise level and a condition."""
+
+    action_dim: int = option(kw_only=False, doc="size A of the action")
+    cond_dim: int = option(kw_only=False, doc="size F of the condition")
+    network_name: str = option(default="mlp", alias="network", attribute="network_name", doc='backbone, "mlp" or "ln_resnet"')
+    network_kwargs: Mapping[str, Any] | None = option(
+        default=None, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
+    )
+    network: ConditionalNetwork = option(init=False)
+
+    def build(self) -> None:
+        self.event_shape = (self.action_dim,)
+        self.network = make_network(self.network_name, self.action_dim, self.cond_dim, self.network_kwargs)
