@@ -100,23 +100,22 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         """
         # once for both terms: of images they cost most of the step
         features = self.policy.actor.features(batch.observations)
-        q_loss = self.q_term(batch, features)
+        q_loss = self.q_term(batch, self.policy.actor.sample(features, self.train_sampling_steps))
         if self.step_alpha is None:
             return self.step_eta * q_loss, {"q_loss": q_loss.detach()}
         bc_loss = self.policy.bc_term(batch.observations, features, batch.actions, self.progress)
         loss = self.step_alpha * bc_loss + self.step_eta * q_loss
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
-    def q_term(self, batch: Batch, features: th.Tensor) -> th.Tensor:
+    def q_term(self, batch: Batch, actions: th.Tensor) -> th.Tensor:
         """
         Policy-improvement term: raises the value of actions sampled from the actor.
 
         :param batch: transitions
-        :param features: the actor's features of their observations, (B, F)
+        :param actions: drawn by the actor in their states, scaled, (B, A)
         :return: L_q = -E[Q_i(s, a)] / E|Q_j(s, a)|, or as ``actor_q`` and ``normalize_actor_q`` say, scalar
         """
         policy = self.policy
-        actions = policy.actor.sample(features, self.train_sampling_steps)
         with th.no_grad():
             critic_features = policy.critic.features(batch.observations)
         if self.actor_q == "random" and policy.n_critics > 1:
