@@ -297,9 +297,10 @@ BAD_CONFIGS = {
         put("observation_space", {"kind": "MultiDiscrete", "nvec": [2**62] * 4, "start": [0] * 4}),
         "spaces of more than",
     ),
-    "no reward function": (put("state", "_reward_function", {"class": "torch.nn.ReLU"}), "_reward_function"),
-    "no returns": (put("state", "_reference_returns", "x"), "_reference_returns"),
-    "no flag": (put("state", "_was_pretrained", "no"), "_was_pretrained"),
+    "no reward function": (put("state", "run.reward_function", {"class": "torch.nn.ReLU"}), "reward_function must be"),
+    "no returns": (put("state", "run.reference_returns", "x"), "reference_returns must be"),
+    "no flag": (put("state", "run.was_pretrained", "no"), "was_pretrained must be"),
+    "negative counter of the run": (put("state", "run.curriculum_end", -1), "curriculum_end must be"),
     "giant space": (
         put("observation_space", {"kind": "Box", "shape": [10**12], "dtype": "float32", "low": 0, "high": 1}),
         "spaces of more than",
@@ -326,6 +327,11 @@ def test_malicious_configurations_are_refused(case, good, tmp_path, monkeypatch)
     with pytest.raises(SafeLoadError, match=message):
         load_safe(forge(tmp_path / "bad.safetensors", good, change))
     assert not called
+
+
+def test_what_a_file_of_before_does_not_know_of_a_run_is_as_in_a_new_one(good, tmp_path):
+    path = forge(tmp_path / "old.safetensors", good, lambda config: config["state"].pop("run.in_vec_normalize") and None)
+    assert load_safe(path).run.in_vec_normalize is False
 
 
 def swap(name, value):

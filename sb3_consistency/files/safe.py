@@ -46,10 +46,11 @@ MAX_HEADER = 2**24
 # HER keeps a dict per row
 MAX_BUFFER_SIZE = 10**7
 COUNTERS = ("num_timesteps", "_n_updates", "_total_timesteps", "_num_timesteps_at_start", "_episode_num")
-#: of a run: counters that may be None, flags, and what belongs to one process alone
-RUN_COUNTERS = ("curriculum_end", "pretrain_start", "online_timesteps")
-RUN_FLAGS = ("was_pretrained", "student_started", "n_step_class_is_derived", "in_vec_normalize")
+#: of a run, what belongs to one process alone
 RUN_LEFT_OUT = ("algorithm", "inferred_spaces", "call", "id", "counts_before_pretraining")
+RUN_FACTS = {f"run.{f.name}": f for f in fields(Run) if f.name not in RUN_LEFT_OUT}
+RUN_COUNTERS = tuple(name for name, f in RUN_FACTS.items() if f.type == int | None)
+RUN_FLAGS = tuple(name for name, f in RUN_FACTS.items() if f.type is bool)
 
 
 class SafeLoadError(ValueError):
@@ -292,16 +293,16 @@ def _checked_arguments(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked_state(given: dict[str, Any]) -> dict[str, Any]:
-    expected = {*COUNTERS, "_current_progress_remaining"}
-    expected |= {f"run.{f.name}" for f in fields(Run) if f.name not in RUN_LEFT_OUT}
-    _check_names("state", set(given), expected)
-    state = {name: decode(value) for name, value in given.items()}
-    for name in (*COUNTERS, *(f"run.{name}" for name in RUN_COUNTERS)):
-        may_be_none = name.startswith("run.")
+    # what a file of before does not know of is as it is in a new run
+    new_run = {name: f.default for name, f in RUN_FACTS.items()}
+    _check_names("state", {*given, *new_run}, {*COUNTERS, "_current_progress_remaining", *new_run})
+    state = new_run | {name: decode(value) for name, value in given.items()}
+    for name in (*COUNTERS, *RUN_COUNTERS):
+        may_be_none = name in RUN_COUNTERS
         if not (type(state[name]) is int and state[name] >= 0) and not (state[name] is None and may_be_none):
             raise ValueError(f"{name} must be an integer of at least 0, got {state[name]!r}")
     check_range("_current_progress_remaining", state["_current_progress_remaining"], -1e9, 1)
-    check_flags(**{name: state[f"run.{name}"] for name in RUN_FLAGS})
+    check_flags(**{name: state[name] for name in RUN_FLAGS})
     if state["run.reference_returns"] is not None:
         check_pair("reference_returns", state["run.reference_returns"], -1e300)
     if not (state["run.reward_function"] is None or type(state["run.reward_function"]) is AffineReward):
