@@ -7,10 +7,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionBC, DiffusionQL
+from sb3_consistency import CPQL, RACTD, DiffusionQL, registry
+from sb3_consistency.algorithms.actor_critic import ActorCritic
 
-ALGORITHMS = [ConsistencyBC, ConsistencyAC, CPQL, DiffusionBC, DiffusionQL, RACTD]
-ACTOR_CRITICS = [ConsistencyAC, CPQL, DiffusionQL]
+ALGORITHMS = [registry.algorithm(name) for name in registry.ALGORITHMS]
+ACTOR_CRITICS = [cls for cls in ALGORITHMS if issubclass(cls, ActorCritic)]
 SMALL = {"policy_kwargs": {"net_arch": [32, 32]}, "batch_size": 32, "seed": 0, "device": "cpu"}
 #: of a model that learns online soon
 ONLINE = {**SMALL, "learning_starts": 4, "buffer_size": 200}

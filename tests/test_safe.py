@@ -22,7 +22,7 @@ import sb3_consistency
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.files.safe import SafeLoadError, _digest, load_safe
 from sb3_consistency.policies.policy import MlpPolicy
-from tests.conftest import ALGORITHMS, MODES, SMALL, VectorEnv, assert_same, box_env, every, make, make_arrays, trained
+from tests.conftest import MODES, SMALL, VectorEnv, assert_same, box_env, every, make, make_arrays, trained
 from tests.test_loading import GoalEnv, dict_arrays
 
 ARGUMENTS = [
@@ -388,9 +388,3 @@ def test_other_files_are_told(good, tmp_path):
         model = trained(CPQL)
         model.save(tmp_path / "model.zip")
         load_safe(tmp_path / "model.zip")
-
-
-def test_every_algorithm_is_known():
-    from sb3_consistency.files.safe import ALGORITHMS as known
-
-    assert set(known) == {cls.__name__ for cls in ALGORITHMS}

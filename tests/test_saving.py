@@ -17,6 +17,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_consistency import CPQL, ConsistencyAC, DiffusionQL
 from sb3_consistency.files.zip import ModelFileError
+from sb3_consistency.options import options_of
 from tests.conftest import (
     ACTOR_CRITICS,
     MODES,
@@ -111,7 +112,7 @@ SHARED_OPTIONS = [
 @pytest.mark.parametrize(
     ("cls", "kwargs"),
     [
-        *((cls, kwargs) for cls in ACTOR_CRITICS for kwargs in SHARED_OPTIONS),
+        *((cls, kwargs) for cls in ACTOR_CRITICS for kwargs in SHARED_OPTIONS if kwargs.keys() <= options_of(cls).keys()),
         *((cls, kwargs) for cls in (ConsistencyAC, CPQL) for kwargs in CONSISTENCY_OPTIONS),
         *((DiffusionQL, kwargs) for kwargs in DIFFUSION_OPTIONS),
     ],

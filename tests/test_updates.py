@@ -38,7 +38,7 @@ def test_actor_loss_leaves_the_critic_alone(cls):
 
 @actor_critics
 def test_targets_move_by_polyak_weights(cls):
-    model = make(cls, tau=0.25, target_update_interval=2, actor_ema_decay=0.9, actor_ema_start=0)
+    model = make(cls, target_policy="ema", tau=0.25, target_update_interval=2, actor_ema_decay=0.9, actor_ema_start=0)
     before = [p.clone() for p in model.critic_target.parameters()]
     model.pretrain(1)
     assert all(th.equal(p, q) for p, q in zip(before, model.critic_target.parameters(), strict=True))
@@ -92,7 +92,9 @@ class CountingExtractor(BaseFeaturesExtractor):
 
 @pytest.mark.parametrize("cls", ACTOR_CRITICS)
 def test_the_actors_loss_extracts_features_once(cls):
-    model = loaded(cls, policy_kwargs={"net_arch": [32, 32], "features_extractor_class": CountingExtractor})
+    # with "current" the critics' loss does so, too
+    kwargs = {"net_arch": [32, 32], "features_extractor_class": CountingExtractor}
+    model = loaded(cls, target_policy="ema", policy_kwargs=kwargs)
     model.pretrain(1)
     assert model.alpha_now() == 1, "both terms take part"
     assert model.actor.features_extractor.calls == 1
