@@ -32,15 +32,12 @@ def default_config(algo: str, offline: bool) -> Path:
     """
     :param algo: key of an algorithm of this package
     :param offline: whether for a dataset; else for an environment
-    :return: its hyperparameter file, in the installed package or in the checkout
-    :raises ValueError: if there is none
+    :return: its hyperparameter file, in the installed package or in the checkout; where it has none, the one for all
     """
     installed = PACKAGE / "hyperparams"
-    folder = installed if installed.is_dir() else PACKAGE.parent / "hyperparams"
-    path = folder / ("offline" if offline else "") / f"{canonical(algo)}.yml"
-    if not path.is_file():
-        raise ValueError(f"algo: {algo!r} has no hyperparameter file {path}; name one with -conf.")
-    return path
+    folder = (installed if installed.is_dir() else PACKAGE.parent / "hyperparams") / ("offline" if offline else "")
+    path = folder / f"{canonical(algo)}.yml"
+    return path if path.is_file() else folder / "default.yml"
 
 
 class ZooLoading:
