@@ -21,6 +21,17 @@ def test_networks_and_policies_are_saved_alone(cls, tmp_path):
         assert loaded.option_values().keys() == network.option_values().keys()
 
 
+def test_a_policy_is_saved_as_its_options_are_by_now(tmp_path):
+    model = ConsistencyAC("MlpPolicy", dataset=make_arrays(), **SMALL)
+    model.sampling_steps, model.n_candidates, model.bc_loss = 3, 2, "reconstruction"
+    model.policy.save(tmp_path / "policy")
+    model.policy.actor.save(tmp_path / "actor")
+    policy = type(model.policy).load(tmp_path / "policy")
+    assert policy.n_candidates == 2
+    for actor in (policy.actor, policy.actor_target, type(policy.actor).load(tmp_path / "actor")):
+        assert (actor.model.sampling_steps, actor.model.bc_loss) == (3, "reconstruction")
+
+
 @pytest.mark.parametrize("cls", [CPQL, ConsistencyAC])
 def test_many_rows_of_candidates_are_taken_in_parts(cls, monkeypatch):
     model = cls("MlpPolicy", dataset=make_arrays(), n_candidates=10, n_eval_candidates=10, **SMALL)

@@ -294,7 +294,7 @@ def _checked_arguments(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def _checked_state(given: dict[str, Any]) -> dict[str, Any]:
     # what a file of before does not know of is as it is in a new run
-    new_run = {name: f.default for name, f in RUN_FACTS.items()}
+    new_run: dict[str, Any] = {name: f.default for name, f in RUN_FACTS.items()}
     _check_names("state", {*given, *new_run}, {*COUNTERS, "_current_progress_remaining", *new_run})
     state = new_run | {name: decode(value) for name, value in given.items()}
     for name in (*COUNTERS, *RUN_COUNTERS):

@@ -16,7 +16,7 @@ from torch import nn
 from sb3_consistency.generative.model import Denoiser, GenerativeModel
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.generative.schedules import cached
-from sb3_consistency.options import Options, option
+from sb3_consistency.options import Options, option, options_of
 from sb3_consistency.policies.normalizer import ObservationNormalizer
 from sb3_consistency.values.critics import StackedCritic, StackedMlp
 
@@ -66,6 +66,16 @@ class Network:
         :return: the network without the rules of its moving averages: what a policy is built from, and saved with
         """
         return replace(self, kwargs=dict(self.kwargs), targets=dict.fromkeys(self.targets))
+
+
+def present_values(model: Options, given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param model: a generative model
+    :param given: the arguments that it was made with
+    :return: what they are by now: options may be changed on a model
+    """
+    declared = options_of(type(model))
+    return {name: getattr(model, declared[name].attribute) for name in given}
 
 
 def check_net_arch(name: str, value: Any) -> None:
@@ -122,7 +132,10 @@ class FeatureNetwork(Options, BaseModel):
         return bool(vars(self).get("share_features_extractor"))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return self.option_values()
+        values = self.option_values()
+        if "model_kwargs" in values:
+            values["model_kwargs"] = present_values(getattr(self, "model"), values["model_kwargs"])  # noqa: B009
+        return values
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """

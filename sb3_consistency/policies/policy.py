@@ -1,6 +1,7 @@
 """The policy: owns every network, acts with the actor, and picks among candidate actions by value."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from sb3_consistency.policies.modules import (
     NoiseOptions,
     ValueNetwork,
     check_net_arch,
+    present_values,
 )
 from sb3_consistency.values.losses import choose_candidate, gumbel_noise, pessimistic_value
 
@@ -165,7 +167,17 @@ class NetworksPolicy(Options, BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # the learning rate is not needed to act
-        return {**self.option_values(), "lr_schedule": self._dummy_schedule}
+        return {**self.option_values(), "networks": self._present_networks(), "lr_schedule": self._dummy_schedule}
+
+    def _present_networks(self) -> Mapping[str, Network]:
+        """The networks as options have changed them since they were made."""
+        present = {}
+        for name, network in self.structure.items():
+            kwargs = dict(network.kwargs)
+            if "model_kwargs" in kwargs:
+                kwargs["model_kwargs"] = present_values(getattr(self, name).model, kwargs["model_kwargs"])
+            present[name] = replace(network, kwargs=kwargs)
+        return present
 
     def network_names(self) -> list[str]:
         """
