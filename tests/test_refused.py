@@ -4,6 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_consistency import CPQL, RACTD, UnsupportedSpaceError
@@ -34,6 +36,23 @@ PETTING_ZOO = type(
 def test_environments(env, error, message):
     with pytest.raises(error, match=message):
         CPQL("MlpPolicy", env, **SMALL)
+
+
+class ScalarRewards(BitFlippingEnv):
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return 0.0 if np.array_equal(achieved_goal, desired_goal) else -1.0
+
+
+class ConditionalRewards(BitFlippingEnv):
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return 0.0 if achieved_goal == desired_goal else -1.0
+
+
+@pytest.mark.parametrize("cls", [ScalarRewards, ConditionalRewards])
+def test_rewards_of_one_goal_at_a_time(cls):
+    with pytest.raises(ValueError, match=r"env: compute_reward .* two goals at once.*it must return n rewards"):
+        CPQL("MultiInputPolicy", cls(n_bits=4, continuous=True), replay_buffer_class=HerReplayBuffer, **SMALL)
+    CPQL("MultiInputPolicy", BitFlippingEnv(n_bits=4, continuous=True), replay_buffer_class=HerReplayBuffer, **SMALL)
 
 
 def test_policy_and_environment_in_the_wrong_order():
