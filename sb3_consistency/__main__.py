@@ -153,7 +153,8 @@ def export(args: argparse.Namespace) -> None:
     vec_normalize = _load_vec_normalize(args, SpacesOnlyEnv(model.observation_space, model.action_space))
     if vec_normalize is not None:
         model.set_env(vec_normalize)
-    print(f"Exported {export_policy(model, args.output, deterministic=not args.noise_input).resolve()}")
+    path = export_policy(model, args.output, not args.noise_input, normalized_input=args.vec_normalize == "none")
+    print(f"Exported {path.resolve()}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

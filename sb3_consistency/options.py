@@ -243,7 +243,9 @@ class Options:
         """
         :return: the options' present values, by name
         """
-        return {o.name: getattr(self, o.attribute) for o in options_of(type(self)).values() if hasattr(self, o.attribute)}
+        declared, stored = options_of(type(self)).values(), vars(self)
+        # modules are no plain attributes
+        return {o.name: stored.get(o.attribute, getattr(self, o.attribute)) for o in declared if hasattr(self, o.attribute)}
 
     def check_options(self) -> None:
         """

@@ -113,7 +113,7 @@ class _VecNormalisation(nn.Module):
         return ((x - self.mean) * self.scale).clamp(-self.limit, self.limit)
 
 
-def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> Path:
+def export_policy(model: Any, path: str | Path, deterministic: bool = True, normalized_input: bool = False) -> Path:
     """
     Write a model's actor to a file, with a dynamic batch size.
 
@@ -125,6 +125,8 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> P
     :param model: trained model
     :param path: file to write; missing folders are made
     :param deterministic: start from the fixed noise of ``predict(deterministic=True)``; else noise is an input
+    :param normalized_input: the file will be given observations that are normalised already, though the model has no
+        ``VecNormalize``
     :return: the path
     :raises ValueError: if the suffix is unknown, the model has no generative actor, lacks the ``VecNormalize`` that it learned
         with, or an observation's key is an ONNX file's "action" or "noise"
@@ -138,10 +140,11 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True) -> P
         raise ValueError(
             f"model: {type(model).__name__} has no generative actor; planners and other libraries' can't be exported."
         )
-    if model.run.in_vec_normalize and model.get_vec_normalize_env() is None:
+    if model.run.in_vec_normalize and not normalized_input and model.get_vec_normalize_env() is None:
         raise ValueError(
             f"env: this {type(model).__name__} learned from observations that VecNormalize normalised, and has no such "
-            "environment: load it with env=VecNormalize.load('vecnormalize.pkl', venv), whose statistics go into the file."
+            "environment: load it with env=VecNormalize.load('vecnormalize.pkl', venv), whose statistics go into the file; or "
+            "pass normalized_input=True, and give the file normalised observations."
         )
     policy = ExportedPolicy(actor, model.get_vec_normalize_env(), deterministic)
     names = [*policy.input_names(), OUTPUT_NAME]

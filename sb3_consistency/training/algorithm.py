@@ -755,11 +755,11 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
     # saving and loading
 
-    def export(self, path: str | pathlib.Path, deterministic: bool = True) -> pathlib.Path:
+    def export(self, path: str | pathlib.Path, deterministic: bool = True, normalized_input: bool = False) -> pathlib.Path:
         """Write the actor as ONNX, ``torch.export`` or TorchScript; see :func:`sb3_consistency.files.export.export_policy`."""
         from sb3_consistency.files.export import export_policy
 
-        return export_policy(self, path, deterministic)
+        return export_policy(self, path, deterministic, normalized_input)
 
     def save_safe(self, path: str | pathlib.Path) -> pathlib.Path:
         """Write the model as plain data, read without executing anything; see :func:`sb3_consistency.files.safe.save_safe`."""
