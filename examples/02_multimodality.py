@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +10,6 @@ import torch as th
 from gymnasium import spaces
 
 import sb3_consistency
-from sb3_consistency.training.algorithm import GenerativeAlgorithm
 
 MODES = 0.8 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
 STD = 0.1
@@ -37,7 +37,7 @@ def coverage(actions: np.ndarray) -> tuple[int, float]:
     return int((counts > 0.01 * len(actions)).sum()), float(near.mean())
 
 
-def train(algo: str, steps: int, seed: int = 0, **options) -> GenerativeAlgorithm:
+def train(algo: str, steps: int, seed: int = 0, **options) -> Any:
     actions = ring(20_000, np.random.default_rng(seed)).astype(np.float32)
     n = len(actions)
     data = {
@@ -50,7 +50,7 @@ def train(algo: str, steps: int, seed: int = 0, **options) -> GenerativeAlgorith
         "truncations": np.zeros(n, bool),
         "action_space": spaces.Box(-1, 1, (2,), np.float32),
     }
-    model: GenerativeAlgorithm = getattr(sb3_consistency, algo)("MlpPolicy", dataset=data, seed=seed, **options)
+    model: Any = getattr(sb3_consistency, algo)("MlpPolicy", dataset=data, seed=seed, **options)
     return model.pretrain(steps, progress_bar=True)
 
 

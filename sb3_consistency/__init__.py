@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sb3_consistency.envs.wrappers import FlattenNestedDict, SpacesOnlyEnv, make_env
     from sb3_consistency.files.safe import SafeLoadError, load_safe
     from sb3_consistency.files.zip import ModelFileError
+    from sb3_consistency.generative.networks import Mish
     from sb3_consistency.registry import find_algorithm
     from sb3_consistency.resume.callback import ResumableCheckpointCallback, load_latest
     from sb3_consistency.training.scores import normalized_score
@@ -41,6 +42,7 @@ __all__ = [
     "DivergenceError",
     "FlattenNestedDict",
     "FrameReplayBuffer",
+    "Mish",
     "ModelFileError",
     "ResumableCheckpointCallback",
     "SafeLoadError",

@@ -20,6 +20,7 @@ TOOLS = {
     "DivergenceError": "training.updater",
     "FlattenNestedDict": "envs.wrappers",
     "FrameReplayBuffer": "data.frames",
+    "Mish": "generative.networks",
     "ModelFileError": "files.zip",
     "ResumableCheckpointCallback": "resume.callback",
     "SafeLoadError": "files.safe",

@@ -5,9 +5,9 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_consistency.data.opening import open_datasets
-from sb3_consistency.envs.wrappers import FlattenNestedDict, is_nested
+from sb3_consistency.envs.wrappers import is_nested
 
-FLATTEN = f"{FlattenNestedDict.__module__}.{FlattenNestedDict.__qualname__}"
+FLATTEN = "sb3_consistency.FlattenNestedDict"
 
 
 def split_dataset(dataset: Any) -> Any:
