@@ -35,8 +35,8 @@ from sb3_consistency.policies.modules import (
 from sb3_consistency.values.losses import choose_candidate, gumbel_noise, pessimistic_value
 
 CANDIDATE_SELECTIONS = ("softmax", "argmax")
-#: candidates that are evaluated together: more rows need more memory, and are no faster
-MAX_CANDIDATE_ROWS = 2**16
+#: candidates that are evaluated together: more rows need more memory, and leave the cache
+MAX_CANDIDATE_ROWS = 2**13
 
 
 def _check_extractor(space: spaces.Space, extractor_class: type[BaseFeaturesExtractor]) -> None:
