@@ -1,11 +1,14 @@
 """What importing the package brings along; which room knows which is held by import-linter (``make lint``)."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import sb3_consistency
+from sb3_consistency import registry
 
 
 def run(code):
@@ -38,6 +41,16 @@ sb3_consistency.CPQL("MlpPolicy", "Pendulum-v1", learning_starts=5, policy_kwarg
 def test_every_public_name_is_there():
     for name in sb3_consistency.__all__:
         assert getattr(sb3_consistency, name) is not None
+
+
+def test_type_checkers_see_every_public_name_where_it_is():
+    tree = ast.parse(Path(sb3_consistency.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    seen = {alias.name: node.module for node in imports for alias in node.names if alias.asname is None}
+    modules = {name: f"algorithms.{module}" for name, module in registry.ALGORITHMS.items()} | registry.TOOLS
+    expected = {name: f"sb3_consistency.{module}" for name, module in modules.items()}
+    assert {name: module for name, module in seen.items() if module != "typing"} == expected
+    assert set(sb3_consistency.__all__) == {"__version__", *expected}
 
 
 def test_lazy_attributes():
