@@ -95,7 +95,10 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
     def networks(self) -> Mapping[str, Network]:
         """
-        :return: what is trained, by name, and which moving averages follow it how at present
+        The network that acts, and is exported, is called "actor"; a shared features extractor is the first actor's. They are
+        made in this order.
+
+        :return: what is trained, by name (no option's), and which moving averages follow it how at present
         """
         raise NotImplementedError
 
