@@ -416,3 +416,21 @@ def test_videos_of_lerobot(version, tmp_path):
     next(tmp_path.glob("videos/**/*.mp4")).unlink()
     with pytest.raises(DatasetError, match="no file"):
         open_dataset(f"{tmp_path}?videos={key}")
+
+
+# --- models without an environment
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_what_learns_offline_only_needs_no_environment(cls, arrays, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays)
+    if cls.offline_only:
+        model = cls.from_dataset(str(tmp_path / "data.npz"), **SMALL)
+        assert model.env is None and model.replay_buffer.size() == 120
+        model.learn(2)
+    else:
+        with pytest.raises(DatasetError, match="does not name its environment: pass env="):
+            cls.from_dataset(str(tmp_path / "data.npz"), **SMALL)
+    arrays["actions"] *= 3
+    with pytest.raises(DatasetError, match=r"env="):
+        cls.from_dataset(arrays, **SMALL)
