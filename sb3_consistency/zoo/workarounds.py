@@ -39,7 +39,7 @@ def import_load_from_hub() -> None:
             del sys.modules["requests"], sys.modules["requests.exceptions"]
     caught = getattr(module, "HTTPError", EntryNotFoundError)
     if not issubclass(EntryNotFoundError, caught):
-        module.HTTPError = EntryNotFoundError
+        vars(module)["HTTPError"] = EntryNotFoundError
 
 
 def import_push_to_hub() -> Any:
