@@ -66,13 +66,19 @@ def find_vec_normalize(model: Path) -> Path | None:
     return None
 
 
-def _load_vec_normalize(args: argparse.Namespace, env: Any) -> Any:
+def _load_vec_normalize(args: argparse.Namespace, model: Any, env: Any) -> Any:
     """The statistics that the command line names or that lie beside the model, for an environment; None for none."""
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
     if args.vec_normalize == "none":
-        return None
+        # said on purpose: it takes the place of what the model asks for
+        return VecNormalize(DummyVecEnv([lambda: env]), training=False, norm_obs=False, norm_reward=False)
     path = args.vec_normalize or find_vec_normalize(Path(args.model))
+    if path is None and getattr(getattr(model, "run", None), "in_vec_normalize", False):
+        raise ValueError(
+            f"--vec-normalize: {args.model} learned from observations that VecNormalize normalised, and its statistics are "
+            "not beside it: name the file of VecNormalize.save(), or none to go without."
+        )
     if path is None:
         return None
     if not args.vec_normalize:
@@ -113,7 +119,7 @@ def record(args: argparse.Namespace) -> None:
 
     env = make_env(args.env)
     model = _load_model(args, env)
-    vec_normalize = _load_vec_normalize(args, env)
+    vec_normalize = _load_vec_normalize(args, model, env)
     dataset = record_dataset(
         args.dataset_id,
         gym.make(args.env),
@@ -150,7 +156,7 @@ def export(args: argparse.Namespace) -> None:
 
     # HER's buffer would ask for an environment
     model = _load_model(args, replay_buffer_class=None, replay_buffer_kwargs={})
-    vec_normalize = _load_vec_normalize(args, SpacesOnlyEnv(model.observation_space, model.action_space))
+    vec_normalize = _load_vec_normalize(args, model, SpacesOnlyEnv(model.observation_space, model.action_space))
     if vec_normalize is not None:
         model.set_env(vec_normalize)
     path = export_policy(model, args.output, not args.noise_input, normalized_input=args.vec_normalize == "none")

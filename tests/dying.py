@@ -27,7 +27,7 @@ class DyingOnceEnv(DyingEnv):
     """
     A walk to a goal, whose process dies at the 55th step, but only once: a file says that it did.
 
-    The file is named by the variable DIES_ONCE; without it nothing happens.
+    The file is named by the variable DIES_ONCE, without which nothing happens; DIES_BY is the signal.
     """
 
     n_steps = 0
@@ -43,7 +43,7 @@ class DyingOnceEnv(DyingEnv):
             marker = Path(os.environ["DIES_ONCE"])
             if not marker.exists():
                 marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), getattr(signal, os.environ.get("DIES_BY", "SIGKILL")))
         self.t += 1
         self.place = np.clip(self.place + 0.1 * self.np_random.standard_normal(2) + 0.2 * action, -1, 1).astype(np.float32)
         return self.place, -float(np.square(self.place).sum()), False, self.t == 20, {}

@@ -85,6 +85,17 @@ def test_record_acts_on_what_the_model_was_trained_on(cls, layout, minari_folder
     assert not np.allclose(expected, loaded.predict(episode.observations, deterministic=True)[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("command", [["export", "--output", "m.pt2"], ["record", "--env", "Pendulum-v1", "-n", "20"]])
+def test_a_model_that_learned_from_normalised_observations_says_so(command, minari_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained(CPQL, tmp_path)[0].save(tmp_path / "model.zip")
+    (tmp_path / "m_vecnormalize_40_steps.pkl").unlink()
+    command += ["--algo", "cpql", "--model", "model.zip"] + (["--dataset-id", "test/r-v0"] if command[0] == "record" else [])
+    assert main(command) == 1
+    assert "or none to go without" in capsys.readouterr().err
+    assert main([*command, "--vec-normalize", "none"]) == 0
+
+
 def test_statistics_that_should_be_there_and_are_not(tmp_path, capsys):
     model = CPQL("MlpPolicy", "Pendulum-v1", **OPTIONS)
     model.save(tmp_path / "Pendulum-v1.zip")

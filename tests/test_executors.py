@@ -191,6 +191,21 @@ def test_ray_runs_jobs_on_two_nodes(ray_cluster, tmp_path):
     assert run["executor"] == "ray" and run["threads"] == 1
 
 
+@pytest.mark.parametrize(("executor", "by"), [("submitit", "SIGKILL"), ("submitit", "SIGUSR2"), ("ray", "SIGKILL")])
+def test_a_run_that_is_killed_or_pre_empted_on_a_cluster_comes_to_the_same(executor, by, request, tmp_path, monkeypatch):
+    pytest.importorskip(executor)
+    whole = attempt(WALK, Work(tmp_path / "whole", 1), {}).record
+    monkeypatch.setenv("DIES_ONCE", str(tmp_path / "died"))
+    monkeypatch.setenv("DIES_BY", by)
+    cluster = request.getfixturevalue("ray_cluster") if executor == "ray" else None
+    # a pre-empted job is queued again by submitit itself
+    settings = settings_of(executor, cluster, checkpoint_every=20, retries=int(by == "SIGKILL"))
+    assert run_jobs([WALK], tmp_path / "killed", settings) == []
+    (killed,) = Records(tmp_path / "killed", "runs").read()
+    assert (tmp_path / "died").exists() and killed["resumed"]
+    assert killed["weights"] == whole["weights"] and killed["curve"] == whole["curve"]
+
+
 class Killer(threading.Thread):
     """Kills a worker at random, now and then: SIGKILL, or what a pre-emption sends."""
 
