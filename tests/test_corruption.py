@@ -1,6 +1,7 @@
 """Corrupted data and model files: a clear error within seconds, and nothing half-loaded. The cases are in corruption.py."""
 
 import hashlib
+import os
 import pickle
 import resource
 import shutil
@@ -238,4 +239,4 @@ def test_there_are_many_cases_each_once(minari_root, intact, others):
 def test_gymnasium_is_not_asked_to_make_the_environment_of_a_broken_dataset(minari_root, monkeypatch):
     monkeypatch.setattr(gym, "make", lambda *args, **kwargs: pytest.fail("must not be made"))
     with pytest.raises(DatasetError, match="can't tell the format"):
-        CPQL.from_dataset("../../etc/passwd")
+        CPQL.from_dataset(os.path.relpath("/etc/passwd"))

@@ -31,9 +31,9 @@ def small_model(cls):
 
 
 def plain_options(model):
-    """The options that JSON can hold."""
-    plain = (bool, int, float, str, type(None))
-    return {name: value for name, value in model.option_values().items() if type(value) in plain}
+    """The options that JSON can hold; the warm-up is left out: after an offline phase there is none."""
+    plain, options = (bool, int, float, str, type(None)), model.option_values()
+    return {name: value for name, value in options.items() if type(value) in plain and name != "learning_starts"}
 
 
 def write(folder):
