@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,28 +136,6 @@ def check_vec_normalize(env: VecEnv, vec_normalize: VecEnv | None) -> None:
             "first (VecNormalize(VecFrameStack(...))), and give it images with their channels first "
             "(VecNormalize(VecTransposeImage(...)))."
         )
-
-
-def check_compute_reward(env: VecEnv) -> None:
-    """
-    :param env: environment with goals, as SB3 wraps it
-    :raises ValueError: if its ``compute_reward`` does not take several goals at once, as ``HerReplayBuffer`` calls it
-    """
-    space = env.observation_space
-    if not (isinstance(space, spaces.Dict) and {"achieved_goal", "desired_goal"} <= set(space)):
-        return  # SB3 says what is missing
-    copies = [deepcopy(space[key]) for key in ("achieved_goal", "desired_goal")]  # the spaces' random numbers are the user's
-    goals = [np.stack([copy.sample() for _ in range(2)]) for copy in copies]
-    remedy = (
-        "HerReplayBuffer calls compute_reward(achieved_goals, desired_goals, infos) with arrays of n rows and n infos: it "
-        "must return n rewards (np.linalg.norm(..., axis=-1), not axis=None; no 'if' on a whole array)."
-    )
-    try:
-        (rewards,) = env.env_method("compute_reward", *goals, np.array([{}, {}]), indices=[0])
-    except Exception as error:  # whatever it raises where it can't take two
-        raise ValueError(f"env: compute_reward failed for two goals at once ({error!r}). {remedy}") from error
-    if np.shape(rewards) not in ((2,), (2, 1)):
-        raise ValueError(f"env: compute_reward returned an array of shape {np.shape(rewards)} for two goals at once. {remedy}")
 
 
 def check_observation(observation: Any) -> None:

@@ -30,7 +30,6 @@ from sb3_consistency.data.safe_state import is_safe_path, load_buffer, save_buff
 from sb3_consistency.envs.spaces import (
     adopted_spaces,
     check_action_space,
-    check_compute_reward,
     check_environment,
     check_observation_space,
     check_vec_normalize,
@@ -137,9 +136,6 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         self.data, self.resumption = self.data_class(self), Resumption()
         self.in_offline_phase, self.progress = False, None
         self.check_options()
-        her = self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, HerReplayBuffer)
-        if her and self.env is not None and not self.replay_buffer_kwargs.get("copy_info_dict"):
-            check_compute_reward(self.env)
         # not in load(): what was saved was accepted once
         check_policy_kwargs(
             type(self), self.policy_class, self.policy_kwargs, self._own_arguments(), self.model_classes, build

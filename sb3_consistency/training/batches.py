@@ -90,15 +90,29 @@ def sample(
         chosen = np.random.choice(len(segments), size=size, p=[segment.share for segment in segments])
         starts, stops = np.array([(s.start, s.stop) for s in segments])[chosen].T
         data: Any = buffer._get_samples(np.random.randint(starts, stops), env=env)
-    elif isinstance(buffer, HerReplayBuffer) and 0 < buffer.her_ratio * size < 1:
-        # SB3 would ask the environment for the rewards of no rows: draw more, keep the first
-        data = buffer.sample(math.ceil(1 / buffer.her_ratio), env=env)
-        data = type(data)(*tree_map(lambda x: x[:size], tuple(data)[:5]))
+    elif isinstance(buffer, HerReplayBuffer):
+        data = _sample_goals(buffer, size, env)
     else:
         data = buffer.sample(size, env=env)
     discounts = th.full_like(data.rewards, gamma) if data.discounts is None else data.discounts
     observations, next_observations = data.observations, data.next_observations
     return Batch(observations, data.actions.float(), next_observations, data.rewards, data.dones, discounts)
+
+
+def _sample_goals(buffer: HerReplayBuffer, size: int, env: VecNormalize | None) -> Any:
+    # SB3 would ask the environment for the rewards of no rows: draw more, keep the first
+    drawn = max(size, math.ceil(1 / buffer.her_ratio)) if buffer.her_ratio > 0 else size
+    remedy = (
+        "HerReplayBuffer calls compute_reward(achieved_goals, desired_goals, infos) with arrays of n rows and n infos, and it "
+        "must return n rewards (np.linalg.norm(..., axis=-1); no 'if' on a whole array)."
+    )
+    try:
+        data = buffer.sample(drawn, env=env)
+    except Exception as error:  # whatever it raises where it can't take several
+        raise ValueError(f"env: the rewards of goals in hindsight can't be computed ({error!r}). {remedy}") from error
+    if len(data.rewards) != drawn:
+        raise ValueError(f"env: compute_reward returned {len(data.rewards)} rewards in all for {drawn} rows. {remedy}")
+    return data if drawn == size else type(data)(*tree_map(lambda x: x[:size], tuple(data)[:5]))
 
 
 def split(batch: Any, n_batches: int) -> list[Any]:
