@@ -168,6 +168,55 @@ def test_a_plain_value_is_a_new_default_and_keeps_everything_else():
     assert (declared.doc, declared.low, declared.owner, declared.fixed) == (theirs.doc, theirs.low, theirs.owner, theirs.fixed)
 
 
+def test_defaults_that_sb3_or_a_function_hold_are_declared_as_all_others():
+    class Mine(CPQL):
+        learning_starts = 7
+        train_freq = 3
+        policy_kwargs = SMALL["policy_kwargs"]
+
+        eta = lambda step: 0.25  # noqa: E731 # a schedule
+
+    model = Mine("MlpPolicy", box_env())
+    assert (model.learning_starts, model.train_freq.frequency, model.policy.net_arch) == (7, 3, [32, 32])
+    assert model.eta(1) == 0.25 and inspect.signature(Mine).parameters["learning_starts"].default == 7
+
+
+class Own(CPQL):
+    def __init__(self, policy, env, own=1, **kwargs):
+        self.own = own
+        super().__init__(policy, env, **kwargs)
+
+
+class Closed(CPQL):
+    def __init__(self, policy="MlpPolicy", env=None, device="auto", _init_setup_model=True):
+        super().__init__(policy, env, **{**SMALL, "device": device, "_init_setup_model": _init_setup_model})
+
+
+class Further(Own):
+    def __init__(self, *args, further=2, **kwargs):
+        self.further = further
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "positional"),
+    [
+        (Own, {**SMALL, "own": 3}, ["policy", "env", "own"]),
+        (Closed, {}, ["policy", "env", "device", "_init_setup_model"]),
+        (Further, {**SMALL, "own": 3, "further": 4}, ["policy", "env", "own"]),
+    ],
+)
+def test_constructors_of_a_users_own_hand_on_what_they_like(cls, kwargs, positional, tmp_path):
+    own = {name: value for name, value in kwargs.items() if name not in SMALL}
+    model = cls("MlpPolicy", box_env(), **kwargs)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", **{name: value + 1 for name, value in own.items()})
+    assert {name: getattr(model, name) for name in own} == own
+    assert {name: getattr(loaded, name) - 1 for name in own} == own
+    parameters = inspect.signature(cls).parameters.values()
+    assert [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD] == positional
+
+
 def test_a_class_of_options_binds_like_a_constructor():
     class Thing(Options):
         size: int = option(kw_only=False, low=1, doc="size")
