@@ -217,6 +217,18 @@ def test_constructors_of_a_users_own_hand_on_what_they_like(cls, kwargs, positio
     assert [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD] == positional
 
 
+def test_data_loaded_by_hand_is_newer_than_a_dataset_that_was_set():
+    model = loaded(ConsistencyBC)
+    model.dataset = make_arrays(seed=1)
+    model.load_dataset(make_arrays(seed=2))
+    by_hand = model.replay_buffer
+    model.learn(1)
+    assert model.replay_buffer is by_hand
+    model.dataset = make_arrays(seed=3)
+    model.learn(1)
+    assert model.replay_buffer is not by_hand
+
+
 def test_a_class_of_options_binds_like_a_constructor():
     class Thing(Options):
         size: int = option(kw_only=False, low=1, doc="size")

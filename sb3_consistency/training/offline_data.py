@@ -50,7 +50,7 @@ class OfflinePretraining:
         self.heldout: dict[str, Any] | None = None
         #: whether it is the constructor's ``dataset``
         self.of_constructor = False
-        #: whether ``dataset`` was set anew since
+        #: whether ``dataset`` was set anew since data was loaded
         self.outdated = False
 
     @property
@@ -65,7 +65,7 @@ class OfflinePretraining:
         model = self.model
         if model.dataset is not None and (self.outdated or (not self.of_constructor and self.buffer is None)):
             self.load(model.dataset, **(model.dataset_kwargs or {}))
-            self.of_constructor, self.outdated = True, False
+            self.of_constructor = True
 
     def load(
         self,
@@ -114,6 +114,7 @@ class OfflinePretraining:
 
         with self.kept_on_error():
             self.install(buffer)
+            self.outdated = False
             # without weights there are no shares, and no segments
             self.segments = [Segment(*rows, share) for rows, share in zip(ranges, shares, strict=False)]
             self.heldout = heldout
