@@ -197,6 +197,8 @@ class Options:
     _all_options: ClassVar[dict[str, Option]] = {}
     _options_by_attribute: ClassVar[dict[str, Option]] = {}
     __signature__: ClassVar[inspect.Signature]
+    #: end of the message that refuses to change a fixed option
+    fixed_until: ClassVar[str] = "give it to the constructor, or to load(..., {name}=...)"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -272,7 +274,7 @@ class Options:
         if declared.fixed and not _same(before, value):
             raise AttributeError(
                 f"{declared.name} can't be changed on a {type(self).__name__} that is built, from {before!r} to {value!r}: "
-                f"give it to the constructor, or to load(..., {declared.name}=...)."
+                f"{self.fixed_until.format(name=declared.name)}."
             )
         vars(self)[name] = value
         try:

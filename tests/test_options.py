@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC
+from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.files.zip import ModelFileError
 from sb3_consistency.options import MISSING, Options, option, options_of, shared_options
 from sb3_consistency.policies.policy import GenerativePolicy
@@ -75,6 +75,26 @@ def test_an_option_acts_when_it_is_set_or_says_how_it_can_be(models, cls, name):
         assert getattr(model, name) == value
     finally:
         setattr(model, name, before)
+
+
+@pytest.mark.parametrize("cls", [CPQL, RACTD, DiffusionQL])
+def test_an_option_of_a_module_is_checked_and_handed_down_or_refused(models, cls):
+    policy = models[cls].policy
+    for module in {type(m): m for m in policy.modules() if isinstance(m, Options)}.values():
+        for name, declared in options_of(type(module)).items():
+            if declared.fixed and declared.attribute in vars(module):
+                before = vars(module)[declared.attribute]
+                with pytest.raises(AttributeError, match=f"{name} can't be changed"):
+                    setattr(module, declared.attribute, object())
+                assert vars(module)[declared.attribute] is before
+    before = policy.noise_seed, policy.noise_scale
+    with pytest.raises(ValueError, match="noise_scale must be"):
+        policy.noise_scale = -1.0
+    assert policy.noise_scale == before[1]
+    if models[cls].can_act:
+        actions = [policy.predict(np.zeros(3, np.float32), deterministic=True)[0] for policy.noise_seed in (before[0], 5)]
+        assert (actions[0] != actions[1]).all()
+    policy.noise_seed = before[0]
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
