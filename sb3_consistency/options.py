@@ -26,6 +26,9 @@ class _Missing:
     def __repr__(self) -> str:
         return "(required)"
 
+    def __reduce__(self) -> str:
+        return "MISSING"  # the one there is: classes of a user's main program are pickled with a model
+
 
 MISSING = _Missing()
 #: stands for an attribute that is declared among the options, and is none

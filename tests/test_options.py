@@ -1,6 +1,7 @@
 """Options: declared once, checked, one copy of the truth on a running model; wrong ones are told with what to do."""
 
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch as th
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
+from sb3_consistency.algorithms.actor_critic import ActorCritic
 from sb3_consistency.files.zip import ModelFileError
+from sb3_consistency.generative.consistency import ConsistencyActorOptions, ConsistencyModel
 from sb3_consistency.options import MISSING, Options, option, options_of, shared_options
 from sb3_consistency.policies.policy import GenerativePolicy
 from tests.conftest import ALGORITHMS, SMALL, box_env, every, loaded, make, make_arrays
@@ -218,6 +221,25 @@ class Further(Own):
         super().__init__(*args, **kwargs)
 
 
+class One(ConsistencyActorOptions, ActorCritic):
+    model_class = ConsistencyModel
+
+
+class Other(ConsistencyActorOptions, ActorCritic):
+    model_class = ConsistencyModel
+
+
+def test_a_users_algorithm_is_told_from_another(tmp_path):
+    One("MlpPolicy", box_env(), **SMALL).save(tmp_path / "model")
+    assert type(One.load(tmp_path / "model")) is One
+    with pytest.raises(ModelFileError, match=r"This is a One: load it with One\.load"):
+        Other.load(tmp_path / "model")
+
+
+def test_what_must_be_given_is_still_known_as_such_after_pickling():
+    assert pickle.loads(pickle.dumps(options_of(CPQL)["policy"])).default is MISSING
+
+
 @pytest.mark.parametrize(
     ("cls", "kwargs", "positional"),
     [
@@ -235,6 +257,15 @@ def test_constructors_of_a_users_own_hand_on_what_they_like(cls, kwargs, positio
     assert {name: getattr(loaded, name) - 1 for name in own} == own
     parameters = inspect.signature(cls).parameters.values()
     assert [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD] == positional
+
+
+def test_an_actors_learning_rate_that_is_set_is_the_only_one_that_changes():
+    model = loaded(CPQL)
+    model.pretrain(1)
+    model.learning_rate, model.actor_learning_rate = 0.5, lambda progress: 0.25  # the first is SB3's, and waits for load()
+    model.update_learning_rates()
+    rates = {name: getattr(model.policy, name).optimizer.param_groups[0]["lr"] for name in ("actor", "critic")}
+    assert rates == {"actor": 0.25, "critic": 3e-4}
 
 
 def test_data_loaded_by_hand_is_newer_than_a_dataset_that_was_set():

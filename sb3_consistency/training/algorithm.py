@@ -43,6 +43,7 @@ from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.options import Options, argument_names, check_keys, did_you_mean, option, options_of, shared_options
 from sb3_consistency.policies.modules import GenerativeActor, Network
 from sb3_consistency.policies.policy import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_consistency.registry import ALGORITHMS
 from sb3_consistency.resume.callback import Resumption
 from sb3_consistency.resume.run_state import truncate_last_episodes
 from sb3_consistency.training.arguments import TrainingOptions, check_policy_kwargs, explain_unknown
@@ -172,7 +173,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
     @classmethod
     def _own_class_name(cls) -> str:
-        return next(c.__name__ for c in cls.__mro__ if c.__module__.startswith(__package__.partition(".")[0]))
+        """Of this package's algorithm that it is, or of a user's."""
+        ours = [c.__name__ for c in cls.__mro__ if c.__module__ == f"sb3_consistency.algorithms.{ALGORITHMS.get(c.__name__)}"]
+        return ours[0] if ours else cls.__name__
 
     def _own_arguments(self) -> set[str]:
         """Arguments of the policy and its models that are this algorithm's."""
@@ -218,9 +221,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
                 setattr(module, name, value)
         if name in ("dataset", "dataset_kwargs"):
             self.data.outdated = True
-        elif name == "actor_learning_rate":
-            self._setup_lr_schedule()
         elif name in ("compile", "precision"):
+            if name == "precision":
+                check_precision(self.precision, self.device)
             # of all others PyTorch's guards take care
             self.updater.forget()
             self._compile_choice()
@@ -263,11 +266,6 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
             setattr(self, name, getattr(self.policy, name))
         self.updater = Updater(self.policy, self)
         self._compile_choice()
-
-    def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
-        rate = self.actor_learning_rate
-        self.actor_lr_schedule = None if rate is None else FloatSchedule(rate)
 
     # data
 
@@ -677,7 +675,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         :param progress: progress remaining, from 1 to 0
         :return: learning rate of the actor, without its decay
         """
-        return (self.actor_lr_schedule or self.lr_schedule)(progress)
+        rate = self.actor_learning_rate
+        return float(self.lr_schedule(progress) if rate is None else FloatSchedule(rate)(progress))
 
     def cosine_decay(self, progress: float) -> float:
         """
