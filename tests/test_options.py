@@ -268,6 +268,17 @@ def test_an_actors_learning_rate_that_is_set_is_the_only_one_that_changes():
     assert rates == {"actor": 0.25, "critic": 3e-4}
 
 
+def test_a_users_way_to_load_data_is_learns_too():
+    class Shortened(ConsistencyBC):
+        def load_dataset(self, dataset, *, n_rows=None, **kwargs):
+            return super().load_dataset({name: rows[:n_rows] for name, rows in dataset.items()}, **kwargs)
+
+    kwargs = {"n_rows": 40, "top_fraction": 0.5}
+    model = Shortened("MlpPolicy", dataset=make_arrays(), dataset_kwargs=kwargs, **SMALL)
+    model.learn(1)
+    assert model.replay_buffer.size() == 20
+
+
 def test_data_loaded_by_hand_is_newer_than_a_dataset_that_was_set():
     model = loaded(ConsistencyBC)
     model.dataset = make_arrays(seed=1)

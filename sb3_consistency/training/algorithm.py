@@ -209,11 +209,10 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
                 f"pretrain_steps must be 0, got {self.pretrain_steps}: {type(self).__name__} learns offline only, "
                 "learn(n) takes n gradient steps on the dataset."
             )
-        check_keys(
-            "dataset_kwargs",
-            self.dataset_kwargs or {},
-            inspect.signature(self.data_class.load).parameters.keys() - {"self", "dataset"},
-        )
+        # a user's load_dataset() may take more
+        loaders = [inspect.signature(loader).parameters.values() for loader in (self.data_class.load, self.load_dataset)]
+        known = {p.name for parameters in loaders for p in parameters if p.kind == p.KEYWORD_ONLY}
+        check_keys("dataset_kwargs", self.dataset_kwargs or {}, known)
 
     def option_changed(self, name: str, value: Any) -> None:
         for module in self.policy.modules():

@@ -64,7 +64,7 @@ class OfflinePretraining:
         """Load the constructor's ``dataset``, if there is one, unless it is loaded, or other data in its place."""
         model = self.model
         if model.dataset is not None and (self.outdated or (not self.of_constructor and self.buffer is None)):
-            self.load(model.dataset, **(model.dataset_kwargs or {}))
+            model.load_dataset(model.dataset, **(model.dataset_kwargs or {}))
             self.of_constructor = True
 
     def load(
