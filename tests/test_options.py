@@ -268,6 +268,15 @@ def test_an_actors_learning_rate_that_is_set_is_the_only_one_that_changes():
     assert rates == {"actor": 0.25, "critic": 3e-4}
 
 
+def test_a_curriculum_that_is_given_up_stands_at_its_end():
+    model = CPQL("MlpPolicy", box_env(), curriculum_steps=100, **SMALL)
+    model.prepare_step()
+    assert model.progress == 0
+    model.curriculum_steps = None
+    model.prepare_step()
+    assert model.progress is None
+
+
 def test_a_users_way_to_load_data_is_learns_too():
     class Shortened(ConsistencyBC):
         def load_dataset(self, dataset, *, n_rows=None, **kwargs):

@@ -655,8 +655,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     def prepare_step(self) -> None:
         """Set what changes from step to step, as tensors: a compiled loss takes numbers for constants."""
         end = self.curriculum_steps or self.run.curriculum_end
-        if end:
-            self.progress = th.full((), min(1.0, self._n_updates / end), device=self.device)
+        self.progress = th.full((), min(1.0, self._n_updates / end), device=self.device) if end else None
 
     def update_learning_rates(self) -> None:
         """Set the optimizers' learning rates for the present progress, and record them."""
