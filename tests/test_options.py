@@ -100,6 +100,19 @@ def test_an_option_of_a_module_is_checked_and_handed_down_or_refused(models, cls
     policy.noise_seed = before[0]
 
 
+@pytest.mark.parametrize("cls", [CPQL, RACTD])
+def test_an_option_set_on_a_policy_is_saved_with_the_model(models, cls, tmp_path):
+    model, given = cls("MlpPolicy", dataset=make_arrays(), **SMALL), dict(SMALL["policy_kwargs"])
+    model.policy.noise_seed, model.policy.noise_scale = 5, 0.25
+    model.save(tmp_path / "model")
+    model.save_safe(tmp_path / "model")
+    for back in (cls.load(tmp_path / "model"), cls.load_safe(tmp_path / "model")):
+        networks = [m for m in back.policy.modules() if "noise_seed" in options_of(type(m))]
+        assert len(networks) > 1 and all((m.noise_seed, m.noise_scale) == (5, 0.25) for m in networks)
+    models[cls].save(tmp_path / "unchanged")
+    assert given == SMALL["policy_kwargs"] == models[cls].policy_kwargs
+
+
 @pytest.mark.parametrize("cls", ALGORITHMS)
 def test_every_option_is_documented_and_in_the_signature(cls):
     parameters = inspect.signature(cls).parameters

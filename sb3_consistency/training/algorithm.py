@@ -761,6 +761,30 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
         return export_policy(self, path, deterministic, normalized_input)
 
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model in a zip file; see SB3.
+
+        :param path: file to write
+        :param exclude: names of attributes to leave out besides
+        :param include: names of attributes to save all the same
+        """
+        self.take_policy_options()
+        super().save(path, exclude, include)
+
+    def take_policy_options(self) -> None:
+        """Put into ``policy_kwargs`` what was changed on the policy: a file builds its policy from them."""
+        own = self._own_arguments()
+        declared = {n: o for n, o in options_of(type(self.policy)).items() if not (o.fixed or o.sb3 or n in own)}
+        present = {name: getattr(self.policy, o.attribute) for name, o in declared.items()}
+        changed = {n: x for n, x in present.items() if x != self.policy_kwargs.get(n, declared[n].default)}
+        self.policy_kwargs = {**self.policy_kwargs, **changed}
+
     def save_safe(self, path: str | pathlib.Path) -> pathlib.Path:
         """Write the model as plain data, read without executing anything; see :func:`sb3_consistency.files.safe.save_safe`."""
         from sb3_consistency.files.safe import save_safe
