@@ -443,7 +443,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-    ) -> Any:
+    ) -> "Self":
         """
         Train: first on the constructor's ``dataset`` for ``pretrain_steps`` (once), then online as SB3 does.
 
@@ -792,7 +792,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         return save_safe(self, path)
 
     @classmethod
-    def load_safe(cls, path: str | pathlib.Path, env: GymEnv | str | None = None, device: th.device | str = "auto") -> Any:
+    def load_safe(cls, path: str | pathlib.Path, env: GymEnv | str | None = None, device: th.device | str = "auto") -> "Self":
         """Load a file of :meth:`save_safe`; see :func:`sb3_consistency.files.safe.load_safe`."""
         from sb3_consistency.files.safe import load_safe_as
 
@@ -884,7 +884,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     @classmethod
     def load(  # type: ignore[override]
         cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any
-    ) -> Any:
+    ) -> "Self":
         """
         Load a model; see SB3's ``BaseAlgorithm.load``.
 
