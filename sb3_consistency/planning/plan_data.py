@@ -14,7 +14,7 @@ from sb3_consistency.data.statistics import ObservationStatistics
 from sb3_consistency.envs.spaces import is_normalised_space
 from sb3_consistency.planning.windows import WindowRows, Windows
 from sb3_consistency.training.batches import split, tree_map
-from sb3_consistency.training.offline_data import HELDOUT_ROWS, OfflinePretraining
+from sb3_consistency.training.offline_data import HELDOUT_ROWS, OfflineData
 
 
 class PlanBatch(NamedTuple):
@@ -31,8 +31,8 @@ class PlanBatch(NamedTuple):
     returns: th.Tensor
 
 
-class PlanData(OfflinePretraining):
-    """The offline-pretraining part of a planner: its batches are windows of trajectories."""
+class PlanData(OfflineData):
+    """A planner's offline data: its batches are windows of trajectories."""
 
     _windows: Windows | None = None
 

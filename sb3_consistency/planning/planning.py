@@ -23,7 +23,7 @@ from sb3_consistency.planning.planner import PlannerCnnPolicy, PlannerMultiInput
 from sb3_consistency.planning.stages import NETWORK_OF_STAGE, STAGES, stage_ends, take_teacher
 from sb3_consistency.resume.run_state import callback_tree
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
-from sb3_consistency.training.offline_data import OfflinePretraining
+from sb3_consistency.training.offline_data import OfflineData
 
 if TYPE_CHECKING:
     from typing import Self
@@ -41,7 +41,7 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
         "CnnPolicy": PlannerCnnPolicy,
         "MultiInputPolicy": PlannerMultiInputPolicy,
     }
-    data_class: ClassVar[type[OfflinePretraining]] = PlanData
+    data_class: ClassVar[type[OfflineData]] = PlanData
     offline_only: ClassVar[bool] = True
     #: arguments that a teacher must have been trained with
     teacher_arguments: ClassVar[tuple[str, ...]] = ("plan_of", "horizon", "stride", "history")

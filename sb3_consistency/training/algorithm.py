@@ -49,7 +49,7 @@ from sb3_consistency.resume.run_state import truncate_last_episodes
 from sb3_consistency.training.arguments import TrainingOptions, check_policy_kwargs, explain_unknown
 from sb3_consistency.training.batches import CHUNK, CHUNK_BYTES, bytes_per_transition, can_sample, samples_as_sb3
 from sb3_consistency.training.gradient import check_precision
-from sb3_consistency.training.offline_data import OfflinePretraining
+from sb3_consistency.training.offline_data import OfflineData
 from sb3_consistency.training.pretraining import learn_offline, pretrain
 from sb3_consistency.training.progress import PhaseProgress
 from sb3_consistency.training.scores import with_scores
@@ -78,7 +78,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     #: the network whose generative model clones the data: what held-out episodes are evaluated with
     cloning_network: ClassVar[str] = "actor"
     #: the part that loads datasets, and keeps them through online training
-    data_class: ClassVar[type[OfflinePretraining]] = OfflinePretraining
+    data_class: ClassVar[type[OfflineData]] = OfflineData
     #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
     offline_only: ClassVar[bool] = False
     #: whether :meth:`predict` works already (a staged planner's does so late)
@@ -87,7 +87,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     # the parts, of which only the run is saved
     policy: Any = option(init=False)
     run: Run = option(init=False)
-    data: OfflinePretraining = option(init=False)
+    data: OfflineData = option(init=False)
     updater: Updater = option(init=False)
     resumption: Resumption = option(init=False)
     #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end

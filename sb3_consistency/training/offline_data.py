@@ -30,9 +30,9 @@ HELDOUT_ROWS = 8192
 FACTS = ("segments", "in_replay", "of_constructor")
 
 
-class OfflinePretraining:
+class OfflineData:
     """
-    The offline-pretraining part of an algorithm: fills its replay buffer from datasets, and keeps them when it goes online.
+    The offline data of an algorithm: fills its replay buffer from datasets, and keeps them when it goes online.
 
     In the offline phase SB3's ``replay_buffer`` holds the data; with the first online step it moves to a buffer of its own,
     out of the way of SB3's circular overwriting. None of it is saved with a model.
