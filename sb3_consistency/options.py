@@ -282,10 +282,12 @@ class Options:
         vars(self)[name] = value
         try:
             self.check_options()
-        except (ValueError, TypeError):
+            self.option_changed(declared.name, value)
+        except Exception:
+            # where it was handed on to, too
             vars(self)[name] = before
+            self.option_changed(declared.name, before)
             raise
-        self.option_changed(declared.name, value)
 
     def option_changed(self, name: str, value: Any) -> None:
         """

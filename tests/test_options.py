@@ -132,6 +132,19 @@ def test_a_refused_value_changes_nothing(models):
         assert getattr(model, name) == before
 
 
+def test_a_value_that_only_the_policy_refuses_changes_nothing_either():
+    class Few(GenerativePolicy):
+        def check_options(self):
+            super().check_options()
+            if self.n_candidates > 5:
+                raise ValueError("n_candidates: at most 5")
+
+    model = CPQL(Few, box_env(), n_candidates=3, **SMALL)
+    with pytest.raises(ValueError, match="at most 5"):
+        model.n_candidates = 9
+    assert (model.n_candidates, model.policy.n_candidates) == (3, 3)
+
+
 def test_candidates_set_on_a_model_are_those_of_the_next_prediction(models):
     model, obs = models[ConsistencyAC], np.zeros((5, 3), np.float32)
 
