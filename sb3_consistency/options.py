@@ -26,6 +26,9 @@ class _Missing:
     def __repr__(self) -> str:
         return "(required)"
 
+    def __reduce__(self) -> str:
+        return "MISSING"  # the one there is: classes of a user's main program are pickled with a model
+
 
 MISSING = _Missing()
 #: stands for an attribute that is declared among the options, and is none
@@ -197,10 +200,14 @@ class Options:
     _all_options: ClassVar[dict[str, Option]] = {}
     _options_by_attribute: ClassVar[dict[str, Option]] = {}
     __signature__: ClassVar[inspect.Signature]
+    #: end of the message that refuses to change a fixed option
+    fixed_until: ClassVar[str] = "give it to the constructor, or to load(..., {name}=...)"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        inherited = {o.field: o for base in reversed(cls.__mro__[1:]) for o in vars(base).get("_own_options", {}).values()}
+        bases = [o for base in reversed(cls.__mro__[1:]) for o in vars(base).get("_own_options", {}).values()]
+        # by the argument's name, too, where the field has another: a default is written as the argument is
+        inherited = {o.name: o for o in bases} | {o.field: o for o in bases}
         own: dict[str, Option] = {}
         annotations = inspect.get_annotations(cls)
         for field, value in list(vars(cls).items()):
@@ -208,7 +215,7 @@ class Options:
                 own[value.bound(cls, field, annotations.get(field, Any)).name] = value
             elif value is ATTRIBUTE:
                 pass
-            elif field in inherited and not isinstance(value, (property, types.FunctionType)):
+            elif field in inherited and not isinstance(value, property):
                 own[inherited[field].name] = inherited[field].changed(default=value)
             else:
                 continue
@@ -270,15 +277,17 @@ class Options:
         if declared.fixed and not _same(before, value):
             raise AttributeError(
                 f"{declared.name} can't be changed on a {type(self).__name__} that is built, from {before!r} to {value!r}: "
-                f"give it to the constructor, or to load(..., {declared.name}=...)."
+                f"{self.fixed_until.format(name=declared.name)}."
             )
         vars(self)[name] = value
         try:
             self.check_options()
-        except (ValueError, TypeError):
+            self.option_changed(declared.name, value)
+        except Exception:
+            # where it was handed on to, too
             vars(self)[name] = before
+            self.option_changed(declared.name, before)
             raise
-        self.option_changed(declared.name, value)
 
     def option_changed(self, name: str, value: Any) -> None:
         """
@@ -319,11 +328,13 @@ def shared_options(one: type[Any], other: type[Any]) -> list[str]:
     return [name for name, o in options_of(one).items() if name in theirs and theirs[name].owner is o.owner]
 
 
+def _ordered(cls: type[Any]) -> list[Option]:
+    """Positional arguments first, those without a default before the others."""
+    return sorted(options_of(cls).values(), key=lambda o: (o.kw_only, not o.kw_only and o.default is not MISSING))
+
+
 def _signature(cls: type[Any]) -> inspect.Signature:
-    declared = list(options_of(cls).values())
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    # positional ones first, those without a default before the others
-    ordered = sorted(declared, key=lambda o: (o.kw_only, not o.kw_only and o.default is not MISSING))
     parameters = [
         inspect.Parameter(
             o.name,
@@ -331,19 +342,24 @@ def _signature(cls: type[Any]) -> inspect.Signature:
             default=inspect.Parameter.empty if o.default is MISSING else o.default,
             annotation=o.hint,
         )
-        for o in ordered
+        for o in _ordered(cls)
     ]
-    init = next((vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)), None)
-    if init is not None and init is not vars(Options)["__init__"]:
-        # a constructor of a user's own: its arguments, and those that it hands on
-        theirs = list(inspect.signature(init).parameters.values())[1:]
-        named = [p for p in theirs if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        rest = [p for p in parameters if p.name not in {p.name for p in named}]
-        handed_on = rest if any(p.kind == p.VAR_KEYWORD for p in theirs) else []
-        keyword = [p.replace(kind=p.KEYWORD_ONLY) for p in named]
-        parameters = [*(p for p in handed_on if p.kind == p.POSITIONAL_OR_KEYWORD), *keyword]
-        parameters += [p for p in handed_on if p.kind == p.KEYWORD_ONLY]
+    # constructors of a user's own, the basic ones first: their arguments, and those that they hand on
+    for base in reversed(cls.__mro__[: cls.__mro__.index(Options)]):
+        if "__init__" in vars(base):
+            parameters = _handed_on(vars(base)["__init__"], parameters)
     return inspect.Signature(parameters)
+
+
+def _handed_on(init: Callable[..., Any], parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """The parameters of a constructor, with those that its ``*args`` and ``**kwargs`` stand for."""
+    theirs = list(inspect.signature(init).parameters.values())[1:]
+    kinds = {p.kind for p in theirs}
+    named = [p for p in theirs if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    rest = [p for p in parameters if p.name not in {p.name for p in named}]
+    if any(p.kind < p.KEYWORD_ONLY for p in named) or inspect.Parameter.VAR_POSITIONAL not in kinds:
+        rest = [p.replace(kind=p.KEYWORD_ONLY) for p in rest]
+    return sorted([*named, *(rest if inspect.Parameter.VAR_KEYWORD in kinds else [])], key=lambda p: p.kind)
 
 
 def argument_names(cls: type[Any]) -> set[str]:
@@ -367,7 +383,8 @@ def bind(cls: type[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict
     :raises TypeError: if one is unknown, missing or given twice
     """
     declared = options_of(cls)
-    positional = [name for name, p in cls.__signature__.parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    # not the signature's: a constructor of a user's own has others
+    positional = [o.name for o in _ordered(cls) if not o.kw_only]
     if len(args) > len(positional):
         raise TypeError(
             f"{cls.__name__}() takes {len(positional)} positional arguments ({', '.join(positional)}), got {len(args)}: pass "

@@ -1,14 +1,17 @@
 """Options: declared once, checked, one copy of the truth on a running model; wrong ones are told with what to do."""
 
 import inspect
+import pickle
 
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC
+from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
+from sb3_consistency.algorithms.actor_critic import ActorCritic
 from sb3_consistency.files.zip import ModelFileError
+from sb3_consistency.generative.consistency import ConsistencyActorOptions, ConsistencyModel
 from sb3_consistency.options import MISSING, Options, option, options_of, shared_options
 from sb3_consistency.policies.policy import GenerativePolicy
 from tests.conftest import ALGORITHMS, SMALL, box_env, every, loaded, make, make_arrays
@@ -77,6 +80,39 @@ def test_an_option_acts_when_it_is_set_or_says_how_it_can_be(models, cls, name):
         setattr(model, name, before)
 
 
+@pytest.mark.parametrize("cls", [CPQL, RACTD, DiffusionQL])
+def test_an_option_of_a_module_is_checked_and_handed_down_or_refused(models, cls):
+    policy = models[cls].policy
+    for module in {type(m): m for m in policy.modules() if isinstance(m, Options)}.values():
+        for name, declared in options_of(type(module)).items():
+            if declared.fixed and declared.attribute in vars(module):
+                before = vars(module)[declared.attribute]
+                with pytest.raises(AttributeError, match=f"{name} can't be changed"):
+                    setattr(module, declared.attribute, object())
+                assert vars(module)[declared.attribute] is before
+    before = policy.noise_seed, policy.noise_scale
+    with pytest.raises(ValueError, match="noise_scale must be"):
+        policy.noise_scale = -1.0
+    assert policy.noise_scale == before[1]
+    if models[cls].can_act:
+        actions = [policy.predict(np.zeros(3, np.float32), deterministic=True)[0] for policy.noise_seed in (before[0], 5)]
+        assert (actions[0] != actions[1]).all()
+    policy.noise_seed = before[0]
+
+
+@pytest.mark.parametrize("cls", [CPQL, RACTD])
+def test_an_option_set_on_a_policy_is_saved_with_the_model(models, cls, tmp_path):
+    model, given = cls("MlpPolicy", dataset=make_arrays(), **SMALL), dict(SMALL["policy_kwargs"])
+    model.policy.noise_seed, model.policy.noise_scale = 5, 0.25
+    model.save(tmp_path / "model")
+    model.save_safe(tmp_path / "model")
+    for back in (cls.load(tmp_path / "model"), cls.load_safe(tmp_path / "model")):
+        networks = [m for m in back.policy.modules() if "noise_seed" in options_of(type(m))]
+        assert len(networks) > 1 and all((m.noise_seed, m.noise_scale) == (5, 0.25) for m in networks)
+    models[cls].save(tmp_path / "unchanged")
+    assert given == SMALL["policy_kwargs"] == models[cls].policy_kwargs
+
+
 @pytest.mark.parametrize("cls", ALGORITHMS)
 def test_every_option_is_documented_and_in_the_signature(cls):
     parameters = inspect.signature(cls).parameters
@@ -94,6 +130,19 @@ def test_a_refused_value_changes_nothing(models):
         with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
             setattr(model, name, value)
         assert getattr(model, name) == before
+
+
+def test_a_value_that_only_the_policy_refuses_changes_nothing_either():
+    class Few(GenerativePolicy):
+        def check_options(self):
+            super().check_options()
+            if self.n_candidates > 5:
+                raise ValueError("n_candidates: at most 5")
+
+    model = CPQL(Few, box_env(), n_candidates=3, **SMALL)
+    with pytest.raises(ValueError, match="at most 5"):
+        model.n_candidates = 9
+    assert (model.n_candidates, model.policy.n_candidates) == (3, 3)
 
 
 def test_candidates_set_on_a_model_are_those_of_the_next_prediction(models):
@@ -166,6 +215,115 @@ def test_a_plain_value_is_a_new_default_and_keeps_everything_else():
     declared, theirs = options_of(Mine)["horizon"], options_of(RACTD)["horizon"]
     assert (declared.default, theirs.default) == (8, 16)
     assert (declared.doc, declared.low, declared.owner, declared.fixed) == (theirs.doc, theirs.low, theirs.owner, theirs.fixed)
+
+
+def test_defaults_that_sb3_or_a_function_hold_are_declared_as_all_others():
+    class Mine(CPQL):
+        learning_starts = 7
+        train_freq = 3
+        policy_kwargs = SMALL["policy_kwargs"]
+
+        eta = lambda step: 0.25  # noqa: E731 # a schedule
+
+    model = Mine("MlpPolicy", box_env())
+    assert (model.learning_starts, model.train_freq.frequency, model.policy.net_arch) == (7, 3, [32, 32])
+    assert model.eta(1) == 0.25 and inspect.signature(Mine).parameters["learning_starts"].default == 7
+
+
+class Own(CPQL):
+    def __init__(self, policy, env, own=1, **kwargs):
+        self.own = own
+        super().__init__(policy, env, **kwargs)
+
+
+class Closed(CPQL):
+    def __init__(self, policy="MlpPolicy", env=None, device="auto", _init_setup_model=True):
+        super().__init__(policy, env, **{**SMALL, "device": device, "_init_setup_model": _init_setup_model})
+
+
+class Further(Own):
+    def __init__(self, *args, further=2, **kwargs):
+        self.further = further
+        super().__init__(*args, **kwargs)
+
+
+class One(ConsistencyActorOptions, ActorCritic):
+    model_class = ConsistencyModel
+
+
+class Other(ConsistencyActorOptions, ActorCritic):
+    model_class = ConsistencyModel
+
+
+def test_a_users_algorithm_is_told_from_another(tmp_path):
+    One("MlpPolicy", box_env(), **SMALL).save(tmp_path / "model")
+    assert type(One.load(tmp_path / "model")) is One
+    with pytest.raises(ModelFileError, match=r"This is a One: load it with One\.load"):
+        Other.load(tmp_path / "model")
+
+
+def test_what_must_be_given_is_still_known_as_such_after_pickling():
+    assert pickle.loads(pickle.dumps(options_of(CPQL)["policy"])).default is MISSING
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "positional"),
+    [
+        (Own, {**SMALL, "own": 3}, ["policy", "env", "own"]),
+        (Closed, {}, ["policy", "env", "device", "_init_setup_model"]),
+        (Further, {**SMALL, "own": 3, "further": 4}, ["policy", "env", "own"]),
+    ],
+)
+def test_constructors_of_a_users_own_hand_on_what_they_like(cls, kwargs, positional, tmp_path):
+    own = {name: value for name, value in kwargs.items() if name not in SMALL}
+    model = cls("MlpPolicy", box_env(), **kwargs)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", **{name: value + 1 for name, value in own.items()})
+    assert {name: getattr(model, name) for name in own} == own
+    assert {name: getattr(loaded, name) - 1 for name in own} == own
+    parameters = inspect.signature(cls).parameters.values()
+    assert [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD] == positional
+
+
+def test_an_actors_learning_rate_that_is_set_is_the_only_one_that_changes():
+    model = loaded(CPQL)
+    model.pretrain(1)
+    model.learning_rate, model.actor_learning_rate = 0.5, lambda progress: 0.25  # the first is SB3's, and waits for load()
+    model.update_learning_rates()
+    rates = {name: getattr(model.policy, name).optimizer.param_groups[0]["lr"] for name in ("actor", "critic")}
+    assert rates == {"actor": 0.25, "critic": 3e-4}
+
+
+def test_a_curriculum_that_is_given_up_stands_at_its_end():
+    model = CPQL("MlpPolicy", box_env(), curriculum_steps=100, **SMALL)
+    model.prepare_step()
+    assert model.progress == 0
+    model.curriculum_steps = None
+    model.prepare_step()
+    assert model.progress is None
+
+
+def test_a_users_way_to_load_data_is_learns_too():
+    class Shortened(ConsistencyBC):
+        def load_dataset(self, dataset, *, n_rows=None, **kwargs):
+            return super().load_dataset({name: rows[:n_rows] for name, rows in dataset.items()}, **kwargs)
+
+    kwargs = {"n_rows": 40, "top_fraction": 0.5}
+    model = Shortened("MlpPolicy", dataset=make_arrays(), dataset_kwargs=kwargs, **SMALL)
+    model.learn(1)
+    assert model.replay_buffer.size() == 20
+
+
+def test_data_loaded_by_hand_is_newer_than_a_dataset_that_was_set():
+    model = loaded(ConsistencyBC)
+    model.dataset = make_arrays(seed=1)
+    model.load_dataset(make_arrays(seed=2))
+    by_hand = model.replay_buffer
+    model.learn(1)
+    assert model.replay_buffer is by_hand
+    model.dataset = make_arrays(seed=3)
+    model.learn(1)
+    assert model.replay_buffer is not by_hand
 
 
 def test_a_class_of_options_binds_like_a_constructor():

@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_consistency import RACTD
@@ -221,3 +222,13 @@ def test_plans_of_states_need_states():
         RACTD("MultiInputPolicy", PointEnv(), plan_of="states", normalize_observations=False, **SMALL)
     with pytest.raises(ValueError, match="history"):
         RACTD("MultiInputPolicy", PointEnv(), plan_of="states", history=2, **SMALL)
+
+
+def test_data_that_is_refused_leaves_the_range_of_returns():
+    env = VecNormalize(make_vec_env(PointEnv, n_envs=1))
+    model = RACTD("MultiInputPolicy", env, plan_of="states", horizon=4, **SMALL)
+    before = copy.deepcopy(model.policy.state_dict())
+    with pytest.raises(ValueError, match=r"use VecNormalize\(norm_obs=False\)"):
+        model.load_dataset({**point_data(60), "rewards": np.linspace(0, 9, 60)})
+    assert all(th.equal(before[name], weight) for name, weight in model.policy.state_dict().items())
+    assert model.data.buffer is None

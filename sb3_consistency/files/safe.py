@@ -69,6 +69,7 @@ def save_safe(model: Any, path: str | Path) -> Path:
     :return: the path
     :raises ValueError: if an argument of the model is not plain data, or a weight is not finite
     """
+    model.take_policy_options()
     path = Path(path)
     path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
     tensors = _tensors(model)

@@ -69,11 +69,13 @@ class KarrasModel(GenerativeModel):
     #: number of noise levels that the network is told
     n_inputs: ClassVar[int] = 1
 
-    event_shape: tuple[int, int] = option(kw_only=False, doc="shape (H, D) of the window")
-    cond_dim: int = option(kw_only=False, doc="size F of the condition")
-    network_name: str = option(default="unet", alias="network", attribute="network_name", doc='backbone, "unet" or "mlp"')
+    event_shape: tuple[int, int] = option(kw_only=False, fixed=True, doc="shape (H, D) of the window")
+    cond_dim: int = option(kw_only=False, fixed=True, doc="size F of the condition")
+    network_name: str = option(
+        default="unet", alias="network", attribute="network_name", fixed=True, doc='backbone, "unet" or "mlp"'
+    )
     network_kwargs: Mapping[str, Any] | None = option(
-        default=None, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
+        default=None, fixed=True, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
     )
     metric: str = option(
         default="l2",

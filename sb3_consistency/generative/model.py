@@ -123,11 +123,13 @@ class GenerativeModel(Options, nn.Module):
 class ActionModel(GenerativeModel):
     """A generative model of an action: a network of noisy actions, their noise level and a condition."""
 
-    action_dim: int = option(kw_only=False, doc="size A of the action")
-    cond_dim: int = option(kw_only=False, doc="size F of the condition")
-    network_name: str = option(default="mlp", alias="network", attribute="network_name", doc='backbone, "mlp" or "ln_resnet"')
+    action_dim: int = option(kw_only=False, fixed=True, doc="size A of the action")
+    cond_dim: int = option(kw_only=False, fixed=True, doc="size F of the condition")
+    network_name: str = option(
+        default="mlp", alias="network", attribute="network_name", fixed=True, doc='backbone, "mlp" or "ln_resnet"'
+    )
     network_kwargs: Mapping[str, Any] | None = option(
-        default=None, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
+        default=None, fixed=True, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
     )
     network: ConditionalNetwork = option(init=False)
 

@@ -14,7 +14,7 @@ from sb3_consistency.data.statistics import ObservationStatistics
 from sb3_consistency.envs.spaces import is_normalised_space
 from sb3_consistency.planning.windows import WindowRows, Windows
 from sb3_consistency.training.batches import split, tree_map
-from sb3_consistency.training.offline_data import HELDOUT_ROWS, OfflinePretraining
+from sb3_consistency.training.offline_data import HELDOUT_ROWS, OfflineData
 
 
 class PlanBatch(NamedTuple):
@@ -31,8 +31,8 @@ class PlanBatch(NamedTuple):
     returns: th.Tensor
 
 
-class PlanData(OfflinePretraining):
-    """The offline-pretraining part of a planner: its batches are windows of trajectories."""
+class PlanData(OfflineData):
+    """A planner's offline data: its batches are windows of trajectories."""
 
     _windows: Windows | None = None
 
@@ -109,13 +109,10 @@ class PlanData(OfflinePretraining):
         returns = self.model.policy.reward_model.scale(buffer.to_torch(windows.returns[at.rows[:, 0], at.columns[:, 0]]))
         return PlanBatch(conditions, reward_conditions, self.model.policy.scale_plans(plans), returns)
 
-    def _fit_statistics(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
+    def install(self, buffer: ReplayBuffer) -> None:
         vec_normalize = self.model._vec_normalize_env
         if self.model.plan_of == "states" and vec_normalize is not None and vec_normalize.norm_obs:
             raise ValueError("env: plan_of='states' plans in the environment's units: use VecNormalize(norm_obs=False).")
-        super()._fit_statistics(statistics, buffer, n_rows)
-
-    def install(self, buffer: ReplayBuffer) -> None:
         self._windows = self._windows_of(buffer)
         super().install(buffer)
         # other data, or another gamma, may come while R has not learned yet

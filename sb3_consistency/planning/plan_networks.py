@@ -41,7 +41,7 @@ def check_student_kwargs(student_kwargs: dict[str, Any], model_kwargs: dict[str,
 class StackedNetwork(FeatureNetwork):
     """A network that observes several observations at once."""
 
-    n_stacked: int = option(doc="their number n")
+    n_stacked: int = option(fixed=True, doc="their number n")
 
     def condition(self, stacked: PyTorchObs) -> th.Tensor:
         """
@@ -55,10 +55,10 @@ class PlanNetwork(NoiseOptions, StackedNetwork):
     """Teacher or student: a generative model of scaled plans, conditioned on stacked observations."""
 
     model_class: Callable[..., Any] = option(
-        doc="class of the generative model, called with (event_shape, n F, **model_kwargs)"
+        fixed=True, doc="class of the generative model, called with (event_shape, n F, **model_kwargs)"
     )
-    model_kwargs: dict[str, Any] = option(doc="further arguments of the model")
-    event_shape: tuple[int, int] = option(doc="shape (H, D) of a plan")
+    model_kwargs: dict[str, Any] = option(fixed=True, doc="further arguments of the model")
+    event_shape: tuple[int, int] = option(fixed=True, doc="shape (H, D) of a plan")
 
     def build(self) -> None:
         self.model = self.model_class(self.event_shape, self.n_stacked * self.features_dim, **self.model_kwargs)
@@ -104,9 +104,11 @@ class RewardModel(StackedNetwork):
     the velocity of a state in its place does not count.
     """
 
-    net_arch: list[int] = option(doc="hidden layer sizes")
-    activation_fn: type[nn.Module] = option(doc="activation class")
-    n_actions: int = option(doc="number of actions that it sees, the first of a plan; 0 where it observes a state and a goal")
+    net_arch: list[int] = option(fixed=True, doc="hidden layer sizes")
+    activation_fn: type[nn.Module] = option(fixed=True, doc="activation class")
+    n_actions: int = option(
+        fixed=True, doc="number of actions that it sees, the first of a plan; 0 where it observes a state and a goal"
+    )
     low: th.Tensor = option(init=False)
     high: th.Tensor = option(init=False)
     cosines: th.Tensor = option(init=False)

@@ -104,20 +104,21 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
     net_arch: list[int] | dict[str, list[int]] | None = option(
         default=None,
         check=check_net_arch,
+        fixed=True,
         doc="widths of all networks, or ``dict(pi=[...], qf=[...])`` for planners and reward model; None for three layers of "
         '256 (network "mlp") or channels 64-128-256 ("unet"), and 256-256 in the reward model',
     )
-    activation_fn: type[nn.Module] = option(default=Mish, doc="activation class of all networks")
+    activation_fn: type[nn.Module] = option(default=Mish, fixed=True, doc="activation class of all networks")
     network: str = option(
-        default="mlp", doc='backbone of teacher and student, "mlp" over the whole window or "unet" over time'
+        default="mlp", fixed=True, doc='backbone of teacher and student, "mlp" over the whole window or "unet" over time'
     )
-    dropout: float = option(default=0.0, doc="dropout probability in the student")
+    dropout: float = option(default=0.0, fixed=True, doc="dropout probability in the student")
     optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW
     model_kwargs: dict[str, Any] | None = option(
-        default=None, doc="arguments of teacher and student, see :class:`KarrasModel` and :data:`TRAINING_LEVELS`"
+        default=None, fixed=True, doc="arguments of teacher and student, see :class:`KarrasModel` and :data:`TRAINING_LEVELS`"
     )
     student_kwargs: dict[str, Any] | None = option(
-        default=None, doc="arguments of the student alone, see :class:`TrajectoryConsistencyModel`"
+        default=None, fixed=True, doc="arguments of the student alone, see :class:`TrajectoryConsistencyModel`"
     )
 
     def construct(self, values: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
@@ -23,7 +23,10 @@ from sb3_consistency.planning.planner import PlannerCnnPolicy, PlannerMultiInput
 from sb3_consistency.planning.stages import NETWORK_OF_STAGE, STAGES, stage_ends, take_teacher
 from sb3_consistency.resume.run_state import callback_tree
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
-from sb3_consistency.training.offline_data import OfflinePretraining
+from sb3_consistency.training.offline_data import OfflineData
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 def _check_length(name: str, value: Any) -> None:
@@ -38,7 +41,7 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
         "CnnPolicy": PlannerCnnPolicy,
         "MultiInputPolicy": PlannerMultiInputPolicy,
     }
-    data_class: ClassVar[type[OfflinePretraining]] = PlanData
+    data_class: ClassVar[type[OfflineData]] = PlanData
     offline_only: ClassVar[bool] = True
     #: arguments that a teacher must have been trained with
     teacher_arguments: ClassVar[tuple[str, ...]] = ("plan_of", "horizon", "stride", "history")
@@ -248,7 +251,7 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
     @classmethod
     def load(  # type: ignore[override]
         cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any
-    ) -> Any:
+    ) -> "Self":
         """
         Load a model; see :meth:`GenerativeAlgorithm.load`.
 

@@ -95,6 +95,7 @@ def check_net_arch(name: str, value: Any) -> None:
 class FeatureNetwork(Options, BaseModel):
     """Base of actor, critic and value network: turns observations into features."""
 
+    fixed_until: ClassVar[str] = "build a new model with it"
     #: whose layers of ``net_arch`` it has, "pi" or "qf"
     arch: ClassVar[str] = "qf"
 
@@ -103,7 +104,7 @@ class FeatureNetwork(Options, BaseModel):
     features_extractor: BaseFeaturesExtractor = option(
         sb3=True, doc="network that extracts features (a CNN for images, flattening otherwise)"
     )
-    features_dim: int = option(doc="size F of the features")
+    features_dim: int = option(fixed=True, doc="size F of the features")
     normalize_images: bool = option(default=True, sb3=True, doc="whether to divide images by 255")
     optimizer: th.optim.Optimizer = option(init=False)
 
@@ -122,6 +123,10 @@ class FeatureNetwork(Options, BaseModel):
         self.obs_normalizer = ObservationNormalizer(self.observation_space)
         self.build()
         self._is_built = True
+
+    @property
+    def is_built(self) -> bool:
+        return "_is_built" in vars(self)
 
     def build(self) -> None:
         """Make what comes after the features."""
@@ -172,9 +177,10 @@ class GenerativeActor(NoiseOptions, FeatureNetwork, BasePolicy):
     arch: ClassVar[str] = "pi"
 
     model_class: Callable[..., GenerativeModel] = option(
-        doc="class of the generative model, called with (action_dim, features_dim, **model_kwargs)"
+        fixed=True,
+        doc="class of the generative model, called with (action_dim, features_dim, **model_kwargs)",
     )
-    model_kwargs: dict[str, Any] = option(doc="further arguments of the model")
+    model_kwargs: dict[str, Any] = option(fixed=True, doc="further arguments of the model")
 
     def build(self) -> None:
         self.model = self.model_class(self.action_dim, self.features_dim, **self.model_kwargs)
@@ -239,24 +245,26 @@ class ValueOptions(Options):
     """What critics and value network have in common."""
 
     activation_fn: type[nn.Module] = option(
-        default=Mish, doc='activation class of all networks (but the "ln_resnet" backbone)'
+        default=Mish, fixed=True, doc='activation class of all networks (but the "ln_resnet" backbone)'
     )
-    layer_norm: bool = option(default=False, doc="layer normalisation in critics and value network", search=[False, True])
+    layer_norm: bool = option(
+        default=False, fixed=True, doc="layer normalisation in critics and value network", search=[False, True]
+    )
     share_features_extractor: bool = option(
-        default=False, doc="whether actor, critics and value network share one extractor, trained by the actor"
+        default=False, fixed=True, doc="whether actor, critics and value network share one extractor, trained by the actor"
     )
 
 
 class CriticOptions(ValueOptions):
     """What critics can be told."""
 
-    n_critics: int = option(default=2, low=1, doc="number of critics")
+    n_critics: int = option(default=2, low=1, fixed=True, doc="number of critics")
 
 
 class GenerativeCritic(CriticOptions, FeatureNetwork):
     """Q(s, a) of several critics, as one batched network."""
 
-    net_arch: list[int] = option(doc="hidden layer sizes")
+    net_arch: list[int] = option(fixed=True, doc="hidden layer sizes")
 
     def build(self) -> None:
         self.q_networks = StackedCritic(
@@ -275,7 +283,7 @@ class GenerativeCritic(CriticOptions, FeatureNetwork):
 class ValueNetwork(ValueOptions, FeatureNetwork):
     """V(s) of implicit Q-learning."""
 
-    net_arch: list[int] = option(doc="hidden layer sizes")
+    net_arch: list[int] = option(fixed=True, doc="hidden layer sizes")
 
     def build(self) -> None:
         self.value_net = StackedMlp(

@@ -80,6 +80,7 @@ class NetworksPolicy(Options, BasePolicy):
     optimizer_kwargs_: dict[str, Any] | None = option(
         alias="optimizer_kwargs", default=None, sb3=True, doc="its arguments, except the learning rate"
     )
+    fixed_until: ClassVar[str] = "build a new model with it"
     #: networks whose moving averages are made after all others: the order decides on the random numbers that they begin with
     targets_last: ClassVar[tuple[type[FeatureNetwork], ...]] = ()
 
@@ -101,6 +102,15 @@ class NetworksPolicy(Options, BasePolicy):
         self.check_options()
         self._build(vars(self).pop("lr_schedule"))
         self._is_built = True
+
+    @property
+    def is_built(self) -> bool:
+        return "_is_built" in vars(self)
+
+    def option_changed(self, name: str, value: Any) -> None:
+        for module in list(self.modules())[1:]:
+            if name in shared_options(type(module), type(self)):
+                setattr(module, name, value)
 
     @property
     def structure(self) -> Mapping[str, Network]:
@@ -289,15 +299,17 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPo
     net_arch: list[int] | dict[str, list[int]] | None = option(
         default=None,
         check=check_net_arch,
+        fixed=True,
         doc="hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``; None for three of 256",
     )
-    network: str = option(default="mlp", doc='the actor\'s backbone, "mlp" or "ln_resnet"')
+    network: str = option(default="mlp", fixed=True, doc='the actor\'s backbone, "mlp" or "ln_resnet"')
     embedding_scale: float = option(
         default=1.0,
+        fixed=True,
         doc="factor of ln(sigma), or of the diffusion step, in the actor's noise-level embedding; the papers' is 250",
     )
     layer_norm: bool = True
-    model_kwargs: dict[str, Any] | None = option(default=None, doc="arguments of the actor's generative model")
+    model_kwargs: dict[str, Any] | None = option(default=None, fixed=True, doc="arguments of the actor's generative model")
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)

@@ -42,12 +42,13 @@ from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.options import Options, argument_names, check_keys, did_you_mean, option, options_of, shared_options
 from sb3_consistency.policies.modules import GenerativeActor, Network
 from sb3_consistency.policies.policy import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_consistency.registry import ALGORITHMS
 from sb3_consistency.resume.callback import Resumption
 from sb3_consistency.resume.run_state import truncate_last_episodes
 from sb3_consistency.training.arguments import TrainingOptions, check_policy_kwargs, explain_unknown
 from sb3_consistency.training.batches import CHUNK, CHUNK_BYTES, bytes_per_transition, can_sample, samples_as_sb3
 from sb3_consistency.training.gradient import check_precision
-from sb3_consistency.training.offline_data import OfflinePretraining
+from sb3_consistency.training.offline_data import OfflineData
 from sb3_consistency.training.pretraining import learn_offline, pretrain
 from sb3_consistency.training.progress import PhaseProgress
 from sb3_consistency.training.scores import with_scores
@@ -76,7 +77,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     #: the network whose generative model clones the data: what held-out episodes are evaluated with
     cloning_network: ClassVar[str] = "actor"
     #: the part that loads datasets, and keeps them through online training
-    data_class: ClassVar[type[OfflinePretraining]] = OfflinePretraining
+    data_class: ClassVar[type[OfflineData]] = OfflineData
     #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
     offline_only: ClassVar[bool] = False
     #: whether :meth:`predict` works already (a staged planner's does so late)
@@ -85,7 +86,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     # the parts, of which only the run is saved
     policy: Any = option(init=False)
     run: Run = option(init=False)
-    data: OfflinePretraining = option(init=False)
+    data: OfflineData = option(init=False)
     updater: Updater = option(init=False)
     resumption: Resumption = option(init=False)
     #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
@@ -168,7 +169,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
     @classmethod
     def _own_class_name(cls) -> str:
-        return next(c.__name__ for c in cls.__mro__ if c.__module__.startswith(__package__.partition(".")[0]))
+        """Of this package's algorithm that it is, or of a user's."""
+        ours = [c.__name__ for c in cls.__mro__ if c.__module__ == f"sb3_consistency.algorithms.{ALGORITHMS.get(c.__name__)}"]
+        return ours[0] if ours else cls.__name__
 
     def _own_arguments(self) -> set[str]:
         """Arguments of the policy and its models that are this algorithm's."""
@@ -202,11 +205,10 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
                 f"pretrain_steps must be 0, got {self.pretrain_steps}: {type(self).__name__} learns offline only, "
                 "learn(n) takes n gradient steps on the dataset."
             )
-        check_keys(
-            "dataset_kwargs",
-            self.dataset_kwargs or {},
-            inspect.signature(self.data_class.load).parameters.keys() - {"self", "dataset"},
-        )
+        # a user's load_dataset() may take more
+        loaders = [inspect.signature(loader).parameters.values() for loader in (self.data_class.load, self.load_dataset)]
+        known = {p.name for parameters in loaders for p in parameters if p.kind == p.KEYWORD_ONLY}
+        check_keys("dataset_kwargs", self.dataset_kwargs or {}, known)
 
     def option_changed(self, name: str, value: Any) -> None:
         for module in self.policy.modules():
@@ -214,9 +216,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
                 setattr(module, name, value)
         if name in ("dataset", "dataset_kwargs"):
             self.data.outdated = True
-        elif name == "actor_learning_rate":
-            self._setup_lr_schedule()
         elif name in ("compile", "precision"):
+            if name == "precision":
+                check_precision(self.precision, self.device)
             # of all others PyTorch's guards take care
             self.updater.forget()
             self._compile_choice()
@@ -259,11 +261,6 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
             setattr(self, name, getattr(self.policy, name))
         self.updater = Updater(self.policy, self)
         self._compile_choice()
-
-    def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
-        rate = self.actor_learning_rate
-        self.actor_lr_schedule = None if rate is None else FloatSchedule(rate)
 
     # data
 
@@ -442,7 +439,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-    ) -> Any:
+    ) -> "Self":
         """
         Train: first on the constructor's ``dataset`` for ``pretrain_steps`` (once), then online as SB3 does.
 
@@ -654,8 +651,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     def prepare_step(self) -> None:
         """Set what changes from step to step, as tensors: a compiled loss takes numbers for constants."""
         end = self.curriculum_steps or self.run.curriculum_end
-        if end:
-            self.progress = th.full((), min(1.0, self._n_updates / end), device=self.device)
+        self.progress = th.full((), min(1.0, self._n_updates / end), device=self.device) if end else None
 
     def update_learning_rates(self) -> None:
         """Set the optimizers' learning rates for the present progress, and record them."""
@@ -673,7 +669,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         :param progress: progress remaining, from 1 to 0
         :return: learning rate of the actor, without its decay
         """
-        return (self.actor_lr_schedule or self.lr_schedule)(progress)
+        rate = self.actor_learning_rate
+        return float(self.lr_schedule(progress) if rate is None else FloatSchedule(rate)(progress))
 
     def cosine_decay(self, progress: float) -> float:
         """
@@ -760,6 +757,30 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
 
         return export_policy(self, path, deterministic, normalized_input)
 
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model in a zip file; see SB3.
+
+        :param path: file to write
+        :param exclude: names of attributes to leave out besides
+        :param include: names of attributes to save all the same
+        """
+        self.take_policy_options()
+        super().save(path, exclude, include)
+
+    def take_policy_options(self) -> None:
+        """Put into ``policy_kwargs`` what was changed on the policy: a file builds its policy from them."""
+        own = self._own_arguments()
+        declared = {n: o for n, o in options_of(type(self.policy)).items() if not (o.fixed or o.sb3 or n in own)}
+        present = {name: getattr(self.policy, o.attribute) for name, o in declared.items()}
+        changed = {n: x for n, x in present.items() if x != self.policy_kwargs.get(n, declared[n].default)}
+        self.policy_kwargs = {**self.policy_kwargs, **changed}
+
     def save_safe(self, path: str | pathlib.Path) -> pathlib.Path:
         """Write the model as plain data, read without executing anything; see :func:`sb3_consistency.files.safe.save_safe`."""
         from sb3_consistency.files.safe import save_safe
@@ -767,7 +788,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         return save_safe(self, path)
 
     @classmethod
-    def load_safe(cls, path: str | pathlib.Path, env: GymEnv | str | None = None, device: th.device | str = "auto") -> Any:
+    def load_safe(cls, path: str | pathlib.Path, env: GymEnv | str | None = None, device: th.device | str = "auto") -> "Self":
         """Load a file of :meth:`save_safe`; see :func:`sb3_consistency.files.safe.load_safe`."""
         from sb3_consistency.files.safe import load_safe_as
 
@@ -859,7 +880,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     @classmethod
     def load(  # type: ignore[override]
         cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any
-    ) -> Any:
+    ) -> "Self":
         """
         Load a model; see SB3's ``BaseAlgorithm.load``.
 

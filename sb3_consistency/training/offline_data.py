@@ -30,9 +30,9 @@ HELDOUT_ROWS = 8192
 FACTS = ("segments", "in_replay", "of_constructor")
 
 
-class OfflinePretraining:
+class OfflineData:
     """
-    The offline-pretraining part of an algorithm: fills its replay buffer from datasets, and keeps them when it goes online.
+    The offline data of an algorithm: fills its replay buffer from datasets, and keeps them when it goes online.
 
     In the offline phase SB3's ``replay_buffer`` holds the data; with the first online step it moves to a buffer of its own,
     out of the way of SB3's circular overwriting. None of it is saved with a model.
@@ -50,7 +50,7 @@ class OfflinePretraining:
         self.heldout: dict[str, Any] | None = None
         #: whether it is the constructor's ``dataset``
         self.of_constructor = False
-        #: whether ``dataset`` was set anew since
+        #: whether ``dataset`` was set anew since data was loaded
         self.outdated = False
 
     @property
@@ -64,8 +64,8 @@ class OfflinePretraining:
         """Load the constructor's ``dataset``, if there is one, unless it is loaded, or other data in its place."""
         model = self.model
         if model.dataset is not None and (self.outdated or (not self.of_constructor and self.buffer is None)):
-            self.load(model.dataset, **(model.dataset_kwargs or {}))
-            self.of_constructor, self.outdated = True, False
+            model.load_dataset(model.dataset, **(model.dataset_kwargs or {}))
+            self.of_constructor = True
 
     def load(
         self,
@@ -114,6 +114,7 @@ class OfflinePretraining:
 
         with self.kept_on_error():
             self.install(buffer)
+            self.outdated = False
             # without weights there are no shares, and no segments
             self.segments = [Segment(*rows, share) for rows, share in zip(ranges, shares, strict=False)]
             self.heldout = heldout
