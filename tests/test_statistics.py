@@ -10,6 +10,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_consistency import ConsistencyBC
+from sb3_consistency.data.rewards import fit_reward_transform
 from sb3_consistency.data.statistics import Moments, ObservationStatistics, fit_vec_normalize, running_returns
 from tests.conftest import SMALL, VectorEnv, make_arrays
 
@@ -61,6 +62,16 @@ def test_a_payload_that_demonstrations_never_vary_does_no_harm(payload):
     before = model.predict(observation, deterministic=True)[0]
     observation[:, 1] += 0.1
     assert np.abs(model.predict(observation, deterministic=True)[0] - before).mean() < 0.1
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
+def test_normalized_rewards_that_never_vary_are_zero(constant):
+    rewards = np.full((400, 2), constant, np.float32)
+    transform = fit_reward_transform("normalize", rewards, rewards.sum(axis=0))
+    assert np.abs(transform(rewards)).max() < 1e-6 and np.abs(transform(rewards + 1) - 1).max() < 0.1
+    varied = rewards + np.random.default_rng(0).normal(size=rewards.shape).astype(np.float32)
+    scaled = fit_reward_transform("normalize", varied, varied.sum(axis=0))(varied)
+    assert scaled.mean() == pytest.approx(0, abs=1e-5) and scaled.std() == pytest.approx(1, rel=1e-5)
 
 
 def normalised(**kwargs):

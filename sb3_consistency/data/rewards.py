@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sb3_consistency.data.statistics import Moments
+
 RewardFunction = Callable[[np.ndarray], np.ndarray]
 
 
@@ -16,7 +18,8 @@ class AffineReward:
     shift: float = 0.0
 
     def __call__(self, rewards: np.ndarray) -> np.ndarray:
-        return (self.scale * rewards + self.shift).astype(np.float32)
+        # in float64: of large rewards that hardly vary, float32 would leave the rounding errors
+        return (self.scale * np.asarray(rewards, np.float64) + self.shift).astype(np.float32)
 
 
 REWARD_TRANSFORMS = ("none", "normalize", "antmaze", "minus_one", "iql_locomotion")
@@ -36,8 +39,10 @@ def fit_reward_transform(transform: str | RewardFunction, rewards: np.ndarray, r
     if transform == "none":
         return None
     if transform == "normalize":
-        std = max(float(rewards.std(dtype=np.float64)), 1e-6)
-        return AffineReward(1 / std, -float(rewards.mean(dtype=np.float64)) / std)
+        moments = Moments(())
+        moments.update(rewards.reshape(-1))
+        std = float(np.sqrt(moments.var))
+        return AffineReward(1 / std, -float(moments.mean) / std)
     if transform == "antmaze":
         return AffineReward(4.0, -2.0)
     if transform == "minus_one":
