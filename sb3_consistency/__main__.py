@@ -71,8 +71,7 @@ def _load_vec_normalize(args: argparse.Namespace, model: Any, env: Any) -> Any:
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
     if args.vec_normalize == "none":
-        # said on purpose: it takes the place of what the model asks for
-        return VecNormalize(DummyVecEnv([lambda: env]), training=False, norm_obs=False, norm_reward=False)
+        return None
     path = args.vec_normalize or find_vec_normalize(Path(args.model))
     if path is None and getattr(getattr(model, "run", None), "in_vec_normalize", False):
         raise ValueError(

@@ -202,11 +202,12 @@ def online_run(algo, env, seed, final, area=None, random=10.0, **more):
     return {**run, "curve": curve, "deterministic_return": final, "random_return": random, "online_cpu_seconds": 0.6}
 
 
-def test_online_scores_are_relative_to_sac_and_to_chance(tmp_path):
+@pytest.mark.parametrize("options", ["{}", "{'gamma': 0.9}"])
+def test_online_scores_are_relative_to_sac_and_to_chance(options, tmp_path):
     for seed in range(3):
         for env, sac, ours in (("Hopper-v5", 110.0, 210.0), ("HalfCheetah-v5", 1010.0, 1510.0)):
-            add(tmp_path, online_run("SAC", env, seed, sac))
-            add(tmp_path, online_run("CPQL", env, seed, ours, area=sac, random=10.0))
+            add(tmp_path, online_run("SAC", env, seed, sac, options=options))
+            add(tmp_path, online_run("CPQL", env, seed, ours, area=sac, options=options))
     text = write_report(tmp_path).read_text()
     row = re.findall(r"\| CPQL +\| (.*) \|", text[text.index("Relative to SAC") :])[0]
     cells = [cell.strip() for cell in row.split("|")]
@@ -252,7 +253,7 @@ def test_report_of_a_folder_without_records(tmp_path, capsys):
     assert "no benchmark records" in capsys.readouterr().err and not folder.exists()
 
 
-@pytest.mark.parametrize("shared", [{"processes": 2}, {"other_load": 0.9}])
+@pytest.mark.parametrize("shared", [{"processes": 2}, {"other_load": 0.9}, {"resumed": True}])
 def test_times_of_runs_that_shared_the_machine_are_left_out(tmp_path, shared):
     add(tmp_path, record(**shared))
     assert "ms per step" not in write_report(tmp_path).read_text()

@@ -37,6 +37,7 @@ def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
     wanted = [key for key in labels(runs) if common_seeds(of_label(runs, key), set(places))] if runs else []
     if len(wanted) < 2:
         return []
+    sac = next((key for key in wanted if of_label(runs, key)[0]["algo"] == "SAC"), None)
     names, measures = display_names(runs), {"final": final_return, "area under the curve": area_under_curve}
 
     def scores(key: str, measure: str) -> list[np.ndarray]:
@@ -47,7 +48,7 @@ def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
         row = {"algorithm": names[key]}
         for measure in measures:
             row[measure] = with_interval(estimate(scores(key, measure)), 2)
-            against = [] if key == "SAC" or "SAC" not in wanted else scores("SAC", measure)
+            against = [] if sac in (None, key) else scores(str(sac), measure)
             difference = with_interval(estimate(scores(key, measure), against), 2) if against else ""
             row[f"{measure}: minus SAC's"] = difference
         row["seeds"] = str(len(common_seeds(of_label(runs, key), set(places))))

@@ -68,9 +68,10 @@ def processor() -> str:
 def had_the_machine(record: dict[str, Any]) -> bool:
     """
     :param record: record of a run
-    :return: whether its times mean something: it ran alone, and next to nothing else kept the processors busy
+    :return: whether its times mean something: it ran alone, in one go, and next to nothing else kept the processors busy
     """
-    return bool(record.get("processes") == 1 and record.get("other_load", 0.0) <= OTHER_LOAD_LIMIT)
+    alone = record.get("processes") == 1 and not record.get("resumed")
+    return bool(alone and record.get("other_load", 0.0) <= OTHER_LOAD_LIMIT)
 
 
 class Records:

@@ -242,7 +242,7 @@ def references(runs: Sequence[Run]) -> dict[str, Reference]:
     for place in dict.fromkeys(run["data"] for run in runs):
         here = [run for run in runs if run["data"] == place]
         random = [run["random_return"] for run in here if "random_return" in run]
-        sac = [final_return(run) for run in here if label(run) == "SAC"]
+        sac = [final_return(run) for run in here if run["algo"] == "SAC"]
         if random and sac and np.mean(sac) > np.mean(random):
             found[place] = Reference(float(np.mean(random)), float(np.mean(sac)))
     return found
