@@ -53,7 +53,7 @@ commit-checks: check-codestyle type
 
 # the site, in build/docs/index.html; a warning or a broken internal link is an error
 docs: $(DOCS)
-	$(PY) -m sphinx -W --keep-going -n -q docs build/docs
+	$(PY) -m sphinx -W -n -q docs build/docs
 
 # the pictures of docs/results, from the records in docs/notebook/records
 figures: $(STAMP)
