@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sb3_consistency.files.safe import SafeLoadError, load_safe
     from sb3_consistency.files.zip import ModelFileError
     from sb3_consistency.generative.networks import Mish
+    from sb3_consistency.options import option
     from sb3_consistency.registry import find_algorithm
     from sb3_consistency.resume.callback import ResumableCheckpointCallback, load_latest
     from sb3_consistency.training.scores import normalized_score
@@ -58,6 +59,7 @@ __all__ = [
     "model_controller",
     "normalized_score",
     "open_dataset",
+    "option",
     "record_dataset",
     "register_dataset",
     "save_vec_normalize",

@@ -262,6 +262,14 @@ class Options:
         for declared in options_of(type(self)).values():
             if declared.attribute in vars(self):
                 declared.check(vars(self)[declared.attribute])
+        self.check_together()
+
+    def check_together(self) -> None:
+        """
+        Check what no option tells alone; subclasses add theirs.
+
+        :raises ValueError: if two options don't go together
+        """
 
     @property
     def is_built(self) -> bool:
@@ -281,7 +289,8 @@ class Options:
             )
         vars(self)[name] = value
         try:
-            self.check_options()
+            declared.check(value)
+            self.check_together()
             self.option_changed(declared.name, value)
         except Exception:
             # where it was handed on to, too

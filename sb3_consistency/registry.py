@@ -35,6 +35,7 @@ TOOLS = {
     "model_controller": "data.record",
     "normalized_score": "training.scores",
     "open_dataset": "data.opening",
+    "option": "options",
     "record_dataset": "data.record",
     "register_dataset": "data.opening",
     "save_vec_normalize": "data.safe_state",

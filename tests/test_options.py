@@ -520,3 +520,13 @@ def test_what_does_not_fit_a_sound_file_is_not_called_damage(kwargs, message, cp
 def test_on_divergence_is_checked():
     with pytest.raises(ValueError, match="on_divergence must be one of"):
         loaded(CPQL, on_divergence="ignore")
+
+
+def test_what_sb3_accepts_elsewhere_is_not_in_the_way(models):
+    model = models[CPQL]
+    model.gamma = 1.5  # SB3's own, unchecked as in SB3
+    try:
+        model.n_candidates = 7
+        assert model.n_candidates == 7
+    finally:
+        model.gamma, model.n_candidates = 0.99, 50

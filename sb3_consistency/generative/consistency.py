@@ -94,8 +94,8 @@ class ConsistencyOptions(Options):
         'at 1280, for far more samples than a policy sees), (2, 150) with "consistency"',
     )
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         if self.curriculum is not None and self.curriculum[0] > self.curriculum[1]:
             raise ValueError(f"curriculum must be (first, last) with 2 <= first <= last, got {self.curriculum}.")
 
@@ -149,8 +149,8 @@ class ConsistencyModel(ConsistencyOptions, ActionModel):
     def regression_target(self) -> str | None:
         return "consistency_target" if self.bc_loss == "consistency" else None
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         check_noise_levels(self.sigma_min, self.sigma_max, sigma_data=self.sigma_data, rho=self.rho, p_std=self.p_std)
 
     def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:

@@ -32,8 +32,8 @@ class DiffusionOptions(Options):
         search=list(SAMPLERS),
     )
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         # the second is an actor-critic's
         for name in ("sampling_steps", "train_sampling_steps"):
             check_range(name, vars(self).get(name), 1, self.diffusion_steps, integer=True, optional=True)

@@ -96,8 +96,8 @@ class KarrasModel(GenerativeModel):
         "starts from 1, which is almost deterministic",
     )
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         check_noise_levels(self.sigma_min, self.sigma_max, sigma_data=self.sigma_data, rho=self.rho, p_std=self.p_std)
 
     def build(self) -> None:

@@ -75,8 +75,8 @@ class PlanOptions(Options):
         default=1, low=1, fixed=True, doc="number of a plan's actions that the reward model sees; 1 in the paper"
     )
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         # the end of a plan of states can be held, that of a plan of actions can't
         most_executed = self.horizon if self.plan_of == "actions" else math.inf
         check_range("executed_steps", self.executed_steps, 1, most_executed, integer=True, optional=True)
@@ -136,8 +136,8 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
         """Steps between two plans; H states are H - 1 moves."""
         return self.executed_steps or (1 if self.plan_of == "actions" else max(1, (self.horizon - 1) * self.stride))
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         if self.plan_of == "states":
             self._check_goal_space()
 

@@ -83,8 +83,8 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
             if self.teacher is not None:
                 take_teacher(self, self.teacher, self.teacher_arguments)
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         # a teacher that is given needs no stage of its own
         lengths = (0 if self.teacher else self.teacher_steps, self.reward_steps)
         if sum(x for x in lengths if isinstance(x, float)) >= 1:

@@ -315,8 +315,8 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPo
         super()._build(lr_schedule)
         self._compiled_choice = None
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         for name in ("n_candidates", "n_eval_candidates"):
             if getattr(self, name) > 1 and "critic" not in self.structure:
                 raise ValueError(f"{name} must be 1: there are no critics to choose by, got {getattr(self, name)}.")

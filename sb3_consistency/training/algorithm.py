@@ -198,8 +198,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
             self.train_freq = tuple(self.train_freq)
         super()._convert_train_freq()
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         if self.offline_only and self.pretrain_steps:
             raise ValueError(
                 f"pretrain_steps must be 0, got {self.pretrain_steps}: {type(self).__name__} learns offline only, "

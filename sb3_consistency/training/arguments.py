@@ -223,8 +223,8 @@ class TrainingOptions(Options):
         alias="_init_setup_model", default=True, sb3=True, stored=False, doc="whether to build the networks at once"
     )
 
-    def check_options(self) -> None:
-        super().check_options()
+    def check_together(self) -> None:
+        super().check_together()
         if self.n_steps > 1 and self.optimize_memory_usage:
             raise ValueError(
                 "optimize_memory_usage can't be combined with n_steps > 1: SB3's NStepReplayBuffer has no such mode."
