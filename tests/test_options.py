@@ -134,8 +134,8 @@ def test_a_refused_value_changes_nothing(models):
 
 def test_a_value_that_only_the_policy_refuses_changes_nothing_either():
     class Few(GenerativePolicy):
-        def check_options(self):
-            super().check_options()
+        def check_together(self):
+            super().check_together()
             if self.n_candidates > 5:
                 raise ValueError("n_candidates: at most 5")
 
