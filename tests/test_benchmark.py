@@ -20,7 +20,7 @@ from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark import load, scaling, speed
 from sb3_consistency.benchmark.executors import Settings, run_jobs
 from sb3_consistency.benchmark.jobs import Job, Work
-from sb3_consistency.benchmark.planner import planner_jobs
+from sb3_consistency.benchmark.planner_suite import planner_jobs
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import read_rows
 from sb3_consistency.benchmark.runs import constructor_arguments

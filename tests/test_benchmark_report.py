@@ -9,12 +9,7 @@ import pytest
 
 from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark.drawing import COLOURS
-from sb3_consistency.benchmark.published import published_score
-from sb3_consistency.benchmark.records import Records
-from sb3_consistency.benchmark.report import latest, score_table, write_report
-from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
-from sb3_consistency.benchmark.speed_report import ratio_table
-from sb3_consistency.benchmark.statistics import (
+from sb3_consistency.benchmark.intervals import (
     aggregates,
     comparable,
     display_names,
@@ -23,6 +18,11 @@ from sb3_consistency.benchmark.statistics import (
     library_last,
     score_of,
 )
+from sb3_consistency.benchmark.published import published_score
+from sb3_consistency.benchmark.records import Records
+from sb3_consistency.benchmark.report import latest, score_table, write_report
+from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
+from sb3_consistency.benchmark.speed_report import ratio_table
 
 
 def record(algo="CPQL", data="mujoco/hopper/medium-v0", seed=0, score=50.0, **more):

@@ -19,7 +19,7 @@ from sb3_consistency import record_dataset, swing_up
 from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark.executors import Attempt, Settings, attempt, missing, run_jobs, shard_of
 from sb3_consistency.benchmark.jobs import Job, Work
-from sb3_consistency.benchmark.planner import planner_jobs
+from sb3_consistency.benchmark.planner_suite import planner_jobs
 from sb3_consistency.benchmark.records import Records
 
 TINY = repr({"policy_kwargs": {"net_arch": [8]}, "batch_size": 8, "learning_starts": 5, "device": "cpu"})

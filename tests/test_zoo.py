@@ -24,8 +24,8 @@ from sb3_consistency import record_dataset, swing_up
 from sb3_consistency.__main__ import main
 from sb3_consistency.zoo import register
 from sb3_consistency.zoo.datasets import dataset_key
+from sb3_consistency.zoo.linear_schedules import LinearStepSchedule
 from sb3_consistency.zoo.register import algorithm_names, canonical, default_config, zoo_class
-from sb3_consistency.zoo.schedules import LinearStepSchedule
 from tests.test_resume import KilledError
 
 pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="rl-zoo3 is not installed")

@@ -184,7 +184,7 @@ def _run(jobs: Sequence[Any], args: argparse.Namespace) -> list[str]:
 
 
 def _planner_stages(args: argparse.Namespace) -> Any:
-    from sb3_consistency.benchmark.planner import STUDENTS, planner_jobs
+    from sb3_consistency.benchmark.planner_suite import STUDENTS, planner_jobs
     from sb3_consistency.benchmark.suites import DATASETS
 
     data = args.data or ((QUICK_DATASET,) if args.quick else DATASETS)

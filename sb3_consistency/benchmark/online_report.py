@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sb3_consistency.benchmark.drawing import markdown, save, with_interval
-from sb3_consistency.benchmark.score_plots import draw_online
-from sb3_consistency.benchmark.statistics import (
+from sb3_consistency.benchmark.intervals import (
     LAST,
     Run,
     area_under_curve,
@@ -20,6 +19,7 @@ from sb3_consistency.benchmark.statistics import (
     of_label,
     references,
 )
+from sb3_consistency.benchmark.score_plots import draw_online
 
 
 def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:

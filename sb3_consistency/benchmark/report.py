@@ -8,15 +8,7 @@ from typing import Any
 import numpy as np
 
 from sb3_consistency.benchmark.drawing import format_number, markdown, save, spread, with_interval
-from sb3_consistency.benchmark.jobs import Job
-from sb3_consistency.benchmark.online_report import online_sections
-from sb3_consistency.benchmark.planner import planner_section
-from sb3_consistency.benchmark.published import SOURCE as PUBLISHED_SOURCE
-from sb3_consistency.benchmark.published import published_score
-from sb3_consistency.benchmark.records import PACKAGES, Records, had_the_machine
-from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
-from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
-from sb3_consistency.benchmark.statistics import (
+from sb3_consistency.benchmark.intervals import (
     Aggregates,
     Run,
     aggregates,
@@ -30,6 +22,14 @@ from sb3_consistency.benchmark.statistics import (
     score_of,
     shared_options,
 )
+from sb3_consistency.benchmark.jobs import Job
+from sb3_consistency.benchmark.online_report import online_sections
+from sb3_consistency.benchmark.planner_suite import planner_section
+from sb3_consistency.benchmark.published import SOURCE as PUBLISHED_SOURCE
+from sb3_consistency.benchmark.published import published_score
+from sb3_consistency.benchmark.records import PACKAGES, Records, had_the_machine
+from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
+from sb3_consistency.benchmark.speed_report import scaling_sections, speed_sections
 
 # what a record belongs to
 JOB_FIELDS = [field.name for field in fields(Job)]
@@ -177,7 +177,7 @@ def score_table(suite: str, runs: list[Run]) -> str:
 def aggregate_table(runs: Sequence[Run], means: Aggregates) -> str:
     """
     :param runs: records of one suite
-    :param means: see :func:`~sb3_consistency.benchmark.statistics.aggregates`
+    :param means: see :func:`~sb3_consistency.benchmark.intervals.aggregates`
     :return: interquartile means over datasets and seeds, with their 95 % bootstrap intervals where there are several seeds
     """
     rows, names = [], display_names(runs)

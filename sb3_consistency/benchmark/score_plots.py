@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_consistency.benchmark.drawing import LINE_OF_TEXT, colour_of, name_lines, new_figure, styles_of, thousands
-from sb3_consistency.benchmark.records import had_the_machine
-from sb3_consistency.benchmark.statistics import (
+from sb3_consistency.benchmark.intervals import (
     ACTINGS,
     Aggregates,
     Run,
@@ -20,6 +19,7 @@ from sb3_consistency.benchmark.statistics import (
     score_name,
     score_of,
 )
+from sb3_consistency.benchmark.records import had_the_machine
 from sb3_consistency.benchmark.suites import STEPS_OPTION
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ NAME_WIDTH = 34
 
 def draw_aggregate(means: Aggregates, names: dict[str, str], what: str) -> "Figure":
     """
-    :param means: see :func:`~sb3_consistency.benchmark.statistics.aggregates`
+    :param means: see :func:`~sb3_consistency.benchmark.intervals.aggregates`
     :param names: label -> name for people
     :param what: what the means are of
     :return: interquartile mean per label, a panel each of deterministic and of sampled actions
@@ -141,7 +141,7 @@ def draw_online(scores: dict[str, np.ndarray], names: dict[str, str], steps: Seq
     :param steps: environment steps of the evaluations
     :return: interquartile mean over environments and seeds against steps
     """
-    from sb3_consistency.benchmark.statistics import interquartile_mean
+    from sb3_consistency.benchmark.intervals import interquartile_mean
 
     figure, (axis,) = new_figure()
     ends, styles = [], styles_of(list(scores))

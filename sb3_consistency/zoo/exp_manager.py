@@ -26,8 +26,8 @@ from sb3_consistency.envs.spaces import fitting_policy
 from sb3_consistency.resume.callback import load_checkpoint
 from sb3_consistency.resume.folder import MANIFEST, verify
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
+from sb3_consistency.zoo.linear_schedules import LinearStepSchedule, parse_linear
 from sb3_consistency.zoo.register import algorithm_names, canonical, default_config
-from sb3_consistency.zoo.schedules import LinearStepSchedule, parse_linear
 from sb3_consistency.zoo.search_spaces import OFFLINE
 from sb3_consistency.zoo.studies import Repetition, open_storage, patiently, report_seeds
 from sb3_consistency.zoo.workarounds import require_pandas

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from sb3_consistency.data.checks import DatasetError, as_flags
 from sb3_consistency.data.flat import FlatSource
-from sb3_consistency.data.formats.options import as_switch, as_words, joined_entries
+from sb3_consistency.data.formats.keywords import as_switch, as_words, joined_entries
 from sb3_consistency.data.formats.video import VideoRows
 from sb3_consistency.data.mapping import read_mapping
 from sb3_consistency.data.stored import ChainedRows

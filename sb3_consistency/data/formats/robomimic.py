@@ -10,7 +10,7 @@ from gymnasium import spaces
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.data.flat import FlatSource
 from sb3_consistency.data.formats import hdf5
-from sb3_consistency.data.formats.options import as_switch, as_words, joined_entries
+from sb3_consistency.data.formats.keywords import as_switch, as_words, joined_entries
 from sb3_consistency.data.mapping import read_mapping
 from sb3_consistency.data.stored import ChainedRows
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.data.flat import FlatSource
-from sb3_consistency.data.formats.options import as_words
+from sb3_consistency.data.formats.keywords import as_words
 from sb3_consistency.data.mapping import SYNONYMS, read_mapping
 from sb3_consistency.registry import how_to_install
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from sb3_consistency.data.checks import DatasetError, as_numbers
 from sb3_consistency.data.flat import FlatSource
-from sb3_consistency.data.formats.options import as_words, joined_entries
+from sb3_consistency.data.formats.keywords import as_words, joined_entries
 from sb3_consistency.data.mapping import read_mapping
 from sb3_consistency.data.stored import StoredRows
 from sb3_consistency.registry import how_to_install
