@@ -83,7 +83,7 @@ class NoiseLevelEmbedding(nn.Module):
 
     Source: Song et al. 2023, appendix C (scale 250); Ding & Jin 2024 (8 frequencies, 16 -> 32 -> 16); Wang et al. 2022
     (scale 1). With scale 250 neighbouring noise levels look unrelated to the network; a smooth embedding learns sooner
-    (docs/results/README.md).
+    (docs/notebook/2026-11.md).
 
     :param dim: size of the embedding, even, at least 4
     :param scale: factor of the level
