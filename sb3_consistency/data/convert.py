@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from sb3_consistency.data.checks import DatasetError, Observations, map_observations
 from sb3_consistency.data.episodes import Episode, EpisodeSource
-from sb3_consistency.data.formats.minari import NO_REWARDS, is_minari_id
+from sb3_consistency.data.formats.minari import NO_REWARDS, check_new_dataset_id
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.envs.spaces import action_bounds
 from sb3_consistency.registry import how_to_install
@@ -39,16 +39,9 @@ def convert_dataset(
     """
     try:
         import minari
-        from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError as error:
         raise ImportError(f"Converting needs Minari: {how_to_install('offline')}.") from error
-    if not is_minari_id(dataset_id):
-        raise DatasetError(
-            f"dataset_id: {dataset_id!r} is no Minari id: pass one like 'mine/hopper/medium-v0', with the version."
-        )
-    exists = (get_dataset_path(dataset_id) / "data").exists()
-    if exists and not overwrite:
-        raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
+    exists = check_new_dataset_id(dataset_id, overwrite)
     source = open_dataset(dataset)
     named = _named(source, env)
     if exists:

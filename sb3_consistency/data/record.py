@@ -14,8 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
 from sb3_consistency.data.checks import as_count
-from sb3_consistency.data.episodes import DatasetError
-from sb3_consistency.data.formats.minari import is_minari_id
+from sb3_consistency.data.formats.minari import check_new_dataset_id
 from sb3_consistency.envs.wrappers import flatten_nested
 from sb3_consistency.registry import how_to_install
 
@@ -59,17 +58,10 @@ def record_dataset(
     try:
         import minari
         from minari.data_collector import EpisodeBuffer
-        from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError as error:
         raise ImportError(f"Recording needs Minari: {how_to_install('offline')}.") from error
-    if not is_minari_id(dataset_id):
-        raise DatasetError(
-            f"dataset_id: {dataset_id!r} is no Minari id: pass one like 'mine/hopper/medium-v0', with the version."
-        )
+    exists = check_new_dataset_id(dataset_id, overwrite)
     n_steps = as_count("n_steps", n_steps, at_least=1)
-    exists = (get_dataset_path(dataset_id) / "data").exists()
-    if exists and not overwrite:
-        raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
     env = gym.make(env) if isinstance(env, str) else env
     named = _describe_env(env)  # before the work, so that nothing recorded is lost
     controllers = controllers if isinstance(controllers, list) else [controllers]

@@ -130,6 +130,25 @@ def is_minari_id(dataset_id: str) -> bool:
     return match is not None and match.group("version") is not None
 
 
+def check_new_dataset_id(dataset_id: str, overwrite: bool) -> bool:
+    """
+    :param dataset_id: id that a new local dataset is to have
+    :param overwrite: whether it may replace one of this id
+    :return: whether it replaces one
+    :raises DatasetError: if the id is no Minari id, or exists and ``overwrite`` is not set
+    """
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    if not is_minari_id(dataset_id):
+        raise DatasetError(
+            f"dataset_id: {dataset_id!r} is no Minari id: pass one like 'mine/hopper/medium-v0', with the version."
+        )
+    exists = (get_dataset_path(dataset_id) / "data").exists()
+    if exists and not overwrite:
+        raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
+    return exists
+
+
 def is_minari_folder(path: str) -> bool:
     """
     :param path: path of a folder
