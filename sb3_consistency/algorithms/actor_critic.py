@@ -7,8 +7,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.options import StepSchedule, at_step, option, shared_options
-from sb3_consistency.policies.modules import Follow, GenerativeActor, GenerativeCritic, Network
+from sb3_consistency.options import StepSchedule, at_step, option
+from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch, tree_map
@@ -79,14 +79,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     step_eta: th.Tensor = option(init=False)
 
     def networks(self) -> Mapping[str, Network]:
-        model_kwargs = {name: getattr(self, name) for name in shared_options(self.model_class, type(self))}
-        targets = {name: Follow(1 - decay) for name, decay in self.model_class.moving_averages(self).items()}
+        targets = {}
         if self.target_policy == "ema":
-            rule = Follow(1 - self.actor_ema_decay, self.actor_ema_interval, self.actor_ema_start)
-            targets = {"actor_target": rule, **targets}
-        actor = Network(GenerativeActor, {"model_class": self.model_class, "model_kwargs": model_kwargs}, targets)
+            targets["actor_target"] = Follow(1 - self.actor_ema_decay, self.actor_ema_interval, self.actor_ema_start)
         critic = Network(GenerativeCritic, {}, {"critic_target": Follow(self.tau, self.target_update_interval)})
-        return {"actor": actor, "critic": critic}
+        return {"actor": self.actor_network(**targets), "critic": critic}
 
     def losses(self) -> Mapping[str, LossFn]:
         return {"critic": self.critic_loss, "actor": self.actor_loss}

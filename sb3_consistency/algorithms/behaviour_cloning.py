@@ -7,8 +7,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule, TensorDict
 
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.options import shared_options
-from sb3_consistency.policies.modules import Follow, GenerativeActor, Network
+from sb3_consistency.policies.modules import Network
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch
 from sb3_consistency.training.updater import LossFn
@@ -22,9 +21,7 @@ class BehaviourCloning(GenerativeAlgorithm):
     learning_rate: float | Schedule = 3e-3
 
     def networks(self) -> Mapping[str, Network]:
-        model_kwargs = {name: getattr(self, name) for name in shared_options(self.model_class, type(self))}
-        targets = {name: Follow(1 - decay) for name, decay in self.model_class.moving_averages(self).items()}
-        return {"actor": Network(GenerativeActor, {"model_class": self.model_class, "model_kwargs": model_kwargs}, targets)}
+        return {"actor": self.actor_network()}
 
     def losses(self) -> Mapping[str, LossFn]:
         return {"actor": self.actor_loss}

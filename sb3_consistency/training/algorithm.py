@@ -40,7 +40,7 @@ from sb3_consistency.files.run import Run
 from sb3_consistency.files.zip import ModelFileError, load_model
 from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.options import Options, argument_names, check_keys, did_you_mean, option, options_of, shared_options
-from sb3_consistency.policies.modules import GenerativeActor, Network
+from sb3_consistency.policies.modules import Follow, GenerativeActor, Network
 from sb3_consistency.policies.policy import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.registry import ALGORITHMS
 from sb3_consistency.resume.callback import Resumption
@@ -101,6 +101,17 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         :return: what is trained, by name (no option's), and which moving averages follow it how at present
         """
         raise NotImplementedError
+
+    def actor_network(self, **targets: Follow) -> Network:
+        """
+        :param targets: moving averages that the algorithm needs, and how they follow
+        :return: a network that acts: the generative model with the options that it shares with the algorithm, and the moving
+            averages that its own loss needs besides
+        """
+        assert self.model_class is not None
+        model_kwargs = {name: getattr(self, name) for name in shared_options(self.model_class, type(self))}
+        own = {name: Follow(1 - decay) for name, decay in self.model_class.moving_averages(self).items()}
+        return Network(GenerativeActor, {"model_class": self.model_class, "model_kwargs": model_kwargs}, {**targets, **own})
 
     def losses(self) -> Mapping[str, LossFn]:
         """
