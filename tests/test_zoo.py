@@ -271,7 +271,7 @@ def test_train(key, tmp_path):
     assert (run / "evaluations.npz").exists() and (run / "best_model.zip").exists()
     args = args_of(run)
     assert (args["algo"], args["env"], args["n_timesteps"], args["dataset"]) == (key, "Pendulum-v1", 20, None)
-    assert sys.orig_argv[-1] in (run / "Pendulum-v1" / "command.txt").read_text()
+    assert (run / "Pendulum-v1" / "command.txt").read_text().startswith("python -m sb3_consistency train --algo ")
 
 
 def test_scripts_of_ones_own(tmp_path, monkeypatch):
@@ -781,7 +781,6 @@ def test_push_and_load_up_to_the_network(name, runs, tmp_path, monkeypatch):
     push = import_push_to_hub()
     monkeypatch.setattr(push, "HfApi", lambda: hub)
     monkeypatch.setattr(load_from_hub, "load_from_hub", hub.download)
-    monkeypatch.setattr(push, "_evaluate_agent", lambda *args: (-5.0, 1.0))
     repo = ["-name", name] if name else []
     command = ["--algo", "consistencyac", "--env", "Pendulum-v1", "-orga", "me", *repo]
     video = ["--no-render"] if name else ["-n", 5]
@@ -793,21 +792,43 @@ def test_push_and_load_up_to_the_network(name, runs, tmp_path, monkeypatch):
     assert metadata["model-index"][0]["name"].lower() in ALGOS
     assert "**ConsistencyAC** agent" in card and "'batch_size': 8" in card and "rl_zoo3.enjoy" not in card
     assert f"load-from-hub --algo consistency_ac --env Pendulum-v1 -orga me{f' -name {name}' if name else ''} -f logs/" in card
-    assert (pushed / "replay.mp4").exists() == (name is None)
+    assert (pushed / "replay.mp4").exists() == ("(replay.mp4)" in card) == (name is None)
+    assert metadata["library_name"] == "stable-baselines3" and {"sb3-consistency", "ConsistencyAC"} <= set(metadata["tags"])
+    assert "over 10 episodes with deterministic actions" in card and "Trained online, without a dataset." in card
+    assert "(learning_curve.png)" in card and (pushed / "learning_curve.png").exists()
+    # the command that trained it, with every option that it had
+    assert "train --algo consistency_ac --env Pendulum-v1 -n 40 " in card and "--env-kwargs max_episode_steps:20" in card
     buffer_size = json.loads((pushed / "consistency_ac-Pendulum-v1" / "data").read_text())["buffer_size"]
     assert buffer_size == 1_000_000
     zoo("load-from-hub", *command, "-f", "logs")
     zoo("enjoy", "--algo", "consistency_ac", "--env", "Pendulum-v1", "-f", "logs", "-n", 5, "--no-render")
 
 
-def test_card_of_an_offline_model():
+def test_card_of_an_offline_model(tmp_path, monkeypatch):
     from sb3_consistency.zoo.hub import use_our_card
 
-    module = SimpleNamespace(generate_model_card=lambda *args: "theirs", generate_metadata=lambda *args: {"tags": []})
+    monkeypatch.chdir(tmp_path)
+    module = SimpleNamespace(
+        generate_model_card=lambda *args: "theirs",
+        generate_metadata=lambda *args: {"tags": []},
+        repo_id="me/cpql-Hopper-v5",
+        model_name="cpql-Hopper-v5",
+        log_path="logs",
+    )
     use_our_card(module)
-    hyperparams = {"dataset": ["a/x-v0", "b/x-v0"], "pretrain_steps": 10}
+    upload = tmp_path / "hub" / "cpql-Hopper-v5"
+    upload.mkdir(parents=True)
+    (upload / "results.json").write_text(json.dumps({"n_eval_episodes": 5, "is_deterministic": True}))
+    for phase, steps in (("pretrain", [5, 10]), ("", [100, 200, 300])):
+        (tmp_path / "logs" / phase).mkdir(parents=True, exist_ok=True)
+        np.savez(tmp_path / "logs" / phase / "evaluations.npz", timesteps=steps, results=np.ones((len(steps), 4)))
+    hyperparams = {"dataset": ["a/x-v0", "b/x-v0"], "pretrain_steps": 10, "dataset_kwargs": {"top_fraction": 0.5}}
     card, _ = module.generate_model_card("cpql", "CPQL", "me", "Hopper-v5", 1.0, 0.1, hyperparams, {"g": 1})
-    assert "train --algo cpql --dataset a/x-v0,b/x-v0 --pretrain-steps 10 -f logs/" in card and "{'g': 1}" in card
+    assert "train --algo cpql --dataset a/x-v0,b/x-v0 --pretrain-steps 10\n" in card and "{'g': 1}" in card
+    assert "`a/x-v0`, `b/x-v0`, 10 gradient steps (with {'top_fraction': 0.5})" in card
+    # Student's interval of five episodes: 2.776 * 0.1 / sqrt(4)
+    assert "Mean return 1.00, 95 % interval [0.86, 1.14], over 5 episodes with deterministic actions" in card
+    assert "(learning_curve.png)" in card and (upload / "learning_curve.png").stat().st_size > 5_000
     assert module.generate_model_card("sac", "SAC", "me", "Hopper-v5", 1.0, 0.1, {}, {}) == "theirs"
 
 

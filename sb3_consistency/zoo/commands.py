@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,9 +52,10 @@ def run(command: str, argv: Sequence[str]) -> None:
     register()
     module = _import(COMMANDS[command][0])
     _prepare(command, module)
-    before = sys.argv
-    # rl-zoo3's functions parse sys.argv; what it saves as the command comes from sys.orig_argv
+    before = sys.argv, sys.orig_argv
+    # rl-zoo3's functions parse sys.argv; what it saves as the command, and a model card shows, comes from sys.orig_argv
     sys.argv = [f"sb3-consistency {command}", *argv]
+    sys.orig_argv = ["python", "-m", "sb3_consistency", command, *map(shlex.quote, argv)]
     try:
         if command in ("record-training", "push-to-hub"):
             with workarounds.ffmpeg_on_path():
@@ -66,7 +68,7 @@ def run(command: str, argv: Sequence[str]) -> None:
             raise
         raise ValueError(f"{error}. {hint}") from error
     finally:
-        sys.argv = before
+        sys.argv, sys.orig_argv = before
 
 
 def _other_runs(message: str) -> str:
