@@ -28,7 +28,7 @@ OTHERS = {
     "offline_fraction": 0.25,
     "alpha": 0.5,
     "train_sampling_steps": 2,
-    "executed_steps": 3,
+    "executed_steps": 1,
     "tracking_gains": (2.0, 1.0),
     "metric": "l2",
     "curriculum": (3, 20),

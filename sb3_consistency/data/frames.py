@@ -322,15 +322,17 @@ def shift(images: np.ndarray, pad: int) -> np.ndarray:
     """
     Shift every image by its own random offset; what comes in repeats the edge.
 
-    :param images: channels first, (B, C, H, W)
+    :param images: channels first, (B, C, H, W); windows of them, (B, n, C, H, W), have one offset each
     :param pad: largest offset, in pixels
     :return: the shifted images
     """
+    shape = images.shape
+    images = images.reshape(shape[0], -1, *shape[-2:])
     n, _, height, width = images.shape
     dy, dx = np.random.randint(-pad, pad + 1, size=(2, n, 1))
     rows, columns = (np.arange(height) + dy).clip(0, height - 1), (np.arange(width) + dx).clip(0, width - 1)
     last = images.transpose(0, 2, 3, 1)[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return last.transpose(0, 3, 1, 2)
+    return last.transpose(0, 3, 1, 2).reshape(shape)
 
 
 def _rows_of(observations: Any, rows: np.ndarray) -> Any:

@@ -45,7 +45,7 @@ def clamp_action(x: th.Tensor) -> th.Tensor:
 
 
 class GenerativeModel(Options, nn.Module):
-    """A model that turns noise into data of shape ``event_shape`` *E, (A,) for an action, given a condition."""
+    """A model that turns noise into data of shape ``event_shape`` *E, (H A,) for a chunk of actions, given a condition."""
 
     #: how many uniform numbers per row :meth:`loss` consumes
     n_uniforms: ClassVar[int] = 1
@@ -120,10 +120,22 @@ class GenerativeModel(Options, nn.Module):
         """
 
 
-class ActionModel(GenerativeModel):
-    """A generative model of an action: a network of noisy actions, their noise level and a condition."""
+class HorizonOptions(Options):
+    """How many actions are one piece of data; the model has it, and every network and algorithm around it."""
 
-    action_dim: int = option(kw_only=False, fixed=True, doc="size A of the action")
+    horizon: int = option(
+        default=1, low=1, fixed=True, before=1, doc="number H of actions that are chosen at once, a chunk (of states: a plan)"
+    )
+
+
+class ActionModel(HorizonOptions, GenerativeModel):
+    """
+    A generative model of a chunk of actions: a network of noisy actions, their noise level and a condition.
+
+    A chunk is one long action, its H actions one after the other.
+    """
+
+    action_dim: int = option(kw_only=False, fixed=True, doc="size A of one action")
     cond_dim: int = option(kw_only=False, fixed=True, doc="size F of the condition")
     network_name: str = option(
         default="mlp", alias="network", attribute="network_name", fixed=True, doc='backbone, "mlp" or "ln_resnet"'
@@ -134,5 +146,5 @@ class ActionModel(GenerativeModel):
     network: ConditionalNetwork = option(init=False)
 
     def build(self) -> None:
-        self.event_shape = (self.action_dim,)
-        self.network = make_network(self.network_name, self.action_dim, self.cond_dim, self.network_kwargs)
+        self.event_shape = (self.horizon * self.action_dim,)
+        self.network = make_network(self.network_name, self.event_shape[0], self.cond_dim, self.network_kwargs)

@@ -1,1 +1,1 @@
-"""Planners: windows of trajectories, plans and their memory."""
+"""Planners that are trained in stages: their plans, networks and data."""

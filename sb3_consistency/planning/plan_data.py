@@ -1,5 +1,6 @@
 """A planner's offline data: batches of windows, and its own scaling of observations and returns."""
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,14 +8,11 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_consistency.data.buffer import BlockWriter, block_rows, converted_episodes, set_size
-from sb3_consistency.data.checks import DatasetError
-from sb3_consistency.data.converter import EpisodeConverter
 from sb3_consistency.data.statistics import ObservationStatistics
 from sb3_consistency.envs.spaces import is_normalised_space
-from sb3_consistency.planning.windows import WindowRows, Windows
 from sb3_consistency.training.batches import split, tree_map
-from sb3_consistency.training.offline_data import HELDOUT_ROWS, OfflineData
+from sb3_consistency.training.offline_data import OfflineData, spread_windows
+from sb3_consistency.training.windows import WindowRows, Windows, discounted_returns
 
 
 class PlanBatch(NamedTuple):
@@ -31,45 +29,46 @@ class PlanBatch(NamedTuple):
     returns: th.Tensor
 
 
+class PlanWindows(Windows):
+    """
+    Windows of data that no longer grows, with the discounted return from every step to the end of its trajectory.
+
+    :param gamma: discount factor of the returns
+    :param kwargs: as for :class:`Windows`
+    """
+
+    def __init__(self, *args: Any, gamma: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gamma = gamma
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        """Return from every step, (buffer_size, n_envs)."""
+        order, ends = self.in_order()
+        returns = np.zeros((self.buffer.buffer_size, self.buffer.n_envs), np.float32)
+        returns[order] = discounted_returns(self.buffer.rewards[order], ends, self.gamma)
+        return returns
+
+
 class PlanData(OfflineData):
     """A planner's offline data: its batches are windows of trajectories."""
 
-    _windows: Windows | None = None
+    _windows: PlanWindows | None = None
 
-    def windows(self) -> Windows:
+    def windows_of(self, buffer: ReplayBuffer) -> PlanWindows:
+        m = self.model
+        goal_key = "desired_goal" if m.plan_of == "states" and m.cut_at_goals else None
+        return PlanWindows(buffer, m.horizon, m.history, m.pad, goal_key, m.stride, gamma=m.gamma)
+
+    def windows(self) -> PlanWindows:
         """
         :return: the windows of the offline data
-        :raises DatasetError: if no episode is long enough and ``pad`` is off
         """
         buffer = self.buffer
         assert buffer is not None
         if self._windows is None or self._windows.buffer is not buffer:
-            self._windows = self._windows_of(buffer)
+            self._windows = self.windows_of(buffer)
         return self._windows
-
-    def _windows_of(self, buffer: ReplayBuffer) -> Windows:
-        m = self.model
-        goal_key = "desired_goal" if m.plan_of == "states" and m.cut_at_goals else None
-        return Windows(buffer, m.horizon, m.history, m.pad, m.gamma, goal_key, m.stride)
-
-    def read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
-        """Held-out episodes keep their order, in a buffer of their own: windows are taken from it."""
-        episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
-        if not episodes:
-            return None
-        size = sum(len(e) for e in episodes)
-        if size < self.model.n_envs:
-            raise DatasetError(
-                f"heldout_fraction: the held-out episodes have {size} transition(s), fewer than there are environments "
-                f"({self.model.n_envs}), each of which gets windows: hold out more, or use fewer environments."
-            )
-        rows = block_rows(size, self.model.n_envs)
-        buffer = self.model.new_buffer((rows + int(self.model.optimize_memory_usage)) * self.model.n_envs)
-        writer = BlockWriter(buffer, 0, size)
-        for episode in episodes:
-            writer.write(episode)
-        set_size(buffer, rows)
-        return {"windows": self._windows_of(buffer)}
 
     @th.no_grad()
     def heldout_loss(self) -> float:
@@ -80,12 +79,11 @@ class PlanData(OfflineData):
         model.policy.set_training_mode(False)
         assert self.heldout is not None
         windows = self.heldout["windows"]
-        chosen = np.linspace(0, len(windows) - 1, min(HELDOUT_ROWS, len(windows))).astype(int)
-        batch = self._plan_batch(windows, windows.at(windows.starts[chosen]))
+        batch = self._plan_batch(windows, spread_windows(windows))
         network = model.policy.student if model.stage == "student" else model.policy.teacher_model
         generator = th.Generator().manual_seed(0)
         noise = th.randn(batch.plans.shape, generator=generator).to(model.device)
-        u = th.rand(len(chosen), 2, generator=generator).to(model.device)
+        u = th.rand(len(batch.plans), 2, generator=generator).to(model.device)
         loss = network.model.denoising_loss(batch.plans, network.condition(batch.conditions), noise=noise, u=u)[0]
         return float(loss.mean())
 
@@ -93,15 +91,15 @@ class PlanData(OfflineData):
         windows = self.windows()
         return split(self._plan_batch(windows, windows.sample(n_batches * batch_size, self.segments)), n_batches)
 
-    def _plan_batch(self, windows: Windows, at: WindowRows) -> PlanBatch:
+    def _plan_batch(self, windows: PlanWindows, at: WindowRows) -> PlanBatch:
         buffer, normalise = windows.buffer, windows.buffer._normalize_obs
-        observed = normalise(windows.take(buffer.observations, at.past, at.columns), self.model._vec_normalize_env)
+        observed = normalise(windows.observations(at.past, at.columns), self.model._vec_normalize_env)
         history = tree_map(buffer.to_torch, observed)
         conditions = reward_conditions = self.model.policy.conditions(history)
         if self.model.plan_of == "actions":
             plans = buffer.to_torch(windows.take(buffer.actions, at.rows, at.columns))
         else:
-            states = windows.take(buffer.observations["observation"], at.rows, at.columns)
+            states = windows.observations(at.rows, at.columns)["observation"]
             # waiting at the end of an episode is being at rest there
             states[..., states.shape[-1] // 2 :][at.padded] = 0
             plans = buffer.to_torch(states)
@@ -113,11 +111,10 @@ class PlanData(OfflineData):
         vec_normalize = self.model._vec_normalize_env
         if self.model.plan_of == "states" and vec_normalize is not None and vec_normalize.norm_obs:
             raise ValueError("env: plan_of='states' plans in the environment's units: use VecNormalize(norm_obs=False).")
-        self._windows = self._windows_of(buffer)
         super().install(buffer)
         # other data, or another gamma, may come while R has not learned yet
         if self.model._n_updates <= self.model.stage_ends()[0]:
-            returns = self._windows.returns[: buffer.size()]
+            returns = self.windows().returns[: buffer.size()]
             self.model.policy.reward_model.fit_returns(float(returns.min()), float(returns.max()))
 
     def fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:

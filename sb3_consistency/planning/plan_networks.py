@@ -8,10 +8,10 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_consistency.data.checks import map_observations
 from sb3_consistency.generative.temporal import cosine_transform
 from sb3_consistency.options import check_range, option
 from sb3_consistency.policies.modules import FeatureNetwork, NoiseOptions, seeded_noise
-from sb3_consistency.training.batches import tree_map
 from sb3_consistency.values.critics import StackedMlp
 
 #: what is planned, and the noise levels it is learned at: the longer and smoother a window, the more noise hides what it does
@@ -39,16 +39,14 @@ def check_student_kwargs(student_kwargs: dict[str, Any], model_kwargs: dict[str,
 
 
 class StackedNetwork(FeatureNetwork):
-    """A network that observes several observations at once."""
-
-    n_stacked: int = option(fixed=True, doc="their number n")
+    """A network of stacked observations: as many as its ``history``, in a plan of states the state and its goal."""
 
     def condition(self, stacked: PyTorchObs) -> th.Tensor:
         """
         :param stacked: observations, (B, n, ...), or a dict of them
         :return: their features side by side, (B, n F)
         """
-        return self.features(tree_map(lambda x: x.flatten(0, 1), stacked)).view(-1, self.n_stacked * self.features_dim)
+        return self.features(stacked if self.history > 1 else map_observations(lambda x: x[:, 0], stacked))
 
 
 class PlanNetwork(NoiseOptions, StackedNetwork):
@@ -61,7 +59,7 @@ class PlanNetwork(NoiseOptions, StackedNetwork):
     event_shape: tuple[int, int] = option(fixed=True, doc="shape (H, D) of a plan")
 
     def build(self) -> None:
-        self.model = self.model_class(self.event_shape, self.n_stacked * self.features_dim, **self.model_kwargs)
+        self.model = self.model_class(self.event_shape, self.condition_dim, **self.model_kwargs)
 
     def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
         """
@@ -88,13 +86,6 @@ class PlanNetwork(NoiseOptions, StackedNetwork):
             return self.model.sample(th.randn(shape, device=cond.device), cond)
         return self.model.sample_ode(self.fixed_noise(1, cond.device).expand(shape), cond)
 
-    def empty_plan(self, batch_size: int) -> th.Tensor:
-        """
-        :param batch_size: number of rows B
-        :return: room for plans, (B, H, D)
-        """
-        return th.zeros((batch_size, *self.model.event_shape), device=self.device)
-
 
 class RewardModel(StackedNetwork):
     """
@@ -114,7 +105,7 @@ class RewardModel(StackedNetwork):
     cosines: th.Tensor = option(init=False)
 
     def build(self) -> None:
-        n_in = self.n_stacked * self.features_dim + self.n_actions * self.action_dim
+        n_in = self.condition_dim + self.n_actions * self.action_dim
         self.value_net = StackedMlp(n_in, self.net_arch, 1, self.activation_fn, layer_norm=True)
         #: steps of a plan that one value is of
         self.n_seen = max(1, self.n_actions)

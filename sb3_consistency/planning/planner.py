@@ -1,7 +1,7 @@
 """The planner's policy: teacher, its moving average, reward model and student; and how a plan becomes actions."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -17,35 +17,23 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_consistency.envs.spaces import check_n_envs, check_observation
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.generative.trajectory import JumpOptions, TrajectoryConsistencyModel
-from sb3_consistency.options import Options, check_range, option
+from sb3_consistency.options import option
 from sb3_consistency.planning.plan_networks import TRAINING_LEVELS, PlanNetwork, RewardModel
 from sb3_consistency.planning.tracking import forces, planned_states
+from sb3_consistency.policies.chunks import NO_PLAN, ChunkOptions, ChunkPolicy, PlanMemory
 from sb3_consistency.policies.modules import Network, NoiseOptions, check_net_arch
 from sb3_consistency.policies.policy import NetworksPolicy
-from sb3_consistency.training.batches import tree_map
 
 PLANS = tuple(TRAINING_LEVELS)
 WEIGHT_DECAY = {"teacher_model": 1e-6, "reward_model": 1e-3, "student": 1e-4}
 
 
-class PlanMemory(NamedTuple):
-    """
-    What a planner remembers between two steps: the ``state`` of SB3's recurrent policies. N environments.
-
-    ``history`` holds the last observations, (N, h, ...) or a dict; ``plan`` the scaled plan, (N, H, D); ``age`` the
-    environment steps since it was made, (N,).
-    """
-
-    history: PyTorchObs
-    plan: th.Tensor
-    age: np.ndarray
-
-
-class PlanOptions(Options):
+class PlanOptions(ChunkOptions):
     """What is planned, and how a plan becomes actions."""
+
+    horizon: int = 16
 
     plan_of: str = option(
         default="actions",
@@ -53,20 +41,11 @@ class PlanOptions(Options):
         fixed=True,
         doc='"actions": plan the next actions and replan; "states": plan the states to a goal and track them',
     )
-    horizon: int = option(default=16, low=1, fixed=True, doc="number H of actions or states of a plan")
     stride: int = option(
         default=1,
         low=1,
         fixed=True,
         doc="steps of the environment from one planned state to the next; plans of actions have all, 1",
-    )
-    history: int = option(default=1, low=1, fixed=True, doc="number of observations that a plan of actions is conditioned on")
-    executed_steps: int | None = option(
-        default=None,
-        low=1,
-        doc="environment steps until the next plan is made; None for 1 (actions) or the plan's own, (H - 1) "
-        "``stride`` (states). More than that hold the end of a plan of states at rest; more than an episode has are the "
-        "paper's open loop",
     )
     tracking_gains: tuple[float, float] = option(
         default=(1.0, 1.0), low=0, doc="gains of position and velocity of the controller that tracks a plan of states"
@@ -77,16 +56,27 @@ class PlanOptions(Options):
 
     def check_together(self) -> None:
         super().check_together()
-        # the end of a plan of states can be held, that of a plan of actions can't
-        most_executed = self.horizon if self.plan_of == "actions" else math.inf
-        check_range("executed_steps", self.executed_steps, 1, most_executed, integer=True, optional=True)
         if self.reward_horizon > self.horizon:
             raise ValueError(f"reward_horizon must be in [1, horizon = {self.horizon}], got {self.reward_horizon}.")
         if self.history != 1 and self.plan_of == "states":
             raise ValueError(f"history must be 1 with plan_of='states', which sees state and goal, got {self.history}.")
 
+    @property
+    def most_executed(self) -> float:
+        """The end of a plan of states can be held, that of a plan of actions can't."""
+        return self.horizon if self.plan_of == "actions" else math.inf
 
-class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
+    @property
+    def steps_per_plan(self) -> int:
+        """Steps between two plans; H states are H - 1 moves."""
+        return self.executed_steps or (1 if self.plan_of == "actions" else max(1, (self.horizon - 1) * self.stride))
+
+    @property
+    def has_windows(self) -> bool:
+        return True
+
+
+class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, NetworksPolicy):
     """
     Policy of a planner: plans a window in one network pass, and acts on it.
 
@@ -132,9 +122,8 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
         self.set_training_mode(False)
 
     @property
-    def steps_per_plan(self) -> int:
-        """Steps between two plans; H states are H - 1 moves."""
-        return self.executed_steps or (1 if self.plan_of == "actions" else max(1, (self.horizon - 1) * self.stride))
+    def remembers(self) -> bool:
+        return self.plan_of == "states" or super().remembers
 
     def check_together(self) -> None:
         super().check_together()
@@ -168,7 +157,7 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
         arch, reward_arch = get_actor_critic_arch({"pi": widths, "qf": [256, 256]} if self.net_arch is None else self.net_arch)
         states = self.plan_of == "states"
         width = get_action_dim(self.network_space if states else self.action_space)
-        kwargs = {"observation_space": self.network_space, "n_stacked": 2 if states else self.history, **network.kwargs}
+        kwargs = {"observation_space": self.network_space, "history": 2 if states else self.history, **network.kwargs}
         if network.cls is RewardModel:
             n_actions = 0 if states else self.reward_horizon
             return {**kwargs, "net_arch": reward_arch, "activation_fn": self.activation_fn, "n_actions": n_actions}
@@ -235,22 +224,21 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
         """
         if self.plan_of == "states":
             return self.student.obs_normalizer.invert(plans).cpu().numpy()
-        actions = plans.cpu().numpy().reshape(*plans.shape[:2], *self.action_space.shape)
-        return self.unscale_action(actions)
+        return super().unscale_plans(plans)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self._plan(self.conditions(self._repeat(observation)), deterministic)[:, 0]
+        return self.make_plans(self.repeat(observation), deterministic)[:, 0]
 
-    def _plan(self, conditions: PyTorchObs, deterministic: bool) -> th.Tensor:
+    @property
+    def plan_shape(self) -> tuple[int, int]:
+        return self.student.event_shape
+
+    def make_plans(self, history: PyTorchObs, deterministic: bool) -> th.Tensor:
         network, steps = self.planning_with
-        return getattr(self, network).plan(conditions, deterministic, steps)
-
-    def _repeat(self, obs: PyTorchObs) -> PyTorchObs:
-        """The history at the first step of an episode: its observation, repeated."""
-        return tree_map(lambda x: x.unsqueeze(1).expand(-1, self.history, *x.shape[1:]), obs)
+        return getattr(self, network).plan(self.conditions(history), deterministic, steps)
 
     @th.no_grad()
     def plan(
@@ -267,66 +255,25 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, NetworksPolicy):
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
-        plans = self.unscale_plans(getattr(self, network).plan(self.conditions(self._repeat(obs)), deterministic, steps))
+        plans = self.unscale_plans(getattr(self, network).plan(self.conditions(self.repeat(obs)), deterministic, steps))
         return plans if vectorized else plans[0]
 
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Any]:
+    def observe(self, obs: PyTorchObs, memory: PlanMemory | None, episode_start: np.ndarray | None) -> PlanMemory:
+        observed = super().observe(obs, memory, episode_start)
+        if self.plan_of == "actions" or memory is None:
+            return observed
+        old, new = (m.history["desired_goal"][:, -1] for m in (memory, observed))  # type: ignore[index]
+        moved = (old != new).any(dim=1).cpu().numpy()
+        return observed._replace(age=np.where(moved, NO_PLAN, observed.age))
+
+    def next_actions(self, memory: PlanMemory) -> np.ndarray:
         """
-        Act on a plan. Only a planner that replans at every step from the present observation has no state.
-
-        :param observation: one observation or a batch of them
-        :param state: what the previous call returned; None at first
-        :param episode_start: which environments are at the first step of an episode, (N,)
-        :param deterministic: follow the ODE from the fixed noise
-        :return: actions, and the :class:`PlanMemory` to hand back (None if there is none)
+        :param memory: of N environments
+        :return: actions in the environment's units, (N, *action shape); with plans of states they pull towards the state
+            planned for the next step
         """
-        if self.plan_of == "actions" and self.history == 1 and self.steps_per_plan == 1:
-            return super().predict(observation, None, episode_start, deterministic)
-        self.set_training_mode(False)
-        check_observation(observation)
-        obs, vectorized = self.obs_to_tensor(observation)
-        with th.no_grad():
-            actions, memory = self._act(obs, state, episode_start, deterministic)
-        return (actions if vectorized else actions[0]), memory
-
-    def _act(
-        self, obs: PyTorchObs, memory: PlanMemory | None, episode_start: np.ndarray | None, deterministic: bool
-    ) -> tuple[np.ndarray, PlanMemory]:
-        first = self._repeat(obs)
-        n = len(next(iter(first.values())) if isinstance(first, dict) else first)
-        if memory is None:
-            stale, history = np.ones(n, bool), first
-            plan, age = self.student.empty_plan(n), np.zeros(n, np.int64)
-        else:
-            check_n_envs(n, state=len(memory.age), episode_start=n if episode_start is None else np.size(episode_start))
-            fresh = np.zeros(n, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(n)
-            rows = np.flatnonzero(fresh)
-            history = tree_map(lambda past, now: th.cat([past[:, 1:], now[:, -1:]], dim=1), memory.history, first)
-            tree_map(lambda past, now: past.__setitem__(rows, now[rows]), history, first)
-            plan, age = memory.plan.clone(), memory.age + 1
-            stale = fresh | (age >= self.steps_per_plan)
-            if self.plan_of == "states":
-                old, new = (h["desired_goal"][:, -1] for h in (memory.history, history))  # type: ignore[index]
-                stale |= (old != new).any(dim=1).cpu().numpy()
-        rows = np.flatnonzero(stale)
-        if len(rows):
-            plan[rows] = self._plan(self.conditions(tree_map(lambda x: x[rows], history)), deterministic)
-            age = np.where(stale, 0, age)
-        memory = PlanMemory(history, plan, age)
-        return (self._track(memory) if self.plan_of == "states" else self._next_action(memory)), memory
-
-    def _next_action(self, memory: PlanMemory) -> np.ndarray:
-        chosen = memory.plan[np.arange(len(memory.age)), memory.age].cpu().numpy()
-        return self.unscale_action(chosen.reshape(-1, *self.action_space.shape))
-
-    def _track(self, memory: PlanMemory) -> np.ndarray:
-        """Pull towards the state planned for the next step."""
+        if self.plan_of == "actions":
+            return super().next_actions(memory)
         assert isinstance(memory.history, dict)
         targets = planned_states(self.unscale_plans(memory.plan), memory.age + 1, self.stride)
         pull = forces(memory.history["observation"][:, -1].cpu().numpy(), targets, self.tracking_gains)

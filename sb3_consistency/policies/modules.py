@@ -13,7 +13,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_consistency.generative.model import Denoiser, GenerativeModel
+from sb3_consistency.data.checks import map_observations
+from sb3_consistency.generative.model import Denoiser, GenerativeModel, HorizonOptions
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.generative.schedules import cached
 from sb3_consistency.options import Options, option, options_of
@@ -92,7 +93,19 @@ def check_net_arch(name: str, value: Any) -> None:
             )
 
 
-class FeatureNetwork(Options, BaseModel):
+class HistoryOptions(Options):
+    """How many observations are seen at once."""
+
+    history: int = option(
+        default=1,
+        low=1,
+        fixed=True,
+        before=1,
+        doc="number h of observations that are seen at once, the present one last; before an episode's first stands its first",
+    )
+
+
+class FeatureNetwork(HistoryOptions, BaseModel):
     """Base of actor, critic and value network: turns observations into features."""
 
     fixed_until: ClassVar[str] = "build a new model with it"
@@ -142,13 +155,21 @@ class FeatureNetwork(Options, BaseModel):
             values["model_kwargs"] = present_values(getattr(self, "model"), values["model_kwargs"])  # noqa: B009
         return values
 
+    @property
+    def condition_dim(self) -> int:
+        """Size h F of what :meth:`features` returns."""
+        return self.history * self.features_dim
+
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :param obs: observations as the replay buffer holds them, (B, ...) or a dict
-        :return: features, (B, F)
+        :param obs: observations as the replay buffer holds them, (B, ...) or a dict; with a history of several (B, h, ...)
+        :return: features, (B, F), or those of every observation side by side, (B, h F)
         """
+        if self.history > 1:
+            obs = map_observations(lambda x: x.flatten(0, 1), obs)
         with th.set_grad_enabled(th.is_grad_enabled() and not self.has_shared_extractor):
-            return self.extract_features(obs, self.features_extractor)
+            features = self.extract_features(obs, self.features_extractor)
+        return features.view(-1, self.condition_dim) if self.history > 1 else features
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         preprocessed = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
@@ -167,9 +188,10 @@ class NoiseOptions(Options):
     )
 
 
-class GenerativeActor(NoiseOptions, FeatureNetwork, BasePolicy):
+class GenerativeActor(NoiseOptions, HorizonOptions, FeatureNetwork, BasePolicy):
     """
-    The actor: a generative model of scaled actions, conditioned on observation features.
+    The actor: a generative model of chunks of scaled actions, conditioned on observation features. A chunk is one long
+    action, (H A,), for a horizon of 1 an action.
 
     With a :class:`~sb3_consistency.generative.consistency.ConsistencyModel` it is the consistency actor.
     """
@@ -178,12 +200,12 @@ class GenerativeActor(NoiseOptions, FeatureNetwork, BasePolicy):
 
     model_class: Callable[..., GenerativeModel] = option(
         fixed=True,
-        doc="class of the generative model, called with (action_dim, features_dim, **model_kwargs)",
+        doc="class of the generative model, called with (action_dim, condition_dim, **model_kwargs)",
     )
     model_kwargs: dict[str, Any] = option(fixed=True, doc="further arguments of the model")
 
     def build(self) -> None:
-        self.model = self.model_class(self.action_dim, self.features_dim, **self.model_kwargs)
+        self.model = self.model_class(self.action_dim, self.condition_dim, **self.model_kwargs)
 
     def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
         """
@@ -192,7 +214,7 @@ class GenerativeActor(NoiseOptions, FeatureNetwork, BasePolicy):
 
         :param n: number of noise vectors, of which candidates are made
         :param device: where to
-        :return: (S, n, A)
+        :return: (S, n, H A)
         """
         return seeded_noise(self.model.noise_shape(n), self.noise_seed, self.noise_scale, device)
 
@@ -210,8 +232,8 @@ class GenerativeActor(NoiseOptions, FeatureNetwork, BasePolicy):
         """
         Behaviour-cloning loss with fresh noise.
 
-        :param features: observation features, (B, F)
-        :param actions: scaled actions, (B, A)
+        :param features: observation features, (B, h F)
+        :param actions: chunks of scaled actions, (B, H A)
         :param target: denoiser that supplies the regression targets; the actor itself when None
         :param progress: share of the training run that is done, scalar
         :return: loss of every row, (B,)
@@ -222,20 +244,25 @@ class GenerativeActor(NoiseOptions, FeatureNetwork, BasePolicy):
 
     def sample(self, features: th.Tensor, n_steps: int | None = None) -> th.Tensor:
         """
-        Sample one action per row with fresh noise, differentiably.
+        Sample one chunk of actions per row with fresh noise, differentiably.
 
-        :param features: observation features, (B, F)
+        :param features: observation features, (B, h F)
         :param n_steps: number of network evaluations; None for the model's default
-        :return: scaled actions, (B, A)
+        :return: scaled actions, (B, H A)
         """
         noise = th.randn(self.model.noise_shape(features.shape[0], n_steps), device=features.device)
         return self.model.sample(noise, features)
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self._predict(obs, deterministic)
-
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        features = self.features(observation)
+        return self(observation, deterministic)[:, : self.action_dim]
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param obs: observations, (B, ...), or (B, h, ...)
+        :param deterministic: from the fixed noise
+        :return: chunks of scaled actions, (B, H A)
+        """
+        features = self.features(obs)
         if not deterministic:
             return self.sample(features)
         return self.model.sample(self.fixed_noise(1, features.device).expand(-1, features.shape[0], -1), features)
@@ -261,20 +288,19 @@ class CriticOptions(ValueOptions):
     n_critics: int = option(default=2, low=1, fixed=True, doc="number of critics")
 
 
-class GenerativeCritic(CriticOptions, FeatureNetwork):
-    """Q(s, a) of several critics, as one batched network."""
+class GenerativeCritic(CriticOptions, HorizonOptions, FeatureNetwork):
+    """Q(s, a) of several critics, as one batched network; a is a chunk of actions."""
 
     net_arch: list[int] = option(fixed=True, doc="hidden layer sizes")
 
     def build(self) -> None:
-        self.q_networks = StackedCritic(
-            self.features_dim, self.action_dim, self.net_arch, self.n_critics, self.activation_fn, self.layer_norm
-        )
+        sizes = self.condition_dim, self.horizon * self.action_dim
+        self.q_networks = StackedCritic(*sizes, self.net_arch, self.n_critics, self.activation_fn, self.layer_norm)
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
-        :param obs: observations, (B, ...)
-        :param actions: scaled actions, (B, A)
+        :param obs: observations, (B, ...), or (B, h, ...)
+        :param actions: chunks of scaled actions, (B, H A)
         :return: Q-values, (B, n_critics)
         """
         return self.q_networks(self.features(obs), actions)
@@ -287,7 +313,7 @@ class ValueNetwork(ValueOptions, FeatureNetwork):
 
     def build(self) -> None:
         self.value_net = StackedMlp(
-            self.features_dim, self.net_arch, activation_fn=self.activation_fn, layer_norm=self.layer_norm
+            self.condition_dim, self.net_arch, activation_fn=self.activation_fn, layer_norm=self.layer_norm
         )
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -18,9 +19,11 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_consistency.compiled import Compiled
+from sb3_consistency.data.checks import map_observations
 from sb3_consistency.envs.spaces import action_bounds
 from sb3_consistency.generative.consistency import ConsistencyModel
 from sb3_consistency.options import Options, option, shared_options
+from sb3_consistency.policies.chunks import ChunkPolicy
 from sb3_consistency.policies.modules import (
     CriticOptions,
     FeatureNetwork,
@@ -280,12 +283,13 @@ class CandidateOptions(Options):
     candidate_temperature: float = option(default=1.0, above=0, doc="temperature of the softmax")
 
 
-class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPolicy):
+class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolicy, NetworksPolicy):
     """
     Policy of the generative algorithms: actor, its moving averages, critics and value network, as far as asked for.
 
-    What the algorithm has options for (``networks``, ``n_candidates`` and the others of :class:`CandidateOptions`) it passes
-    itself, and its part of ``model_kwargs``; ``policy_kwargs`` holds the rest.
+    What the algorithm has options for (``networks``, those of :class:`CandidateOptions` and of
+    :class:`~sb3_consistency.policies.chunks.ChunkOptions`) it passes itself, and its part of ``model_kwargs``;
+    ``policy_kwargs`` holds the rest.
 
     :raises ValueError: if an option is unknown or out of its range
     """
@@ -324,7 +328,8 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPo
     @property
     def structure(self) -> Mapping[str, Network]:
         if self.networks is None:
-            return {"actor": Network(GenerativeActor, {"model_class": ConsistencyModel, "model_kwargs": {}})}
+            kwargs = {"model_class": ConsistencyModel, "model_kwargs": {"horizon": self.horizon}}
+            return {"actor": Network(GenerativeActor, kwargs)}
         return self.networks
 
     def network_kwargs(self, network: Network) -> dict[str, Any]:
@@ -352,9 +357,9 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPo
         """
         Behaviour-cloning term: the loss of the actor's generative model on the data's actions.
 
-        :param obs: observations, (B, ...)
-        :param features: the actor's features of them, (B, F)
-        :param actions: scaled actions, (B, A)
+        :param obs: observations, (B, ...), or (B, h, ...)
+        :param features: the actor's features of them, (B, h F)
+        :param actions: chunks of scaled actions, (B, H A)
         :param progress: share of the curriculum that is done, scalar; None for its end
         :return: mean loss, scalar
         """
@@ -368,6 +373,19 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, NetworksPo
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        seen = self.repeat(observation) if self.history > 1 else observation
+        return self._choose(seen, deterministic)[:, : self.plan_shape[1]]
+
+    @property
+    def plan_shape(self) -> tuple[int, int]:
+        return self.horizon, get_action_dim(self.action_space)
+
+    def make_plans(self, history: PyTorchObs, deterministic: bool) -> th.Tensor:
+        seen = history if self.history > 1 else map_observations(lambda x: x[:, 0], history)
+        return self._choose(seen, deterministic).unflatten(1, self.plan_shape)
+
+    def _choose(self, observation: PyTorchObs, deterministic: bool) -> th.Tensor:
+        """Chunks of scaled actions, (B, H A), for observations, (B, ...) or (B, h, ...)."""
         n_candidates = self.n_eval_candidates if deterministic else self.n_candidates
         if n_candidates == 1:
             return self.actor(observation, deterministic)

@@ -28,7 +28,8 @@ class Resumption:
     What a model knows of the run that it continues; nothing of it is saved with a model.
 
     A model that can be resumed has one as ``resumption``, tells it of its callbacks, asks it whether a loop continues, and
-    has ``run`` (with ``id`` and ``call``), ``data`` and ``new_buffer`` for :mod:`~sb3_consistency.resume.run_state`.
+    has ``run`` (with ``id`` and ``call``), ``data``, ``memory`` (what its policy remembers of the environments) and
+    ``new_buffer`` for :mod:`~sb3_consistency.resume.run_state`.
 
     :ivar point: what was restored from a checkpoint; None where nothing is to be continued
     :ivar continued_phase: phase ("offline", "online") of the call that is about to be continued, if one is

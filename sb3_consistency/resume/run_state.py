@@ -216,6 +216,7 @@ def save_checkpoint(model: Any, folder: Path, keep: int) -> Path:
         "elapsed": time.time_ns() - int(model.start_time),
         "callbacks": callback_states(model.resumption.root_callback),
         "data": model.data.facts(),
+        "memory": None if model.memory is None else model.memory.to("cpu"),
     }
     writers: dict[str, Writer] = {"model.zip": lambda file: _write_model(model, file), "state.pkl": _pickled(state)}
     if model.replay_buffer is not None and not model.data.in_replay:
@@ -277,6 +278,8 @@ def restore_run(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
             copy_random_state(source, target)
     for name, value in state["data"].items():
         setattr(model.data, name, value)
+    memory = state.get("memory")
+    model.memory = None if memory is None else memory.to(model.device)
     if checkpoint.file("replay_buffer.pkl") is not None:
         model.replay_buffer = restore_buffer(model, _unpickled(checkpoint, "replay_buffer.pkl"))
     if checkpoint.file("dataset.pkl") is not None:
@@ -317,7 +320,7 @@ def _start_new_episodes(model: Any, reason: str) -> None:
         truncate_last_episodes(model.replay_buffer)
     # else every resumed run would repeat the first episodes
     model.env.seed(int(np.random.randint(2**31 - 1)))
-    model._last_obs = model.env.reset()
+    model._last_obs, model.memory = model.env.reset(), None
     model._last_episode_starts = np.ones((model.env.num_envs,), dtype=bool)
     if model._vec_normalize_env is not None:
         model._last_original_obs = model._vec_normalize_env.get_original_obs()

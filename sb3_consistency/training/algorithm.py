@@ -10,12 +10,13 @@ from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar, Never
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.noise import VectorizedActionNoise
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
@@ -24,6 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.data.checks import DatasetError, as_count
+from sb3_consistency.data.frames import FrameReplayBuffer
 from sb3_consistency.data.opening import dataset_spaces, open_datasets
 from sb3_consistency.data.rewards import RewardFunction
 from sb3_consistency.data.safe_state import is_safe_path, load_buffer, save_buffer
@@ -40,13 +42,14 @@ from sb3_consistency.files.run import Run
 from sb3_consistency.files.zip import ModelFileError, load_model
 from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.options import Options, argument_names, check_keys, did_you_mean, option, options_of, shared_options
+from sb3_consistency.policies.chunks import ChunkOptions, PlanMemory
 from sb3_consistency.policies.modules import Follow, GenerativeActor, Network
 from sb3_consistency.policies.policy import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_consistency.registry import ALGORITHMS
 from sb3_consistency.resume.callback import Resumption
 from sb3_consistency.resume.run_state import truncate_last_episodes
 from sb3_consistency.training.arguments import TrainingOptions, check_policy_kwargs, explain_unknown
-from sb3_consistency.training.batches import CHUNK, CHUNK_BYTES, bytes_per_transition, can_sample, samples_as_sb3
+from sb3_consistency.training.batches import CHUNK, CHUNK_BYTES, bytes_per_transition, samples_as_sb3
 from sb3_consistency.training.gradient import check_precision
 from sb3_consistency.training.offline_data import OfflineData
 from sb3_consistency.training.pretraining import learn_offline, pretrain
@@ -58,7 +61,11 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
+#: how buffers sample that read their rows, and do no more: windows of rows can be read in their place
+PLAIN_SAMPLING = [(buffer.sample, buffer._get_samples) for buffer in (ReplayBuffer, DictReplayBuffer, FrameReplayBuffer)]
+
+
+class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
     """
     Base of the generative algorithms, which supply :meth:`networks` and :meth:`losses`.
 
@@ -89,6 +96,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     data: OfflineData = option(init=False)
     updater: Updater = option(init=False)
     resumption: Resumption = option(init=False)
+    #: what the policy remembers of the environments that experience is collected in; None without a memory
+    memory: PlanMemory | None = option(init=False)
     #: share of the curriculum that is done, scalar in [0, 1]; None stands for its end
     progress: th.Tensor | None = option(init=False)
     in_offline_phase: bool = option(init=False)
@@ -146,7 +155,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         super(Options, self).__init__(**given, sde_support=False, support_multi_env=True)
         self.run = Run(algorithm=self._own_class_name())
         self.data, self.resumption = self.data_class(self), Resumption()
-        self.in_offline_phase, self.progress = False, None
+        self.in_offline_phase, self.progress, self.memory = False, None, None
         self.check_options()
         # not in load(): what was saved was accepted once
         check_policy_kwargs(
@@ -216,10 +225,25 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
                 f"pretrain_steps must be 0, got {self.pretrain_steps}: {type(self).__name__} learns offline only, "
                 "learn(n) takes n gradient steps on the dataset."
             )
+        if self.has_windows:
+            self._check_windows()
         # a user's load_dataset() may take more
         loaders = [inspect.signature(loader).parameters.values() for loader in (self.data_class.load, self.load_dataset)]
         known = {p.name for parameters in loaders for p in parameters if p.kind == p.KEYWORD_ONLY}
         check_keys("dataset_kwargs", self.dataset_kwargs or {}, known)
+
+    def _check_windows(self) -> None:
+        told = f"with horizon={self.horizon}, history={self.history}"
+        if self.n_steps != 1:
+            raise ValueError(
+                f"n_steps must be 1 {told}, got {self.n_steps}: a critic of chunks learns from the returns of whole chunks."
+            )
+        buffer_class: Any = self.replay_buffer_class
+        if buffer_class is not None and (buffer_class.sample, buffer_class._get_samples) not in PLAIN_SAMPLING:
+            raise ValueError(
+                f"replay_buffer_class can't be {buffer_class.__name__} {told}: windows of steps are drawn in place of its "
+                "sample(). Use ReplayBuffer, DictReplayBuffer or FrameReplayBuffer, or horizon=1, history=1."
+            )
 
     def option_changed(self, name: str, value: Any) -> None:
         for module in self.policy.modules():
@@ -565,12 +589,33 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         self.run.in_vec_normalize |= self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         if self.continued_phase is not None:
             return self.resumption.setup_learn(self, callback, tb_log_name, progress_bar)
-        if (reset_num_timesteps or self._last_obs is None) and self.replay_buffer is not None and not self.data.in_replay:
+        if reset_num_timesteps or self._last_obs is None:
             # the environment starts anew: what was running is cut off
-            truncate_last_episodes(self.replay_buffer)
+            self.memory = None
+            if self.replay_buffer is not None and not self.data.in_replay:
+                truncate_last_episodes(self.replay_buffer)
         if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise  # SB3 makes as many as there are environments
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        policy = self.policy
+        if not policy.remembers:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        assert self._last_obs is not None
+        obs, _ = policy.obs_to_tensor(self._last_obs)
+        if self.num_timesteps < learning_starts:
+            # at random, as SB3 does; what is seen is remembered
+            self.memory = policy.observe(obs, self.memory, self._last_episode_starts)
+            chosen = np.array([self.action_space.sample() for _ in range(n_envs)])
+        else:
+            chosen, self.memory = policy.act(obs, self.memory, self._last_episode_starts, deterministic=False)
+        scaled = policy.scale_action(chosen)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return policy.unscale_action(scaled), scaled
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -593,6 +638,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     ) -> None:
         row = replay_buffer.pos
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = np.asarray(dones, bool)
         if self.run.reward_function is not None:
             # on the stored reward: VecNormalize hands on the original one
             replay_buffer.rewards[row] = self.run.reward_function(replay_buffer.rewards[row])
@@ -605,6 +651,17 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
             callbacks = CallbackList([callbacks, PhaseProgress(phase)])
             callbacks.init_callback(self)
         return self.resumption.init_callback(self, callbacks)
+
+    def plan(self, observation: Any, *, deterministic: bool = False) -> np.ndarray:
+        """
+        Choose a chunk of ``horizon`` actions, as if the observation were an episode's first.
+
+        :param observation: one observation or a batch of them
+        :param deterministic: from the fixed noise
+        :return: actions in the environment's units, (H, *action shape); with a batch in front
+        """
+        plan: np.ndarray = self.policy.plan(observation, deterministic)
+        return plan
 
     # gradient steps
 
@@ -626,9 +683,9 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
     def _ready_to_train(self) -> bool:
         """After an offline phase whose data is gone (it is not saved with a model), experience must gather first."""
         if self.data.buffer is not None or not self.run.was_pretrained or self.replay_buffer is None:
-            return can_sample(self.replay_buffer) or can_sample(self.data.separate)
+            return self.data.can_sample(self.replay_buffer) or self.data.can_sample(self.data.separate)
         wanted = min(self.__dict__["learning_starts"] // self.n_envs, self.replay_buffer.buffer_size)
-        return can_sample(self.replay_buffer) and self.replay_buffer.size() >= wanted
+        return self.data.can_sample(self.replay_buffer) and self.replay_buffer.size() >= wanted
 
     def batches(self, n_batches: int, batch_size: int) -> Iterator[Any]:
         """
@@ -641,7 +698,8 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
         at_once = min(n_batches, CHUNK)
         if at_once > 1:
             buffers = [buffer for buffer in (self.replay_buffer, self.data.separate) if buffer is not None]
-            at_once = min(at_once, max(1, CHUNK_BYTES // (batch_size * bytes_per_transition(self.observation_space))))
+            row = self.history * bytes_per_transition(self.observation_space)
+            at_once = min(at_once, max(1, CHUNK_BYTES // (batch_size * row)))
             # a user's own may give meaning to the size of what is drawn together
             at_once = at_once if all(map(samples_as_sb3, buffers)) else 1
         for start in range(0, n_batches, at_once):
@@ -859,7 +917,7 @@ class GenerativeAlgorithm(TrainingOptions, OffPolicyAlgorithm):
             raise DatasetError(f"{path}: damaged, or not a file of save_replay_buffer(): {error!r}.") from error
 
     def _excluded_save_params(self) -> list[str]:
-        parts = ["data", "updater", "resumption", "progress", "in_offline_phase"]
+        parts = ["data", "updater", "resumption", "progress", "in_offline_phase", "memory"]
         by_name = isinstance(self.dataset, str) or (
             isinstance(self.dataset, (list, tuple)) and all(isinstance(d, str) for d in self.dataset)
         )

@@ -36,6 +36,19 @@ NOT_OURS = {
     "target_policy_noise": "the next action is sampled from the policy",
     "target_noise_clip": "the next action is sampled from the policy",
 }
+#: what other projects call an argument of ours (LeRobot, Diffusion Policy, ACT, Q-chunking)
+OUR_NAMES = {
+    "n_action_steps": "executed_steps",
+    "action_horizon": "executed_steps",
+    "chunk_size": "horizon",
+    "action_chunk_size": "horizon",
+    "horizon_length": "horizon",
+    "pred_horizon": "horizon",
+    "num_queries": "horizon",
+    "n_obs_steps": "history",
+    "obs_horizon": "history",
+    "n_obs_history": "history",
+}
 # what a policy gives its networks' models, and an algorithm its policy
 NOT_FROM_OUTSIDE = {"observation_space", "action_space", "lr_schedule", "event_shape", "action_dim", "cond_dim"}
 POLICY_CLASSES = {
@@ -239,6 +252,8 @@ def explain_unknown(cls: type[Any], name: str) -> str:
     """
     if name in NOT_OURS:
         return f": {NOT_OURS[name]}."
+    if name in OUR_NAMES:
+        return f": it is called {OUR_NAMES[name]} here."
     others = [other for other in registry.ALGORITHMS if name in argument_names(registry.algorithm(other))]
     if others:
         return f"; it belongs to {', '.join(others)}."

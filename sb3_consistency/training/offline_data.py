@@ -13,19 +13,22 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_consistency.data.buffer import Segment, block_rows, converted_episodes, fill
+from sb3_consistency.data.buffer import BlockWriter, Segment, block_rows, converted_episodes, fill, set_size
 from sb3_consistency.data.checks import DatasetError, map_observations
 from sb3_consistency.data.converter import EpisodeConverter
 from sb3_consistency.data.environment import environment_differs
-from sb3_consistency.data.episodes import EpisodeSource
+from sb3_consistency.data.episodes import Block, EpisodeSource
 from sb3_consistency.data.opening import open_datasets
 from sb3_consistency.data.rewards import RewardFunction, fit_reward_transform
 from sb3_consistency.data.selection import hold_out, select_episodes
 from sb3_consistency.data.statistics import ObservationStatistics, fit_vec_normalize
 from sb3_consistency.training.batches import Batch, can_sample, concatenate, sample, split
+from sb3_consistency.training.windows import WindowRows, Windows, chunk_batch
 
 # rows of the held-out data that are evaluated, evenly spread
 HELDOUT_ROWS = 8192
+# up to so many it is looked whether there is a full window; with more, that there is none is an error of the horizon
+FEW_ROWS = 10_000
 # what of it a checkpoint holds, beside the buffer and the held-out episodes
 FACTS = ("segments", "in_replay", "of_constructor")
 
@@ -185,18 +188,49 @@ class OfflineData:
         :param converters: of every dataset
         :param held: numbers of the held-out episodes, of every dataset
         :return: what :meth:`heldout_loss` takes; None if nothing is held out
+        :raises DatasetError: if they are too short for the windows of every environment
         """
         episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
         if not episodes:
             return None
+        if self.model.has_windows:
+            return {"windows": self._heldout_windows(episodes)}
         observations = map_observations(lambda *parts: np.concatenate(parts), *(e.observations for e in episodes))
         return {"observations": observations, "actions": np.concatenate([e.actions for e in episodes])}
+
+    def _heldout_windows(self, episodes: list[Block]) -> Windows:
+        """Held-out episodes keep their order, in a buffer of their own: windows are taken from it."""
+        model, size = self.model, sum(len(e) for e in episodes)
+        if size < model.n_envs:
+            raise DatasetError(
+                f"heldout_fraction: the held-out episodes have {size} transition(s), fewer than there are environments "
+                f"({model.n_envs}), each of which gets windows: hold out more, or use fewer environments."
+            )
+        rows = block_rows(size, model.n_envs)
+        buffer = model.new_buffer((rows + int(model.optimize_memory_usage)) * model.n_envs)
+        writer = BlockWriter(buffer, 0, size)
+        for episode in episodes:
+            writer.write(episode)
+        set_size(buffer, rows)
+        windows = self.windows_of(buffer)
+        windows.check()
+        return windows
+
+    def windows_of(self, buffer: ReplayBuffer) -> Windows:
+        """
+        :param buffer: data
+        :return: its windows, as the model's horizon and history want them
+        """
+        return Windows(buffer, self.model.horizon, self.model.history, self.model.pad)
 
     def install(self, buffer: ReplayBuffer) -> None:
         """
         :param buffer: data to take from now on
+        :raises DatasetError: if no episode is long enough for a window, and ``pad`` is off
         """
         model = self.model
+        if model.has_windows:
+            self.windows_of(buffer).check()
         if model.replay_buffer is not None and model.replay_buffer.size() > 0 and not self.in_replay:
             self.separate = buffer
         else:
@@ -222,20 +256,27 @@ class OfflineData:
         """
         :return: behaviour-cloning loss of the held-out episodes at the end of the curriculum, with one noise at every call
         """
-        model, heldout = self.model, self.heldout
-        assert heldout is not None
+        model = self.model
         model.policy.set_training_mode(False)
-        rows = np.linspace(0, len(heldout["actions"]) - 1, min(HELDOUT_ROWS, len(heldout["actions"]))).astype(int)
-        taken = map_observations(lambda x: x[rows], heldout["observations"])
-        if model._vec_normalize_env is not None:
-            taken = model._vec_normalize_env.normalize_obs(taken)
-        obs, _ = model.policy.obs_to_tensor(taken)
-        actions = th.as_tensor(heldout["actions"][rows], device=model.device)
+        obs, actions = self._heldout_tensors()
         generator = th.Generator().manual_seed(0)
         actor = getattr(model.policy, model.cloning_network)
         noise = th.randn(actions.shape, generator=generator).to(model.device)
         u = th.rand(len(actions), actor.model.n_uniforms, generator=generator).to(model.device)
         return float(actor.model.loss(actions, actor.features(obs), noise=noise, u=u).mean())
+
+    def _heldout_tensors(self) -> tuple[Any, th.Tensor]:
+        model, heldout = self.model, self.heldout
+        assert heldout is not None
+        if "windows" in heldout:
+            windows = heldout["windows"]
+            batch = chunk_batch(windows, spread_windows(windows), model.gamma, model._vec_normalize_env)
+            return batch.observations, batch.actions
+        rows = np.linspace(0, len(heldout["actions"]) - 1, min(HELDOUT_ROWS, len(heldout["actions"]))).astype(int)
+        taken = map_observations(lambda x: x[rows], heldout["observations"])
+        if model._vec_normalize_env is not None:
+            taken = model._vec_normalize_env.normalize_obs(taken)
+        return model.policy.obs_to_tensor(taken)[0], th.as_tensor(heldout["actions"][rows], device=model.device)
 
     # going online
 
@@ -271,16 +312,33 @@ class OfflineData:
         for buffer, size in ((model.replay_buffer, batch_size - n_offline), (self.separate, n_offline)):
             if size > 0 and buffer is not None:
                 segments = self.segments if buffer is self.buffer else None
-                data = sample(buffer, n_batches * size, model.gamma, model._vec_normalize_env, segments)
-                parts.append(split(data, n_batches))
+                parts.append(split(self._drawn(buffer, n_batches * size, segments), n_batches))
         return parts[0] if len(parts) == 1 else concatenate(*parts)
+
+    def _drawn(self, buffer: ReplayBuffer, size: int, segments: list[Segment] | None) -> Batch:
+        model = self.model
+        if not model.has_windows:
+            return sample(buffer, size, model.gamma, model._vec_normalize_env, segments)
+        windows = self.windows_of(buffer)
+        return chunk_batch(windows, windows.sample(size, segments), model.gamma, model._vec_normalize_env)
+
+    def can_sample(self, buffer: ReplayBuffer | None) -> bool:
+        """
+        :param buffer: a replay buffer, or None
+        :return: whether it has anything to learn from
+        """
+        if buffer is None or not can_sample(buffer):
+            return False
+        if not self.model.has_windows or self.model.pad or buffer.size() > FEW_ROWS:
+            return True
+        return len(self.windows_of(buffer)) > 0
 
     def _offline_share(self, batch_size: int) -> int:
         """How many rows of a batch come from the separate offline buffer."""
         separate, replay, fraction = self.separate, self.model.replay_buffer, self.model.offline_fraction
-        if separate is None or not can_sample(separate):
+        if separate is None or not self.can_sample(separate):
             return 0
-        if not can_sample(replay):
+        if not self.can_sample(replay):
             return batch_size
         if fraction is None:
             # drawn, not rounded: a few online transitions among many offline ones must get their turn
@@ -306,3 +364,12 @@ class OfflineData:
         else:
             self.separate = buffer
         self.heldout = heldout
+
+
+def spread_windows(windows: Windows) -> WindowRows:
+    """
+    :param windows: of held-out episodes
+    :return: at most :data:`HELDOUT_ROWS` of them, evenly spread
+    """
+    starts = windows.starts
+    return windows.at(starts[np.linspace(0, len(starts) - 1, min(HELDOUT_ROWS, len(starts))).astype(int)])
