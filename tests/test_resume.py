@@ -122,6 +122,12 @@ def test_ways_to_collect(kwargs, tmp_path):
     check(tmp_path, make, learn, [110], env=VectorEnv)
 
 
+def test_inside_a_chunk(tmp_path):
+    """Random steps end at 30, chunks begin at 30, 37, 44: no checkpoint is between two."""
+    model = check(tmp_path, online_model(horizon=7, history=2), learn, [55, 70], env=pendulum())
+    assert model.memory.age.tolist() == [(119 - 30) % 7]
+
+
 def test_a_continued_learn_is_continued(tmp_path):
     def run(model, callback):
         if model.num_timesteps == 0:

@@ -97,7 +97,11 @@ def test_goal_changes_end_windows():
     for t in range(10):
         obs = {"observation": np.full((1, 2), t), "desired_goal": np.full((1, 2), t // 4)}
         buffer.add(obs, obs, np.zeros((1, 1)), np.ones(1), np.zeros(1), [{}])
-    assert Windows(buffer, 4, 1, False, "desired_goal").starts[:, 0].tolist() == [0, 4]
+    windows = Windows(buffer, 4, 2, False, "desired_goal")
+    assert windows.starts[:, 0].tolist() == [0, 4]
+    windows.pad = True
+    at = windows.at(windows.starts)
+    assert at.rows[2].tolist() == [2, 3, 3, 3] and at.past[3:6].tolist() == [[2, 3], [4, 4], [4, 5]]
     assert len(Windows(buffer, 4, 1, False)) == 7
 
 

@@ -21,7 +21,7 @@ from sb3_consistency.registry import how_to_install
 if TYPE_CHECKING:
     import minari
 
-# maps an observation to an action (both unscaled)
+# maps an observation to an action (both unscaled); if it has a method reset(), that is called before every episode
 Controller = Callable[[Any], np.ndarray]
 
 
@@ -42,7 +42,8 @@ def record_dataset(
 
     :param dataset_id: id of the new dataset, like "mine/pendulum/mixed-v0"
     :param env: environment (or its id) with a time limit
-    :param controllers: one controller, or several that take turns by episode
+    :param controllers: one controller, or several that take turns by episode; one that remembers what it saw has a method
+        ``reset()``, called before every episode
     :param n_steps: steps to record, at least 1; the last episode is cut there and marked truncated
     :param seed: seed of the first episode
     :param description: description stored with the data
@@ -105,6 +106,8 @@ def _describe_env(env: gym.Env) -> dict[str, Any]:
 
 def _record_episode(env: gym.Env, controller: Controller, seed: int, max_steps: int) -> dict[str, Any]:
     observation, _ = env.reset(seed=seed)
+    if hasattr(controller, "reset"):
+        controller.reset()
     # copied: some environments hand out the same arrays at every step
     observations: list[Any] = [deepcopy(observation)]
     actions: list[np.ndarray] = []
@@ -139,6 +142,30 @@ def _transpose(observations: list[Any]) -> Any:
     return observations
 
 
+class _ModelController:
+    """Acts as a model does, and hands it back what it remembers."""
+
+    def __init__(self, model: Any, deterministic: bool, noise: float, seed: int, vec_normalize: VecNormalize | None) -> None:
+        self.model, self.deterministic, self.noise, self.vec_normalize = model, deterministic, noise, vec_normalize
+        self.rng = np.random.default_rng(seed)
+        self.nested = isinstance(model.observation_space, spaces.Dict)
+        self.reset()
+
+    def reset(self) -> None:
+        self.state, self.starts = None, np.array([True])
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        observation = flatten_nested(observation) if self.nested else observation
+        observation = observation if self.vec_normalize is None else self.vec_normalize.normalize_obs(observation)
+        action, self.state = self.model.predict(observation, self.state, self.starts, self.deterministic)
+        self.starts = np.array([False])
+        if self.noise == 0:
+            return action
+        low, high = self.model.action_space.low, self.model.action_space.high
+        noisy = action + self.noise * (high - low) / 2 * self.rng.standard_normal(action.shape)
+        return np.clip(noisy, low, high).astype(self.model.action_space.dtype)
+
+
 def model_controller(
     model: Any,
     deterministic: bool = False,
@@ -149,35 +176,20 @@ def model_controller(
     """
     A controller that acts as an SB3 model does, with optional Gaussian noise.
 
-    :param model: SB3 model without a memory from step to step
+    A model with a memory from step to step (a recurrent one, or one that executes chunks) is handed it back; the controller's
+    ``reset()`` begins an episode.
+
+    :param model: SB3 model
     :param deterministic: whether to predict deterministically
     :param noise: standard deviation of the noise, as a share of half the action range
     :param seed: seed of the noise
     :param vec_normalize: statistics that the model's observations were normalised with
     :return: the controller
-    :raises ValueError: if the deviation is negative; when it acts, if the model has a memory
+    :raises ValueError: if the deviation is negative
     """
     if not noise >= 0:
         raise ValueError(f"noise must be at least 0, got {noise}.")
-    rng = np.random.default_rng(seed)
-    nested = isinstance(model.observation_space, spaces.Dict)
-
-    def act(observation: Any) -> np.ndarray:
-        observation = flatten_nested(observation) if nested else observation
-        observation = observation if vec_normalize is None else vec_normalize.normalize_obs(observation)
-        action, state = model.predict(observation, deterministic=deterministic)
-        if state is not None:
-            raise ValueError(
-                "model: policies with a memory from step to step can't be recorded (recurrent ones, and planners that execute "
-                "several steps of a plan)."
-            )
-        if noise == 0:
-            return action
-        low, high = model.action_space.low, model.action_space.high
-        noisy = action + noise * (high - low) / 2 * rng.standard_normal(action.shape)
-        return np.clip(noisy, low, high).astype(model.action_space.dtype)
-
-    return act
+    return _ModelController(model, deterministic, noise, seed, vec_normalize)
 
 
 def swing_up(noise: float, seed: int) -> Controller:

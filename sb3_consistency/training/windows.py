@@ -91,11 +91,11 @@ class Windows:
         return goals
 
     def _ends_at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Whether a trajectory ends with these steps; the newest step's end is none of the buffer's."""
+        """Whether a trajectory ends with these steps, (B, n); the newest step's end is none of the buffer's."""
         ends: np.ndarray = self.buffer.dones[rows, columns] > 0
         if self.goal_key is not None:
             now, following = (self._goals(r, columns) for r in (rows, (rows + 1) % self.buffer.buffer_size))
-            ends |= (now != following).reshape(*rows.shape, -1).any(axis=-1)
+            ends |= (now != following).any(axis=tuple(range(2, now.ndim)))
         return ends
 
     # which windows there are
