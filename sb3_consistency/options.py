@@ -68,12 +68,14 @@ class Option:
 
     def bound(self, owner: type[Any], field: str, annotation: Any) -> "Option":
         """
-        :param owner: class that declares the field
+        :param owner: class that declares the field; one that declares it again does not become its owner
         :param field: its name there
         :param annotation: its type
         :return: this declaration
         """
-        self.owner, self.field, self.name = owner, field, self.alias or field
+        if self.owner is object:
+            self.owner = owner
+        self.field, self.name = field, self.alias or field
         self.attribute = self.attribute_override or self.name
         self.hint: Any = annotation
         self.annotation = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
@@ -184,11 +186,24 @@ def option(
     return Option(**{**declared, "one_of": None if one_of is None else tuple(one_of)}) if init else ATTRIBUTE
 
 
+def redeclared(cls: type[Any], name: str, *, default: Any, **changes: Any) -> Any:
+    """
+    Declare an inherited argument with other choices, limits or meaning. It stays the one that others share.
+
+    :param cls: class that has it
+    :param name: its name
+    :param default: its default
+    :param changes: what else is different, as :func:`option` calls it
+    :return: the declaration
+    """
+    return options_of(cls)[name].changed(default=default, **changes)
+
+
 def _is_protocol(member: Any) -> bool:
     return getattr(member, "_is_protocol", False) is True
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(option,))
+@dataclass_transform(kw_only_default=True, field_specifiers=(option, redeclared))
 class Options:
     """
     A class whose constructor's arguments are its fields, and those of its bases.

@@ -12,14 +12,27 @@ from sb3_consistency.algorithms.actor_critic import ActorCritic
 
 ALGORITHMS = [registry.algorithm(name) for name in registry.ALGORITHMS]
 ACTOR_CRITICS = [cls for cls in ALGORITHMS if issubclass(cls, ActorCritic)]
+
+
+class Distilled(CPQL):
+    """CPQL with a teacher beside the actor: other networks, and other losses."""
+
+    bc_loss = "distill"
+    target_candidates = 3
+
+
 SMALL = {"policy_kwargs": {"net_arch": [32, 32]}, "batch_size": 32, "seed": 0, "device": "cpu"}
 #: of a model that learns online soon
 ONLINE = {**SMALL, "learning_starts": 4, "buffer_size": 200}
-VARIANTS = [(CPQL, {"value_mode": "iql"}), (DiffusionQL, {"sampling_steps": 2, "sampler": "ddim"})]
+VARIANTS = [
+    (CPQL, {"value_mode": "iql"}),
+    (CPQL, {"bc_loss": "distill", "target_candidates": 1}),
+    (DiffusionQL, {"sampling_steps": 2, "sampler": "ddim"}),
+]
 MODES = [*((cls, {}) for cls in ALGORITHMS), *VARIANTS]
 
-every = pytest.mark.parametrize("cls", ALGORITHMS)
-actor_critics = pytest.mark.parametrize("cls", ACTOR_CRITICS)
+every = pytest.mark.parametrize("cls", [*ALGORITHMS, Distilled])
+actor_critics = pytest.mark.parametrize("cls", [*ACTOR_CRITICS, Distilled])
 
 
 @pytest.fixture(autouse=True)

@@ -45,12 +45,12 @@ def test_help_shows_the_defaults(name, tmp_path):
 
 
 def test_multimodality(tmp_path):
-    algos = ["ConsistencyBC", "ConsistencyAC", "CPQL", "CPQL-ict", "DiffusionBC", "DiffusionQL"]
+    algos = ["ConsistencyBC", "ConsistencyAC", "CPQL", "CPQL-ict", "CPQL-distill", "DiffusionBC", "DiffusionQL"]
     out = run_example("02_multimodality.py", "--steps", 50, "--algos", *algos, cwd=tmp_path)
     assert "data: 8 of 8 modes" in out
     for algo in algos:
         name, found = next(line for line in out.splitlines() if line.startswith(f"{algo}, ")).split(": ")
-        assert name.endswith("1 pass" if algo in ("ConsistencyBC", "CPQL", "CPQL-ict") else "passes")
+        assert name.endswith("1 pass" if algo.startswith(("ConsistencyBC", "CPQL")) else "passes")
         assert 0 <= float(found.split(", ")[1].split(" %")[0]) < 100
     assert (tmp_path / "multimodality.png").stat().st_size > 10_000
 
@@ -61,6 +61,22 @@ def test_multimodality_of_the_default_loss(tmp_path):
     modes, share = next(line for line in out.splitlines() if "ConsistencyBC" in line).split(": ")[1].split(" of 8 modes, ")
     assert int(modes) >= 7 and float(share.split(" %")[0]) >= 90
     assert float(out.split("Gaussian policy: ")[1].split(", ")[1].split(" %")[0]) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bonus", [0.0, 1.0])
+def test_multimodality_of_one_pass_with_critics(bonus, tmp_path):
+    out = run_example("02_multimodality.py", "--algos", "CPQL-distill", "--bonus", bonus, cwd=tmp_path)
+    found = next(line for line in out.splitlines() if line.startswith("CPQL-distill, 1 pass")).split(": ", 1)[1]
+    modes, near, good = (float(part.split()[0]) for part in found.split(", "))
+    distance, mode = (
+        float(text.split()[0]) for text in found.split("deterministic: ")[1].split(" standard deviations from mode ")
+    )
+    assert near >= 90
+    if bonus:
+        assert modes >= 4 and good >= 90 and distance < 3 and mode % 2 == 0
+    else:
+        assert modes >= 7 and 35 < good < 65
 
 
 def test_planner_modes(tmp_path):

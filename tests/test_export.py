@@ -42,6 +42,7 @@ CASES = [
     (CPQL, {}, ".onnx"),
     (DiffusionQL, {"sampling_steps": 3}, ".onnx"),
     *((cls, {}, suffix) for cls in (CPQL, ConsistencyAC, DiffusionQL) for suffix in (".pt2", ".pt")),
+    (CPQL, {"bc_loss": "distill"}, ".pt2"),
     (CPQL, {"policy_kwargs": {"network": "ln_resnet", "net_arch": [16, 16]}}, ".pt2"),
 ]
 

@@ -47,6 +47,7 @@ def test_bc_keeps_both_modes(cls, kwargs):
     [
         (CPQL, {}),
         (CPQL, {"value_mode": "iql"}),
+        (CPQL, {"bc_loss": "distill"}),
         (ConsistencyAC, {"eta": 20.0}),
         (ConsistencyAC, {"eta": 20.0, "sampling_steps": 1}),
         (DiffusionQL, {}),

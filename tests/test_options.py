@@ -506,6 +506,7 @@ def test_bad_hyperparameters_name_themselves(kwargs, cpql_file):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"bc_loss": "distill"}, "bc_loss='distill' does not fit .*networks would not be those"),
         ({"value_mode": "iql"}, "value_mode='iql' does not fit .*networks would not be those"),
         ({"target_policy": "current", "seed": 1}, "arguments target_policy='current', seed=1 do not fit"),
         ({"device": "gpu"}, "device='gpu' does not fit"),

@@ -59,6 +59,10 @@ def test_other_algorithms_offline(cls, tmp_path):
     check(tmp_path, offline_model(cls), pretrain, [135])
 
 
+def test_a_teacher_is_resumed_with_its_actor(tmp_path):
+    check(tmp_path, offline_model(CPQL, bc_loss="distill"), pretrain, [135])
+
+
 def test_offline_learn_with_weighted_datasets_and_a_schedule(tmp_path):
     def make(env):
         model = CPQL("MlpPolicy", VectorEnv(), learning_rate=lambda remaining: 1e-3 * remaining, **TINY)

@@ -22,7 +22,7 @@ import sb3_consistency
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.files.safe import SafeLoadError, _digest, load_safe
 from sb3_consistency.policies.policy import MlpPolicy
-from tests.conftest import MODES, SMALL, VectorEnv, assert_same, box_env, every, make, make_arrays, trained
+from tests.conftest import ALGORITHMS, MODES, SMALL, VectorEnv, assert_same, box_env, make, make_arrays, trained
 from tests.test_loading import GoalEnv, dict_arrays
 
 ARGUMENTS = [
@@ -80,7 +80,7 @@ def test_a_planner_in_any_stage(steps, tmp_path):
     assert_same(model, loaded)
 
 
-@every
+@pytest.mark.parametrize("cls", ALGORITHMS)
 def test_images_and_dicts(cls, tmp_path):
     image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
     vector = spaces.Box(np.array([-1, -np.inf, 0, -5.0]), np.array([1, np.inf, np.inf, 5.0]), dtype=np.float64)

@@ -105,7 +105,7 @@ def test_every_public_name_is_in_the_reference():
     ("cls", "options"),
     [
         (ConsistencyBC, {}),
-        (CPQL, {"value_mode": "iql"}),
+        (CPQL, {"value_mode": "iql", "bc_loss": "distill"}),
         (RACTD, {"horizon": 4}),
     ],
 )

@@ -97,12 +97,33 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         """
         # once for both terms: of images they cost most of the step
         features = self.policy.actor.features(batch.observations)
-        q_loss = self.q_term(batch, self.policy.actor.sample(features, self.train_sampling_steps))
+        noise = self.actor_noise(features)
+        actions = self.policy.actor.model.sample(noise, features)
+        q_loss = self.q_term(batch, actions)
         if self.step_alpha is None:
             return self.step_eta * q_loss, {"q_loss": q_loss.detach()}
-        bc_loss = self.policy.bc_term(batch.observations, features, batch.actions, self.progress)
+        bc_loss = self.bc_term(batch, features, noise, actions)
         loss = self.step_alpha * bc_loss + self.step_eta * q_loss
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+
+    def actor_noise(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: the actor's features of the observations, (B, F)
+        :return: noise that the actor learns from, (S, B, A)
+        """
+        return self.policy.actor.noise(features, self.train_sampling_steps)
+
+    def bc_term(self, batch: Batch, features: th.Tensor, noise: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        What ties the actor to the data: its generative model's own loss, unless a subclass has another reference.
+
+        :param batch: transitions
+        :param features: the actor's features of their observations, (B, F)
+        :param noise: what its actions were made of, (S, B, A)
+        :param actions: its actions in their states, scaled, (B, A)
+        :return: L_bc, scalar
+        """
+        return self.policy.bc_term(batch.observations, features, batch.actions, self.progress)
 
     def q_term(self, batch: Batch, actions: th.Tensor) -> th.Tensor:
         """

@@ -1,20 +1,31 @@
 """CPQL and CPIQL: Q-learning with a one-step consistency policy."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 
 from sb3_consistency.algorithms.actor_critic import ActorCritic
-from sb3_consistency.generative.consistency import ConsistencyActorOptions, ConsistencyModel
+from sb3_consistency.generative.consistency import (
+    BC_LOSSES,
+    ConsistencyActorOptions,
+    ConsistencyModel,
+    ConsistencyOptions,
+    squared_error,
+)
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.options import check_range, option
-from sb3_consistency.policies.modules import Network, ValueNetwork
-from sb3_consistency.training.batches import Batch
+from sb3_consistency.options import check_range, option, redeclared
+from sb3_consistency.policies.modules import Follow, Network, ValueNetwork
+from sb3_consistency.training.batches import Batch, tree_map
 from sb3_consistency.training.updater import LossFn
-from sb3_consistency.values.losses import expectile_loss, pessimistic_value
+from sb3_consistency.values.losses import expectile_loss, first_or_better, pessimistic_value
 
+#: rows of a batch in which distillation has z = 0: evenly spread, so that offline and online data have their share
+DETERMINISTIC_ROWS = slice(None, None, 4)
+#: in units of the mean of |Q|: where all are equally good, T(0, s) is the target, and not a mixture of modes
+CANDIDATE_MARGIN = 0.01
 VALUE_MODES = ("q", "iql")
 VALUE_CRITICS = ("target", "current")
 
@@ -38,7 +49,17 @@ class CPQL(ConsistencyActorOptions, ActorCritic):
     .. math:: L_V = \mathbb{E}\, |\tau - 1(u < 0)|\, u^2, \quad u = \min_j Q'_j(s, a) - V(s), \qquad
         y = r + \gamma (1 - d) V(s').
 
-    Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which is abbreviated CPQL too); Kostrikov et al. 2021.
+    With ``bc_loss="distill"`` a second network, the teacher T, learns the data alone (``"ict"``), and the actor f learns from
+    it and from the critics, at the same noise z:
+
+    .. math:: L_\mathrm{bc} = \mathbb{E}\, |f(z, s) - \mathrm{sg}\, a^*|^2, \quad a^* = T(z, s) \text{ for } z \ne 0, \quad
+        a^* = \arg\max_{a_j} \min_i Q_i(s, a_j) \text{ of } a_j = T(\rho\, \xi_j, s),\ \xi_1 = 0, \text{ for } z = 0.
+
+    Reconstruction at the highest noise level is the mean of all modes; paired by z, they stay apart. z is 0 in a quarter of
+    the rows: deterministic actions are f(0, s), which imitate the best of N of the teacher's, in one pass.
+
+    Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which is abbreviated CPQL too); Kostrikov et al. 2021;
+    Park et al. 2025 (FQL) for the pairing by z, there with a flow for the teacher and without z = 0.
 
     Differences from the released code: half of the noise levels of L_rec are those at which the policy acts
     (``policy_kwargs=dict(model_kwargs=dict(sampling_share=0.0))`` is the code); a' comes from the actor's moving average,
@@ -51,7 +72,22 @@ class CPQL(ConsistencyActorOptions, ActorCritic):
     """
 
     model_class: ClassVar[type[GenerativeModel]] = ConsistencyModel
-    bc_loss: str = "reconstruction"
+    bc_loss: str = redeclared(
+        ConsistencyOptions,
+        "bc_loss",
+        default="reconstruction",
+        one_of=(*BC_LOSSES, "distill"),
+        doc='"reconstruction" (the paper\'s), "distill" (a teacher keeps the modes), "ict" or "consistency"',
+        search=[*BC_LOSSES, "distill"],
+    )
+    target_candidates: int = option(
+        default=8,
+        low=1,
+        doc='actions N of the teacher, of which the critics choose what deterministic actions learn in "distill"',
+    )
+    target_noise: float = option(
+        default=0.5, low=0, doc="standard deviation rho of their noise, but the first's, which has none"
+    )
     value_mode: str = option(
         default="q", one_of=VALUE_MODES, fixed=True, doc='"q" (CPQL) or "iql" (CPIQL)', search=list(VALUE_MODES)
     )
@@ -62,11 +98,97 @@ class CPQL(ConsistencyActorOptions, ActorCritic):
         default="target", one_of=VALUE_CRITICS, doc='critics that the value of CPIQL regresses on, "target" or "current"'
     )
 
+    @property
+    def distills(self) -> bool:
+        """Whether a teacher stands between the data and the actor."""
+        return self.bc_loss == "distill"
+
+    @property
+    def cloning_network(self) -> str:
+        return "teacher" if self.distills else super().cloning_network
+
+    @property
+    def policy_defaults(self) -> dict[str, Any]:
+        # z = 0 is trained, and no middle between modes: what is near it is chosen from what is there
+        return {**super().policy_defaults, **({"noise_scale": 0.0} if self.distills else {})}
+
+    def actor_network(self, **targets: Follow) -> Network:
+        network = super().actor_network(**targets)
+        if not self.distills:
+            return network
+        # the teacher's loss; the actor's model has none of its own then, and is made alike
+        model_kwargs = {**network.kwargs["model_kwargs"], "bc_loss": "ict"}
+        return replace(network, kwargs={**network.kwargs, "model_kwargs": model_kwargs})
+
     def networks(self) -> Mapping[str, Network]:
-        return {**super().networks(), **({"value": Network(ValueNetwork)} if self.value_mode == "iql" else {})}
+        return {
+            **super().networks(),
+            **({"value": Network(ValueNetwork)} if self.value_mode == "iql" else {}),
+            **({"teacher": replace(self.actor_network(), targets={})} if self.distills else {}),
+        }
 
     def losses(self) -> Mapping[str, LossFn]:
-        return {**({"value": self.value_loss} if self.value_mode == "iql" else {}), **super().losses()}
+        return {
+            **({"value": self.value_loss} if self.value_mode == "iql" else {}),
+            **({"teacher": self.teacher_loss} if self.distills else {}),
+            **super().losses(),
+        }
+
+    def teacher_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
+        """
+        Consistency training on the data alone.
+
+        :param batch: transitions
+        :return: loss of the teacher, scalars to log
+        """
+        teacher = self.policy.teacher
+        return teacher.bc_loss(teacher.features(batch.observations), batch.actions, None, self.progress).mean(), {}
+
+    def actor_noise(self, features: th.Tensor) -> th.Tensor:
+        noise = super().actor_noise(features)
+        if self.distills:
+            noise[:, DETERMINISTIC_ROWS] = 0
+        return noise
+
+    def bc_term(self, batch: Batch, features: th.Tensor, noise: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        if not self.distills:
+            return super().bc_term(batch, features, noise, actions)
+        return squared_error(actions, self.distillation_target(batch.observations, noise)).mean()
+
+    @th.no_grad()
+    def distillation_target(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """
+        The teacher's action at the actor's noise; in the rows without noise, the best of several if it is clearly better.
+
+        :param obs: observations, (B, ...)
+        :param noise: the actor's noise, (S, B, A)
+        :return: scaled actions, (B, A)
+        """
+        teacher, critic, n = self.policy.teacher, self.policy.critic, self.target_candidates
+        features = teacher.features(obs)
+        target: th.Tensor = teacher.model.sample(noise, features)
+        if n > 1:
+            first, features = noise[:, DETERMINISTIC_ROWS], features[DETERMINISTIC_ROWS]
+            n_steps, n_rows, action_dim = first.shape
+            others = self.target_noise * th.randn(n_steps, (n - 1) * n_rows, action_dim, device=noise.device)
+            actions = teacher.model.sample(th.cat([first, others], dim=1), features.repeat(n, 1))
+            q_features = critic.features(tree_map(lambda x: x[DETERMINISTIC_ROWS], obs)).repeat(n, 1)
+            q_values = pessimistic_value(critic.q_networks(q_features, actions))
+            by_row = q_values.view(n, n_rows).T, actions.view(n, n_rows, action_dim).transpose(0, 1)
+            target[DETERMINISTIC_ROWS] = first_or_better(*by_row, CANDIDATE_MARGIN)
+        return target
+
+    def check_together(self) -> None:
+        super().check_together()
+        if self.is_built and self.distills != ("teacher" in self.policy.structure):
+            raise ValueError(
+                f'bc_loss can\'t become {self.bc_loss!r} on a CPQL that is built: with "distill" it has a teacher, give it to '
+                "the constructor."
+            )
+
+    def option_changed(self, name: str, value: Any) -> None:
+        if not (name == "bc_loss" and self.distills):
+            super().option_changed(name, value)
 
     def value_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """

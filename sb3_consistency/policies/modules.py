@@ -242,6 +242,14 @@ class GenerativeActor(NoiseOptions, HorizonOptions, FeatureNetwork, BasePolicy):
         u = th.rand(actions.shape[0], self.model.n_uniforms, device=actions.device)
         return self.model.loss(actions, features, noise=noise, u=u, target=target, progress=progress)
 
+    def noise(self, features: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+        """
+        :param features: observation features, (B, F)
+        :param n_steps: number S of network evaluations; None for the model's default
+        :return: fresh noise for one action per row, (S, B, A)
+        """
+        return th.randn(self.model.noise_shape(features.shape[0], n_steps), device=features.device)
+
     def sample(self, features: th.Tensor, n_steps: int | None = None) -> th.Tensor:
         """
         Sample one chunk of actions per row with fresh noise, differentiably.
@@ -250,8 +258,7 @@ class GenerativeActor(NoiseOptions, HorizonOptions, FeatureNetwork, BasePolicy):
         :param n_steps: number of network evaluations; None for the model's default
         :return: scaled actions, (B, H A)
         """
-        noise = th.randn(self.model.noise_shape(features.shape[0], n_steps), device=features.device)
-        return self.model.sample(noise, features)
+        return self.model.sample(self.noise(features, n_steps), features)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)[:, : self.action_dim]

@@ -81,8 +81,6 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
     }
     #: the actor's generative model
     model_class: ClassVar[type[GenerativeModel] | None] = None
-    #: the network whose generative model clones the data: what held-out episodes are evaluated with
-    cloning_network: ClassVar[str] = "actor"
     #: the part that loads datasets, and keeps them through online training
     data_class: ClassVar[type[OfflineData]] = OfflineData
     #: whether :meth:`learn` takes gradient steps on a dataset instead of collecting experience
@@ -127,6 +125,16 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         :return: name of a network -> its loss on a batch, with scalars to log; in the order of the updates
         """
         raise NotImplementedError
+
+    @property
+    def cloning_network(self) -> str:
+        """The network whose generative model clones the data: what held-out episodes are evaluated with."""
+        return "actor"
+
+    @property
+    def policy_defaults(self) -> dict[str, Any]:
+        """What the policy is told unless ``policy_kwargs`` say otherwise, where its own defaults don't suit the algorithm."""
+        return {}
 
     @property
     def model_classes(self) -> dict[str, type[Any]]:
@@ -286,6 +294,7 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         self.policy_kwargs = {
             "networks": {name: network.structure() for name, network in self.networks().items()},
             **{name: getattr(self, name) for name in shared},
+            **self.policy_defaults,
             **user_kwargs,
         }
         try:
@@ -846,8 +855,9 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         """Put into ``policy_kwargs`` what was changed on the policy: a file builds its policy from them."""
         own = self._own_arguments()
         declared = {n: o for n, o in options_of(type(self.policy)).items() if not (o.fixed or o.sb3 or n in own)}
+        told = {**{name: o.default for name, o in declared.items()}, **self.policy_defaults, **self.policy_kwargs}
         present = {name: getattr(self.policy, o.attribute) for name, o in declared.items()}
-        changed = {n: x for n, x in present.items() if x != self.policy_kwargs.get(n, declared[n].default)}
+        changed = {name: x for name, x in present.items() if x != told[name]}
         self.policy_kwargs = {**self.policy_kwargs, **changed}
 
     def save_safe(self, path: str | pathlib.Path) -> pathlib.Path:

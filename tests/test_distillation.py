@@ -1,0 +1,108 @@
+"""CPQL with a teacher: one pass keeps the teacher's modes, and contains the choice among its actions."""
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_consistency import CPQL
+from sb3_consistency.algorithms.cpql import DETERMINISTIC_ROWS
+from tests.conftest import SMALL, FixedNetwork, make_arrays, weights
+
+OBS = np.random.default_rng(0).uniform(-1, 1, (40, 3)).astype(np.float32)
+
+
+def distilling(**kwargs):
+    model = CPQL("MlpPolicy", dataset=make_arrays(action_dim=2), bc_loss="distill", **{**SMALL, **kwargs})
+    model.load_dataset(model.dataset)
+    return model
+
+
+def drawn(model):
+    obs = th.as_tensor(OBS)
+    noise = model.actor_noise(model.actor.features(obs))
+    return obs, noise, model.distillation_target(obs, noise)
+
+
+def test_a_quarter_of_the_rows_has_no_noise():
+    noise = distilling().actor_noise(th.zeros(40, 3))
+    still = noise.abs().sum(dim=(0, 2)) == 0
+    assert still[DETERMINISTIC_ROWS].all() and still.sum() == 10
+    assert CPQL("MlpPolicy", dataset=make_arrays(), **SMALL).actor_noise(th.zeros(40, 3)).abs().min() > 0
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_rows_with_noise_learn_the_teachers_action_of_the_same_noise(n):
+    model = distilling(target_candidates=n)
+    obs, noise, target = drawn(model)
+    same = model.teacher.model.sample(noise, model.teacher.features(obs))
+    rows = th.arange(40) % 4 != 0 if n > 1 else slice(None)
+    th.testing.assert_close(target[rows], same[rows])
+
+
+def test_rows_without_noise_learn_the_best_of_the_teachers_actions(monkeypatch):
+    model = distilling(target_candidates=64)
+
+    class Identity(FixedNetwork):
+        """f(sigma_max z) = clamp(z), as good as."""
+
+        def forward(self, x, log_sigma, cond):
+            return 2 * x
+
+    model.teacher.model.network = Identity()
+    goal = th.tensor([0.3, -0.2])
+    monkeypatch.setattr(
+        model.critic.q_networks, "forward", lambda f, a: 1 - (a - goal).square().sum(1, keepdim=True).expand(-1, 2)
+    )
+    target = drawn(model)[2]
+    near = (target - goal).norm(dim=1)
+    assert near[DETERMINISTIC_ROWS].max() < 0.3 and near[1::4].median() > 0.5
+    # where all are equally good, the first stays
+    monkeypatch.setattr(model.critic.q_networks, "forward", lambda f, a: th.ones(len(a), 2))
+    assert drawn(model)[2][DETERMINISTIC_ROWS].abs().max() < 1e-3
+
+
+def test_the_teacher_learns_from_the_data_alone():
+    def teacher(eta):
+        model = distilling(eta=eta).pretrain(3)
+        return th.cat([p.detach().flatten() for p in model.teacher.parameters()]), weights(model)
+
+    (a, all_of_a), (b, all_of_b) = teacher(1.0), teacher(3.0)
+    assert th.equal(a, b) and not th.equal(all_of_a, all_of_b)
+
+
+def test_held_out_episodes_are_the_teachers():
+    model = distilling()
+    model.load_dataset(model.dataset, heldout_fraction=0.3)
+    before = model.data.heldout_loss()
+    with th.no_grad():
+        model.actor.model.network.layers[-1].bias.add_(1)
+    assert model.data.heldout_loss() == before
+
+
+def test_deterministic_actions_are_those_without_noise(tmp_path):
+    model = distilling().pretrain(2)
+    actor = model.actor
+    expected = actor.model.sample(th.zeros(1, 40, 2), actor.features(th.as_tensor(OBS))).detach()
+    np.testing.assert_allclose(model.predict(OBS, deterministic=True)[0], expected, atol=1e-6)
+    # the default is not taken for a choice of the user's
+    model.save(tmp_path / "model")
+    assert "noise_scale" not in CPQL.load(tmp_path / "model").policy_kwargs
+    own = {**SMALL["policy_kwargs"], "noise_scale": 0.5}
+    assert distilling(policy_kwargs=own).policy.actor.noise_scale == 0.5
+    model.policy.noise_scale = 0.25
+    model.save(tmp_path / "model")
+    assert CPQL.load(tmp_path / "model").actor.noise_scale == 0.25
+
+
+def test_a_teacher_is_not_added_later():
+    model = CPQL("MlpPolicy", dataset=make_arrays(), **SMALL)
+    with pytest.raises(ValueError, match="bc_loss can't become 'distill' on a CPQL that is built"):
+        model.bc_loss = "distill"
+    assert model.bc_loss == "reconstruction"
+    model.bc_loss = "ict"
+    assert model.actor.model.bc_loss == "ict"
+    model = distilling()
+    model.bc_loss, model.metric = "distill", "l2"
+    assert model.teacher.model.metric == "l2" and model.teacher.model.bc_loss == "ict"
+    with pytest.raises(ValueError, match="can't become 'ict'"):
+        model.bc_loss = "ict"
