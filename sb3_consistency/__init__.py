@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sb3_consistency.options import option
     from sb3_consistency.registry import find_algorithm
     from sb3_consistency.resume.callback import ResumableCheckpointCallback, load_latest
+    from sb3_consistency.training.fitted_q_evaluation import FittedQEvaluationCallback, fitted_q_evaluation
     from sb3_consistency.training.scores import normalized_score
     from sb3_consistency.training.updater import DivergenceError
 
@@ -41,6 +42,7 @@ __all__ = [
     "DiffusionBC",
     "DiffusionQL",
     "DivergenceError",
+    "FittedQEvaluationCallback",
     "FlattenNestedDict",
     "FrameReplayBuffer",
     "Mish",
@@ -51,6 +53,7 @@ __all__ = [
     "UnsupportedSpaceError",
     "__version__",
     "find_algorithm",
+    "fitted_q_evaluation",
     "fitting_policy",
     "load_latest",
     "load_safe",

@@ -161,6 +161,13 @@ class NetworksPolicy(Options, BasePolicy):
         kwargs = {**base, **self.network_kwargs(network)}
         return network.cls(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
 
+    def new_network(self, network: Network) -> Any:
+        """
+        :param network: declaration of a network
+        :return: one of this policy's architecture, which is no part of it, with fresh weights
+        """
+        return self._make(network, None)
+
     def _add_optimizer(self, name: str, lr_schedule: Schedule) -> None:
         net: FeatureNetwork = getattr(self, name)
         kwargs = {**self.optimizer_defaults(name), **(self.optimizer_kwargs or {})}

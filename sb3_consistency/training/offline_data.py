@@ -187,7 +187,8 @@ class OfflineData:
         """
         :param converters: of every dataset
         :param held: numbers of the held-out episodes, of every dataset
-        :return: what :meth:`heldout_loss` takes; None if nothing is held out
+        :return: their transitions, with ``starts`` at the first of every episode, and ``rewards`` None where they were not
+            recorded; None if nothing is held out
         :raises DatasetError: if they are too short for the windows of every environment
         """
         episodes = [e for converter, h in zip(converters, held, strict=True) for e in converted_episodes(converter, h)]
@@ -195,8 +196,17 @@ class OfflineData:
             return None
         if self.model.has_windows:
             return {"windows": self._heldout_windows(episodes)}
-        observations = map_observations(lambda *parts: np.concatenate(parts), *(e.observations for e in episodes))
-        return {"observations": observations, "actions": np.concatenate([e.actions for e in episodes])}
+
+        def joined(name: str) -> Any:
+            return map_observations(lambda *parts: np.concatenate(parts), *(getattr(e, name) for e in episodes))
+
+        names = ("observations", "actions", "next_observations", "terminations")
+        recorded = all(converter.source.has_rewards for converter in converters)
+        return {
+            **{name: joined(name) for name in names},
+            "rewards": joined("rewards") if recorded else None,
+            "starts": joined("steps") == 0,
+        }
 
     def _heldout_windows(self, episodes: list[Block]) -> Windows:
         """Held-out episodes keep their order, in a buffer of their own: windows are taken from it."""
@@ -274,9 +284,7 @@ class OfflineData:
             return batch.observations, batch.actions
         rows = np.linspace(0, len(heldout["actions"]) - 1, min(HELDOUT_ROWS, len(heldout["actions"]))).astype(int)
         taken = map_observations(lambda x: x[rows], heldout["observations"])
-        if model._vec_normalize_env is not None:
-            taken = model._vec_normalize_env.normalize_obs(taken)
-        return model.policy.obs_to_tensor(taken)[0], th.as_tensor(heldout["actions"][rows], device=model.device)
+        return heldout_tensor(model, taken), th.as_tensor(heldout["actions"][rows], device=model.device)
 
     # going online
 
@@ -373,3 +381,14 @@ def spread_windows(windows: Windows) -> WindowRows:
     """
     starts = windows.starts
     return windows.at(starts[np.linspace(0, len(starts) - 1, min(HELDOUT_ROWS, len(starts))).astype(int)])
+
+
+def heldout_tensor(model: Any, observations: Any) -> Any:
+    """
+    :param model: the algorithm
+    :param observations: of held-out episodes, arrays (N, ...)
+    :return: the same as its networks take them
+    """
+    if model._vec_normalize_env is not None:
+        observations = model._vec_normalize_env.normalize_obs(observations)
+    return model.policy.obs_to_tensor(observations)[0]
