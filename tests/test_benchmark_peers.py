@@ -33,6 +33,19 @@ def test_settings_of_ones_own_go_with_the_name():
         jobs_of("offline", ["CPQL {'eta'"], ["d"], [0], 10, 0)
 
 
+def test_penalties_of_rebrac_are_those_of_the_kind_of_data():
+    told = {
+        "zoo/hopper/mixed-v0": (0.05, 0.5),
+        "mujoco/halfcheetah/medium-v0": (0.001, 0.01),
+        "d4rl:/data/walker2d_medium_expert-v2.hdf5": (0.01, 0.01),
+        "d4rl:hopper-medium-replay-v2": (0.05, 0.5),
+    }
+    for data, (actor_beta, critic_beta) in told.items():
+        assert peers.rebrac_penalties(data) == {"actor_beta": actor_beta, "critic_beta": critic_beta}
+    with pytest.warns(UserWarning, match=r"no penalties for data like 'ogbench:cube-v0', 0.01 is taken for both; try some"):
+        assert peers.rebrac_penalties("ogbench:cube-v0") == {"actor_beta": 0.01, "critic_beta": 0.01}
+
+
 class Fake:
     """Acts as d3rlpy's do, with its last observation."""
 

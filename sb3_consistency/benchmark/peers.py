@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 import time
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -144,17 +145,52 @@ def train_d3rlpy(job: Job, source: Any, evaluation: Evaluation) -> tuple[D3rlpyP
     return policy, times
 
 
-# (actor_beta, critic_beta), Tarasov et al. 2023, as in d3rlpy's reproductions/offline/rebrac.py
+# (actor_beta, critic_beta) by kind of data, Tarasov et al. 2023, appendix; those of mixed quality are the "medium-replay" ones
 REBRAC_PENALTIES = {
-    "halfcheetah": {"medium": (0.001, 0.01), "medium-replay": (0.01, 0.001), "expert": (0.01, 0.01)},
-    "hopper": {"medium": (0.01, 0.001), "medium-replay": (0.05, 0.5), "medium-expert": (0.1, 0.01), "expert": (0.1, 0.001)},
+    "halfcheetah": {
+        "random": (0.001, 0.1),
+        "medium": (0.001, 0.01),
+        "medium-replay": (0.01, 0.001),
+        "medium-expert": (0.01, 0.1),
+        "expert": (0.01, 0.01),
+        "full-replay": (0.001, 0.1),
+    },
+    "hopper": {
+        "random": (0.001, 0.01),
+        "medium": (0.01, 0.001),
+        "medium-replay": (0.05, 0.5),
+        "medium-expert": (0.1, 0.01),
+        "expert": (0.1, 0.001),
+        "full-replay": (0.01, 0.01),
+    },
     "walker2d": {
+        "random": (0.01, 0.0),
         "medium": (0.05, 0.1),
         "medium-replay": (0.05, 0.01),
         "medium-expert": (0.01, 0.01),
         "expert": (0.01, 0.5),
+        "full-replay": (0.01, 0.01),
     },
 }
+
+
+def rebrac_penalties(data: str) -> dict[str, float]:
+    """
+    :param data: name of a dataset: "mujoco/hopper/medium-v0", "d4rl:hopper-medium-replay-v2.hdf5"
+    :return: the penalties that its authors use for data of this kind; 0.01 for both, with a warning, if there are none
+    """
+    name = data.lower().replace("mixed", "medium-replay").replace("_", "-")
+    of_task: dict[str, tuple[float, float]] = next((levels for task, levels in REBRAC_PENALTIES.items() if task in name), {})
+    # the longest name that fits: "medium" is in "medium-replay", too
+    level = max((level for level in of_task if level in name), key=len, default=None)
+    if level is None:
+        warnings.warn(
+            f"d3rlpy:ReBRAC: its authors published no penalties for data like {data!r}, 0.01 is taken for both; try some "
+            "(--algos \"d3rlpy:ReBRAC {'actor_beta': 0.1, 'critic_beta': 0.01}\" ...), they matter.",
+            stacklevel=2,
+        )
+    actor_beta, critic_beta = (0.01, 0.01) if level is None else of_task[level]
+    return {"actor_beta": actor_beta, "critic_beta": critic_beta}
 
 
 def reproduction_settings(job: Job) -> dict[str, Any]:
@@ -175,14 +211,11 @@ def reproduction_settings(job: Job) -> dict[str, Any]:
         decay = AdamFactory(lr_scheduler_factory=CosineAnnealingLRFactory(T_max=job.offline_steps))
         return {"reward_scaler": ReturnBasedRewardScaler(multiplier=1000.0), "actor_optim_factory": decay}
     if algo == "ReBRAC":
-        *_, task, level = ("", *job.data.rpartition("-v")[0].split("/"))
-        level = "medium-replay" if level == "mixed" else level
-        actor_beta, critic_beta = REBRAC_PENALTIES.get(task, {}).get(level, (0.01, 0.01))
         return {
             "observation_scaler": StandardObservationScaler(),
             "actor_encoder_factory": VectorEncoderFactory([256, 256, 256]),
             "critic_encoder_factory": VectorEncoderFactory([256, 256, 256], use_layer_norm=True),
-            "actor_beta": actor_beta,
-            "critic_beta": critic_beta,
+            # those of one's own, if any, need no others
+            **({} if "critic_beta" in job.options else rebrac_penalties(job.data)),
         }
     return {}
