@@ -94,6 +94,18 @@ def test_deterministic_actions_are_those_without_noise(tmp_path):
     assert CPQL.load(tmp_path / "model").actor.noise_scale == 0.25
 
 
+def test_candidates_need_noise():
+    with pytest.raises(ValueError, match=r"n_eval_candidates must be 1 where noise_scale is 0.*, got 5: pass policy_kwargs"):
+        distilling(n_eval_candidates=5)
+    model = distilling()
+    with pytest.raises(ValueError, match="n_eval_candidates"):
+        model.n_eval_candidates = 5
+    assert model.n_eval_candidates == model.policy.n_eval_candidates == 1
+    model.policy.noise_scale = 0.5
+    model.n_eval_candidates = 5
+    assert model.predict(OBS, deterministic=True)[0].shape == (40, 2)
+
+
 def test_a_teacher_is_not_added_later():
     model = CPQL("MlpPolicy", dataset=make_arrays(), **SMALL)
     with pytest.raises(ValueError, match="bc_loss can't become 'distill' on a CPQL that is built"):

@@ -61,7 +61,7 @@ def test_it_leaves_a_run_as_it_was(cls):
         return model.pretrain(70, callback=callback)
 
     if cls is RACTD:
-        with pytest.raises(ValueError, match="RACTD plans windows"):
+        with pytest.raises(ValueError, match="not of chunks or histories"):
             train(FittedQEvaluationCallback())
         return
     callback = FittedQEvaluationCallback(eval_freq=30, gradient_steps=2)

@@ -63,7 +63,7 @@ def test_predictions_for_no_observation(cls):
         assert model.predict(np.zeros((0, 3), np.float32), deterministic=deterministic)[0].shape == (0, 1)
 
 
-@every
+@pytest.mark.parametrize("cls", ALGORITHMS)
 def test_deterministic_prediction_is_a_function_of_the_observation(cls):
     model = trained(cls)
     obs = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -95,7 +95,7 @@ def test_deterministic_prediction_is_near_the_middle_of_the_samples(cls, options
         actions(-0.1)
 
 
-@actor_critics
+@pytest.mark.parametrize("cls", ACTOR_CRITICS)
 @pytest.mark.parametrize("selection", ["softmax", "argmax"])
 def test_candidates_raise_the_value(cls, selection):
     env = VectorEnv()

@@ -78,7 +78,6 @@ class CPQL(ConsistencyActorOptions, ActorCritic):
         default="reconstruction",
         one_of=(*BC_LOSSES, "distill"),
         doc='"reconstruction" (the paper\'s), "distill" (a teacher keeps the modes), "ict" or "consistency"',
-        search=[*BC_LOSSES, "distill"],
     )
     target_candidates: int = option(
         default=8,

@@ -331,6 +331,11 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
         for name in ("n_candidates", "n_eval_candidates"):
             if getattr(self, name) > 1 and "critic" not in self.structure:
                 raise ValueError(f"{name} must be 1: there are no critics to choose by, got {getattr(self, name)}.")
+        if self.n_eval_candidates > 1 and self.noise_scale == 0:
+            raise ValueError(
+                "n_eval_candidates must be 1 where noise_scale is 0, which makes all candidates one, "
+                f"got {self.n_eval_candidates}: pass policy_kwargs=dict(noise_scale=0.5)."
+            )
 
     @property
     def structure(self) -> Mapping[str, Network]:

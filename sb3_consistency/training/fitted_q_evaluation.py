@@ -100,7 +100,7 @@ def _heldout(model: Any) -> dict[str, Any]:
             "fitted Q evaluation: no episodes are held out; load the data with load_dataset(..., heldout_fraction=0.1)."
         )
     if "next_observations" not in heldout:
-        raise ValueError(f"fitted Q evaluation: {type(model).__name__} plans windows, and has no policy of single states.")
+        raise ValueError("fitted Q evaluation takes policies of single observations and actions, not of chunks or histories.")
     if heldout["rewards"] is None:
         raise DatasetError("fitted Q evaluation: the held-out episodes have no rewards.")
 
