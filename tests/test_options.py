@@ -38,6 +38,8 @@ OTHERS = {
     "teacher_steps": 0.3,
     "stride": 2,
     "pretrain_steps": 0,
+    "ent_coef": 0.5,
+    "target_entropy": -2.0,
 }
 CASES = [(cls, name) for cls in ALGORITHMS for name, o in options_of(cls).items() if not o.sb3]
 
@@ -364,8 +366,8 @@ def test_options_set_on_a_compiled_model_act_too():
 def test_unknown_arguments_are_type_errors(cls, tmp_path):
     with pytest.raises(TypeError, match="etta"):
         make(cls, etta=1)
-    with pytest.raises(TypeError, match=r"ent_coef.*no entropy"):
-        make(cls, ent_coef=1)
+    with pytest.raises(TypeError, match=r"use_sde.*sampling the generative policy"):
+        make(cls, use_sde=True)
     model = make(cls)
     model.save(tmp_path / "model")
     with pytest.raises(TypeError, match="lerning_rate"):

@@ -1,19 +1,29 @@
 r"""Actor-critics: the objective that ConsistencyAC, CPQL and DiffusionQL share."""
 
+import math
+import warnings
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_consistency.generative.model import GenerativeModel
+from sb3_consistency.generative.transport import TransportModel
 from sb3_consistency.options import StepSchedule, at_step, option
 from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch, tree_map
+from sb3_consistency.training.temperature import BUDGET, Temperature
 from sb3_consistency.training.updater import LossFn
-from sb3_consistency.values.losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
+from sb3_consistency.values.losses import (
+    batch_normalised,
+    normalised_q_loss,
+    pessimistic_value,
+    td_target,
+    twin_q_loss,
+)
 
 ACTOR_Q = ("random", "min", "mean")
 TARGET_POLICIES = ("ema", "current")
@@ -24,7 +34,9 @@ OFFLINE_LEARNING_RATE = 3e-3
 
 class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     r"""
-    An actor trained by behaviour cloning and by the critics, critics trained by temporal differences.
+    An actor that the critics raise and a reference holds, critics trained by temporal differences.
+
+    In and after an offline phase the reference is the data:
 
     .. math::
 
@@ -34,11 +46,23 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         y = r + \gamma (1 - d) \min_j Q'_j(s', a'), \quad a' \sim \pi'(s')
 
     Source: Ding & Jin 2024, section 4.2; Wang et al. 2022. :math:`L_\mathrm{bc}` is the generative model's own loss.
+
+    Online from scratch, with a temperature w (``ent_coef``), it is the noise, carried as little as the values allow:
+
+    .. math::
+
+        a &= \tanh(z + v(z, s)), \qquad c(z, s) = |v(z, s)|^2 / 2, \qquad z \sim N(0, 1) \text{ cut to } [-1, 1] \\
+        L_\mathrm{actor} &= \mathbb{E}\, w\, c(z, s) - \eta\, Q(s, a), \qquad
+        y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(z', s')), \quad a' \sim \pi(s') \\
+        \log w &\leftarrow \log w + \mathrm{lr}\, (\mathbb{E}\, c - \bar c)
+
+    Source: FLAC (arXiv 2602.12829); its budget is 0.5 per action dimension. One pass, no cloning. Which of the two a model is,
+    its first gradient step decides.
     """
 
     model_class: ClassVar[type[GenerativeModel]]
 
-    n_candidates: int = 50
+    n_candidates: int | None = None
     eta: StepSchedule = option(
         default=1.0, low=0, doc="weight of the Q term, a number or a function of the gradient step", search=(0.01, 10.0, "log")
     )
@@ -46,7 +70,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         default=None,
         low=0,
         doc="weight of the behaviour-cloning term, likewise; None for 1 in and after an offline phase, and 0 online from "
-        "scratch, where it would clone the policy's own past",
+        "scratch, where it would clone the policy's own past (with a temperature there is no such term)",
         # 0 is the default, and on no logarithmic scale
         search={"offline": (0.001, 1.0, "log"), "online": [0.0, 0.005, 0.05, 0.5]},
     )
@@ -59,29 +83,40 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     q_norm: bool = option(
         default=False, doc="divide the target by its standard deviation over the batch", search=[False, True]
     )
-    actor_q: str = option(
-        default="random",
+    actor_q: str | None = option(
+        default=None,
         one_of=ACTOR_Q,
-        doc='critic in the Q term: "random" (one raised, another sets the scale), "min" or "mean" of them',
+        doc='critic in the Q term: "random" (one raised, another sets the scale), "min" or "mean" of them; None for "random", '
+        'from scratch "min"',
     )
-    normalize_actor_q: bool = option(default=True, doc="divide the Q term by the mean of |Q|")
+    normalize_actor_q: bool = option(
+        default=True, doc="divide the Q term by the mean of |Q|; not with a temperature, which is balanced against Q itself"
+    )
     target_policy: str = option(
         default="ema",
         one_of=TARGET_POLICIES,
         fixed=True,
-        doc='actor that supplies the next action: "ema" (its moving average) or "current"',
+        doc='actor that supplies the next action: "ema" (its moving average) or "current"; with a temperature the current one',
     )
     actor_ema_decay: float = option(default=0.995, low=0, high=1, doc="decay of that moving average per update")
     actor_ema_interval: int = option(default=1, low=1, doc="gradient steps between its updates")
     actor_ema_start: int = option(default=0, low=0, size=False, doc="gradient steps for which it just follows the actor")
-    #: weights of the two terms at the present gradient step, as tensors: a compiled loss takes numbers for constants
+    #: of those that have a temperature, see :class:`~sb3_consistency.training.temperature.TemperatureOptions`
+    ent_coef: str | float = option(init=False)
+    target_entropy: str | float = option(init=False)
+    temperature: Temperature = option(init=False)
+    #: weights of the terms at the present gradient step, as tensors: a compiled loss takes numbers for constants
     step_alpha: th.Tensor | None = option(init=False)
     step_eta: th.Tensor = option(init=False)
+    step_ent_coef: th.Tensor = option(init=False)
+    _batch: Batch | None = option(init=False)
 
     def networks(self) -> Mapping[str, Network]:
         targets = {}
         if self.target_policy == "ema":
-            targets["actor_target"] = Follow(1 - self.actor_ema_decay, self.actor_ema_interval, self.actor_ema_start)
+            # a transport's is not asked for: it stays as it is
+            share = 0.0 if self.is_transport else 1 - self.actor_ema_decay
+            targets["actor_target"] = Follow(share, self.actor_ema_interval, self.actor_ema_start)
         critic = Network(GenerativeCritic, {}, {"critic_target": Follow(self.tau, self.target_update_interval)})
         return {"actor": self.actor_network(**targets), "critic": critic}
 
@@ -90,13 +125,18 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
-        alpha L_bc + eta L_q.
+        alpha L_bc + eta L_q, or w c - eta Q.
 
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
         # once for both terms: of images they cost most of the step
         features = self.policy.actor.features(batch.observations)
+        if self.is_transport:
+            actions, costs = self.policy.actor.carry(features)
+            q_loss, cost = self.q_term(batch, actions), costs.mean()
+            told = {"transport_cost": cost.detach(), "ent_coef": self.step_ent_coef, "q_loss": q_loss.detach()}
+            return self.step_ent_coef * cost + self.step_eta * q_loss, told
         noise = self.actor_noise(features)
         actions = self.policy.actor.model.sample(noise, features)
         q_loss = self.q_term(batch, actions)
@@ -133,19 +173,20 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         :param actions: drawn by the actor in their states, scaled, (B, A)
         :return: L_q = -E[Q_i(s, a)] / E|Q_j(s, a)|, or as ``actor_q`` and ``normalize_actor_q`` say, scalar
         """
-        policy = self.policy
+        policy, normalise = self.policy, self.normalize_actor_q and not self.is_transport
         with th.no_grad():
             critic_features = policy.critic.features(batch.observations)
-        if self.actor_q == "random" and policy.n_critics > 1:
+        kind = self.actor_q or ("min" if self.is_transport else "random")
+        if kind == "random" and policy.n_critics > 1:
             # only the critic that is raised needs a backward pass
             raised_one, scale_one = th.rand(policy.n_critics, device=self.device).argsort()[:2].split(1)
             raised = policy.critic.q_networks(critic_features, actions, raised_one)
             with th.no_grad():
-                scale = policy.critic.q_networks(critic_features, actions, scale_one) if self.normalize_actor_q else raised
+                scale = policy.critic.q_networks(critic_features, actions, scale_one) if normalise else raised
         else:
             q_values = policy.critic.q_networks(critic_features, actions)
-            raised = scale = q_values.mean(dim=1) if self.actor_q == "mean" else q_values.amin(dim=1)
-        return normalised_q_loss(raised, scale) if self.normalize_actor_q else -raised.mean()
+            raised = scale = q_values.mean(dim=1) if kind == "mean" else q_values.amin(dim=1)
+        return normalised_q_loss(raised, scale) if normalise else -raised.mean()
 
     def critic_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
@@ -164,8 +205,12 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     def next_value(self, batch: Batch) -> th.Tensor:
         """
         :param batch: transitions
-        :return: pessimistic value of the next state under the target networks, (B, 1)
+        :return: pessimistic value of the next state under the target networks, less the cost of a transport's action, (B, 1)
         """
+        if self.is_transport:
+            actor, critic, obs = self.policy.actor, self.policy.critic_target, batch.next_observations
+            actions, costs = actor.carry(actor.features(obs))
+            return pessimistic_value(critic(obs, actions), self._random_pair()) - self.step_ent_coef * costs
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         obs, critic = batch.next_observations, self.policy.critic_target
         if not self.max_q_backup:
@@ -180,13 +225,88 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         n_critics = self.policy.n_critics
         return th.rand(n_critics, device=self.device).argsort()[:2] if n_critics > 2 else None
 
-    # the two weights
+    # the temperature
+
+    @property
+    def is_transport(self) -> bool:
+        """Whether the policy is a transport of noise; before the first gradient step, whether it has no ``dataset``."""
+        from_scratch = not self.run.began_with_data if self.run.from_scratch is None else self.run.from_scratch
+        return from_scratch and getattr(self, "ent_coef", 0) != 0
+
+    @property
+    def policy_defaults(self) -> dict[str, Any]:
+        # SAC's networks in SAC's place
+        sacs = {"net_arch": [256, 256], "activation_fn": th.nn.ReLU}
+        return {
+            **super().policy_defaults,
+            **(sacs if not self.run.began_with_data and getattr(self, "ent_coef", 0) != 0 else {}),
+        }
+
+    @property
+    def ent_coef_tensor(self) -> th.Tensor:
+        """The temperature at present, scalar."""
+        return self.temperature.value()
+
+    @property
+    def log_ent_coef(self) -> th.Tensor | None:
+        """Its logarithm, if it is learned, (1,)."""
+        return self.temperature.log
+
+    @property
+    def ent_coef_optimizer(self) -> th.optim.Optimizer | None:
+        """What learns it."""
+        return self.temperature.optimizer
+
+    @property
+    def transport_budget(self) -> float:
+        """Transport cost that a learned temperature aims at."""
+        if self.target_entropy == "auto":
+            return BUDGET * math.prod(self.policy.actor.model.event_shape)
+        return -float(self.target_entropy)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.temperature = Temperature(getattr(self, "ent_coef", 0.0), self.lr_schedule(1), self.device)
+        self._batch = None
+        self._take_form()
+
+    def _take_form(self) -> None:
+        """Tell the networks what kind of policy they are."""
+        for name in ("actor", "actor_target"):
+            model = getattr(getattr(self.policy, name, None), "model", None)
+            if isinstance(model, TransportModel):
+                model.transport = self.is_transport
+
+    def gradient_step(self, batch: Any) -> TensorDict:
+        if self.run.from_scratch is None:
+            self.run.from_scratch = not self.in_offline_phase
+            self._take_form()
+            self.updater.forget()
+            if self.is_transport and self.alpha not in (None, 0):
+                warnings.warn(
+                    f"alpha={self.alpha} has no effect: a policy that learns online from scratch clones nothing; with "
+                    "ent_coef=0 it does.",
+                    stacklevel=2,
+                )
+        self._batch = batch
+        metrics = super().gradient_step(batch)
+        if self.is_transport:
+            self.temperature.step(metrics["transport_cost"], self.transport_budget)
+        return metrics
+
+    def dump_logs(self) -> None:
+        if self._batch is not None:
+            self.logger.record("train/action_std", self.policy.actor.action_std(self._batch.observations))
+        super().dump_logs()
+
+    # the weights
 
     def prepare_step(self) -> None:
         super().prepare_step()
         alpha, eta = self.alpha_now(), at_step(self.eta, self._n_updates)
         self.step_alpha = th.full((), alpha, device=self.device) if alpha != 0 else None
         self.step_eta = th.full((), eta, device=self.device)
+        self.step_ent_coef = self.temperature.value()
 
     def alpha_now(self) -> float:
         """
@@ -201,5 +321,15 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
             return OFFLINE_LEARNING_RATE
         return super().actor_rate(progress)
 
+    def update_learning_rates(self) -> None:
+        super().update_learning_rates()
+        self.temperature.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "step_alpha", "step_eta"]
+        return [*super()._excluded_save_params(), "temperature", "step_alpha", "step_eta", "step_ent_coef", "_batch"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names, variables = super()._get_torch_save_params()
+        return (
+            (names, variables) if self.log_ent_coef is None else ([*names, "ent_coef_optimizer"], [*variables, "log_ent_coef"])
+        )

@@ -3,11 +3,13 @@
 from typing import ClassVar
 
 from sb3_consistency.algorithms.actor_critic import ActorCritic
-from sb3_consistency.generative.consistency import ConsistencyActorOptions, ConsistencyModel
+from sb3_consistency.generative.consistency import ConsistencyActorOptions
 from sb3_consistency.generative.model import GenerativeModel
+from sb3_consistency.generative.transport import TransportModel
+from sb3_consistency.training.temperature import TemperatureOptions
 
 
-class ConsistencyAC(ConsistencyActorOptions, ActorCritic):
+class ConsistencyAC(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     r"""
     Actor-critic with a consistency policy, regularised by the consistency loss on the data.
 
@@ -26,5 +28,5 @@ class ConsistencyAC(ConsistencyActorOptions, ActorCritic):
     3e-3 offline (3e-4), and learning rates fall to 0 offline; no loss scaling or clipping unless asked for.
     """
 
-    model_class: ClassVar[type[GenerativeModel]] = ConsistencyModel
+    model_class: ClassVar[type[GenerativeModel]] = TransportModel
     sampling_steps: int = 2

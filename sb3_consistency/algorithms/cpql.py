@@ -8,17 +8,13 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 
 from sb3_consistency.algorithms.actor_critic import ActorCritic
-from sb3_consistency.generative.consistency import (
-    BC_LOSSES,
-    ConsistencyActorOptions,
-    ConsistencyModel,
-    ConsistencyOptions,
-    squared_error,
-)
+from sb3_consistency.generative.consistency import BC_LOSSES, ConsistencyActorOptions, ConsistencyOptions, squared_error
 from sb3_consistency.generative.model import GenerativeModel
+from sb3_consistency.generative.transport import TransportModel
 from sb3_consistency.options import check_range, option, redeclared
 from sb3_consistency.policies.modules import Follow, Network, ValueNetwork
 from sb3_consistency.training.batches import Batch, tree_map
+from sb3_consistency.training.temperature import TemperatureOptions
 from sb3_consistency.training.updater import LossFn
 from sb3_consistency.values.losses import expectile_loss, first_or_better, pessimistic_value
 
@@ -36,7 +32,7 @@ def _check_expectile(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be below 1, got 1.")
 
 
-class CPQL(ConsistencyActorOptions, ActorCritic):
+class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     r"""
     Consistency Policy with Q-Learning: one network pass per action, in training too.
 
@@ -71,7 +67,7 @@ class CPQL(ConsistencyActorOptions, ActorCritic):
     (there with alpha 0.05), and time-limits bootstrap.
     """
 
-    model_class: ClassVar[type[GenerativeModel]] = ConsistencyModel
+    model_class: ClassVar[type[GenerativeModel]] = TransportModel
     bc_loss: str = redeclared(
         ConsistencyOptions,
         "bc_loss",
@@ -129,7 +125,7 @@ class CPQL(ConsistencyActorOptions, ActorCritic):
     def losses(self) -> Mapping[str, LossFn]:
         return {
             **({"value": self.value_loss} if self.value_mode == "iql" else {}),
-            **({"teacher": self.teacher_loss} if self.distills else {}),
+            **({"teacher": self.teacher_loss} if self.distills and not self.is_transport else {}),
             **super().losses(),
         }
 

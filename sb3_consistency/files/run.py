@@ -13,6 +13,8 @@ class Run:
 
     :ivar algorithm: name of the class: SB3's ``load`` would put one algorithm's attributes into another
     :ivar was_pretrained: whether there was an offline phase
+    :ivar began_with_data: whether its constructor had a dataset; what a file of before does not know
+    :ivar from_scratch: whether the first gradient step was an online one; None before it
     :ivar pretrain_start: gradient steps before the constructor's ``pretrain_steps``; None before that
     :ivar online_timesteps: environment steps before the present offline phase; None outside of one
     :ivar counts_before_pretraining: SB3's counts of the timesteps of a call, before it
@@ -29,6 +31,8 @@ class Run:
 
     algorithm: str = ""
     was_pretrained: bool = False
+    began_with_data: bool = True
+    from_scratch: bool | None = None
     pretrain_start: int | None = None
     online_timesteps: int | None = None
     counts_before_pretraining: tuple[int, int] = (0, 0)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ COUNTERS = ("num_timesteps", "_n_updates", "_total_timesteps", "_num_timesteps_a
 RUN_LEFT_OUT = ("algorithm", "inferred_spaces", "call", "id", "counts_before_pretraining")
 RUN_FACTS = {f"run.{f.name}": f for f in fields(Run) if f.name not in RUN_LEFT_OUT}
 RUN_COUNTERS = tuple(name for name, f in RUN_FACTS.items() if f.type == int | None)
-RUN_FLAGS = tuple(name for name, f in RUN_FACTS.items() if f.type is bool)
+RUN_FLAGS = {name: f.type is not bool for name, f in RUN_FACTS.items() if f.type in (bool, bool | None)}
 
 
 class SafeLoadError(ValueError):
@@ -143,8 +144,7 @@ def _config(model: Any) -> dict[str, Any]:
         "arguments": arguments,
         "state": {name: encode(name, value) for name, value in _state(model).items()},
         "learning_rates": {
-            name: [float(group["lr"]) for group in getattr(model.policy, name).optimizer.param_groups]
-            for name in model.policy.trained_networks()
+            name: [float(group["lr"]) for group in optimizer.param_groups] for name, optimizer in _optimizers(model).items()
         },
     }
 
@@ -177,13 +177,25 @@ def _state(model: Any) -> dict[str, Any]:
 def _tensors(model: Any) -> dict[str, th.Tensor]:
     # copies: networks may share an extractor, and safetensors stores no tensor twice
     tensors = {f"policy.{name}": w.detach().cpu().clone().contiguous() for name, w in model.policy.state_dict().items()}
-    for network in model.policy.trained_networks():
-        for index, entries in getattr(model.policy, network).optimizer.state_dict()["state"].items():
+    tensors |= {f"variable.{name}": x.detach().cpu().clone() for name, x in _variables(model).items()}
+    for owner, optimizer in _optimizers(model).items():
+        for index, entries in optimizer.state_dict()["state"].items():
             for key, value in entries.items():
                 if value is not None:
                     array = th.as_tensor(value, dtype=None if isinstance(value, th.Tensor) else th.float64)
-                    tensors[f"optimizer.{network}.{index}.{key}"] = array.detach().cpu().clone().contiguous()
+                    tensors[f"optimizer.{owner}.{index}.{key}"] = array.detach().cpu().clone().contiguous()
     return tensors
+
+
+def _optimizers(model: Any) -> dict[str, th.optim.Optimizer]:
+    """Those of the networks by the networks' names, others by their own."""
+    names = [name for name in model._get_torch_save_params()[0] if name != "policy"]
+    return {name.removesuffix(".optimizer"): attrgetter(name)(model) for name in names}
+
+
+def _variables(model: Any) -> dict[str, th.Tensor]:
+    """What is trained beside the networks."""
+    return {name: attrgetter(name)(model) for name in model._get_torch_save_params()[1]}
 
 
 def _digest(config: str, tensors: dict[str, th.Tensor]) -> str:
@@ -303,7 +315,8 @@ def _checked_state(given: dict[str, Any]) -> dict[str, Any]:
         if not (type(state[name]) is int and state[name] >= 0) and not (state[name] is None and may_be_none):
             raise ValueError(f"{name} must be an integer of at least 0, got {state[name]!r}")
     check_range("_current_progress_remaining", state["_current_progress_remaining"], -1e9, 1)
-    check_flags(**{name: state[name] for name in RUN_FLAGS})
+    for name, optional in RUN_FLAGS.items():
+        check_flags(optional=optional, **{name: state[name]})
     if state["run.reference_returns"] is not None:
         check_pair("reference_returns", state["run.reference_returns"], -1e300)
     if not (state["run.reward_function"] is None or type(state["run.reward_function"]) is AffineReward):
@@ -368,19 +381,30 @@ def _set_up(path: Path, model: Any, tensors: dict[str, th.Tensor]) -> None:
 
 
 def _fill(path: Path, model: Any, tensors: dict[str, th.Tensor], rates: Any) -> None:
-    states: dict[str, dict[int, dict[str, th.Tensor]]] = {name: {} for name in model.policy.trained_networks()}
+    optimizers, variables = _optimizers(model), _variables(model)
+    states: dict[str, dict[int, dict[str, th.Tensor]]] = {name: {} for name in optimizers}
     try:
+        _check_names("variables", {n.removeprefix("variable.") for n in tensors if n.startswith("variable.")}, set(variables))
         for name, value in tensors.items():
-            kind, network, *rest = name.split(".", 3) if name.startswith("optimizer.") else ("policy", "")
+            kind, _, rest = name.partition(".")
             if kind == "optimizer":
-                index, key = rest
-                states[network].setdefault(int(index), {})[key] = value
-            elif not name.startswith("policy."):
+                owner, index, key = rest.split(".", 2)
+                states[owner].setdefault(int(index), {})[key] = value
+            elif kind == "variable":
+                _fill_variable(rest, variables[rest], value)
+            elif kind != "policy":
                 raise ValueError(f"unknown tensor {name!r}")
-        for network, state in states.items():
-            _fill_optimizer(network, getattr(model.policy, network).optimizer, state, rates[network])
+        for owner, state in states.items():
+            _fill_optimizer(owner, optimizers[owner], state, rates[owner])
     except Exception as error:  # as above
         raise SafeLoadError(f"{path}: the optimizer state can't be used: {_told(error)}") from error
+
+
+def _fill_variable(name: str, variable: th.Tensor, value: th.Tensor) -> None:
+    if (value.shape, value.dtype) != (variable.shape, variable.dtype):
+        raise ValueError(f"{name} has shape {tuple(value.shape)} ({value.dtype}), expected {tuple(variable.shape)}")
+    with th.no_grad():
+        variable.copy_(value)
 
 
 def _fill_optimizer(network: str, optimizer: th.optim.Optimizer, state: dict[int, Any], rates: list[float]) -> None:

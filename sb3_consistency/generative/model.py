@@ -74,6 +74,11 @@ class GenerativeModel(Options, nn.Module):
         """Name of the moving average that :meth:`loss` takes its regression targets from, if it takes them from one."""
         return None
 
+    @property
+    def is_transport(self) -> bool:
+        """Whether it acts as a transport of noise, see :class:`~sb3_consistency.generative.transport.TransportModel`."""
+        return False
+
     @abstractmethod
     def build(self) -> None:
         """Make the network and the tables, once the options are stored and checked."""

@@ -21,6 +21,9 @@ from sb3_consistency.options import Options, option, options_of
 from sb3_consistency.policies.normalizer import ObservationNormalizer
 from sb3_consistency.values.critics import StackedCritic, StackedMlp
 
+#: states, and actions in each, that the logged spread of actions is taken over
+SPREAD_STATES, SPREAD_ACTIONS = 64, 16
+
 
 @dataclass(frozen=True)
 class Follow:
@@ -260,6 +263,29 @@ class GenerativeActor(NoiseOptions, HorizonOptions, FeatureNetwork, BasePolicy):
         """
         return self.model.sample(self.noise(features, n_steps), features)
 
+    def carry(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Sample one action per row with fresh noise, as a transport of it.
+
+        :param features: observation features, (B, F)
+        :return: scaled actions, (B, A); cost of the transport, (B, 1)
+        """
+        noise = th.randn(features.shape[0], *self.model.event_shape, device=features.device)
+        carried: tuple[th.Tensor, th.Tensor] = self.model.carry(noise, features)  # type: ignore[operator]
+        return carried
+
+    def action_std(self, obs: PyTorchObs) -> float:
+        """
+        :param obs: states, of which the first 64 are taken, (B, ...)
+        :return: standard deviation of the scaled actions in a state, mean over states and dimensions; it leaves the random
+            generators alone
+        """
+        some = {k: x[:SPREAD_STATES] for k, x in obs.items()} if isinstance(obs, dict) else obs[:SPREAD_STATES]
+        with th.no_grad():
+            features = self.features(some).repeat_interleave(SPREAD_ACTIONS, dim=0)
+            noise = seeded_noise(self.model.noise_shape(len(features)), 0, 1.0, features.device)
+            return float(self.model.sample(noise, features).unflatten(0, (-1, SPREAD_ACTIONS)).std(dim=1).mean())
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)[:, : self.action_dim]
 
@@ -279,7 +305,9 @@ class ValueOptions(Options):
     """What critics and value network have in common."""
 
     activation_fn: type[nn.Module] = option(
-        default=Mish, fixed=True, doc='activation class of all networks (but the "ln_resnet" backbone)'
+        default=Mish,
+        fixed=True,
+        doc='activation class of all networks (but the "ln_resnet" backbone); ReLU where they are SAC\'s',
     )
     layer_norm: bool = option(
         default=False, fixed=True, doc="layer normalisation in critics and value network", search=[False, True]

@@ -40,6 +40,8 @@ from sb3_consistency.values.losses import choose_candidate, gumbel_noise, pessim
 CANDIDATE_SELECTIONS = ("softmax", "argmax")
 #: candidates that are evaluated together: more rows need more memory, and leave the cache
 MAX_CANDIDATE_ROWS = 2**13
+#: candidates of a stochastic prediction, where they are not told
+N_CANDIDATES = 50
 
 
 def _check_extractor(space: spaces.Space, extractor_class: type[BaseFeaturesExtractor]) -> None:
@@ -269,10 +271,11 @@ class NetworksPolicy(Options, BasePolicy):
 class CandidateOptions(Options):
     """How one of several candidate actions is picked by its value."""
 
-    n_candidates: int = option(
+    n_candidates: int | None = option(
         default=1,
         low=1,
-        doc="actions drawn per stochastic prediction, of which one is picked by its value",
+        doc="actions drawn per stochastic prediction, of which one is picked by its value; None for 50, and for 1 where a "
+        "temperature sees to exploration",
         search={"online": [1, 10, 50]},
     )
     n_eval_candidates: int = option(
@@ -311,7 +314,8 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
         default=None,
         check=check_net_arch,
         fixed=True,
-        doc="hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``; None for three of 256",
+        doc="hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``; None for three of 256 (two, as SAC, of an "
+        "algorithm with a temperature whose constructor is given no dataset)",
     )
     network: str = option(default="mlp", fixed=True, doc='the actor\'s backbone, "mlp" or "ln_resnet"')
     embedding_scale: float = option(
@@ -329,7 +333,7 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
     def check_together(self) -> None:
         super().check_together()
         for name in ("n_candidates", "n_eval_candidates"):
-            if getattr(self, name) > 1 and "critic" not in self.structure:
+            if (getattr(self, name) or 1) > 1 and "critic" not in self.structure:
                 raise ValueError(f"{name} must be 1: there are no critics to choose by, got {getattr(self, name)}.")
         if self.n_eval_candidates > 1 and self.noise_scale == 0:
             raise ValueError(
@@ -399,6 +403,8 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
     def _choose(self, observation: PyTorchObs, deterministic: bool) -> th.Tensor:
         """Chunks of scaled actions, (B, H A), for observations, (B, ...) or (B, h, ...)."""
         n_candidates = self.n_eval_candidates if deterministic else self.n_candidates
+        if n_candidates is None:
+            n_candidates = 1 if self.actor.model.is_transport else N_CANDIDATES
         if n_candidates == 1:
             return self.actor(observation, deterministic)
         noise = self.actor.fixed_noise(n_candidates, self.device) if deterministic else None

@@ -161,7 +161,8 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         # SB3 adds to this dict; the caller's stays as it is
         given |= {"env": env, "replay_buffer_kwargs": copy(values["replay_buffer_kwargs"])}
         super(Options, self).__init__(**given, sde_support=False, support_multi_env=True)
-        self.run = Run(algorithm=self._own_class_name())
+        # not in load(): the file's run takes its place
+        self.run = Run(algorithm=self._own_class_name(), began_with_data=self.dataset is not None)
         self.data, self.resumption = self.data_class(self), Resumption()
         self.in_offline_phase, self.progress, self.memory = False, None, None
         self.check_options()

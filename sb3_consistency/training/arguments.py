@@ -27,8 +27,6 @@ from sb3_consistency.training.gradient import PRECISIONS
 ON_DIVERGENCE = ("stop", "continue")
 
 NOT_OURS = {
-    "ent_coef": "there is no entropy term; use eta, alpha or action_noise",
-    "target_entropy": "there is no entropy term",
     "use_sde": "exploration comes from sampling the generative policy",
     "sde_sample_freq": "exploration comes from sampling the generative policy",
     "use_sde_at_warmup": "exploration comes from sampling the generative policy",

@@ -78,6 +78,22 @@ def normalised_q_loss(q_values: th.Tensor, scale_values: th.Tensor) -> th.Tensor
     return -q_values.mean() / scale_values.detach().abs().mean().clamp(min=1e-6)
 
 
+def temperature_gradient(cost: th.Tensor, budget: float) -> th.Tensor:
+    """
+    Gradient of -log(temperature) (cost - budget) by log(temperature): a cost above its budget raises the temperature.
+
+    It is 0 where the cost is not finite.
+
+    Source: Haarnoja et al. 2018 (SAC), equation 18, with the cost in place of the log-probability, the budget in that of minus
+    the target entropy.
+
+    :param cost: mean cost of the batch, scalar
+    :param budget: what it may be
+    :return: scalar
+    """
+    return th.where(cost.isfinite(), budget - cost, 0.0)
+
+
 def batch_normalised(target: th.Tensor) -> th.Tensor:
     """
     Target divided by its standard deviation over the batch (the ``q_norm`` option of Ding & Jin's code).

@@ -9,9 +9,9 @@ from typing import Any
 from sb3_consistency import CPQL, RACTD, ConsistencyBC, DiffusionQL
 
 model = CPQL("MlpPolicy", "Pendulum-v1", 3e-4, eta=lambda step: 1.0, sampling_steps=1, policy_kwargs=dict(net_arch=[64, 64]))
-n: int = model.n_candidates
+n: int = model.n_eval_candidates
 model.learn(100).save("model")
-m: int = CPQL.load("model").n_candidates + CPQL.load_safe("model").learn(1).n_candidates
+m: int = CPQL.load("model").n_eval_candidates + CPQL.load_safe("model").learn(1).n_eval_candidates
 CPQL.from_dataset("mujoco/hopper/medium-v0", pretrain_steps=1000).pretrain(10)
 
 DiffusionQL("MlpPolicy", "Pendulum-v1", diffusion_steps=5, sampler="ddim", n_candidates=50, buffer_size=1000)

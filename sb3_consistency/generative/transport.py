@@ -1,0 +1,47 @@
+"""The transport policy: what a consistency policy is online from scratch, where there is no data to stay near."""
+
+import math
+
+import torch as th
+
+from sb3_consistency.generative.consistency import ConsistencyModel
+from sb3_consistency.options import option
+
+
+class TransportModel(ConsistencyModel):
+    """
+    A consistency model that, told so, acts as a transport of noise: a = tanh(z + v(z, s)), with z cut to [-1, 1].
+
+    At its highest noise level a consistency model has no path from the noise to the action but through the network (c_skip
+    sigma_max is 0.003): a Q term makes one action of all noise. Here the noise is added to what the network says, and the cost
+    |v|^2 / 2 of moving it keeps it alive. v is the same network at the same noise level.
+
+    Source: the policy and cost of FLAC (arXiv 2602.12829).
+    """
+
+    transport: bool = option(default=False, doc="whether it acts as a transport of noise; the algorithm tells it")
+
+    @property
+    def is_transport(self) -> bool:
+        return self.transport
+
+    def carry(self, noise: th.Tensor, cond: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param noise: standard normal noise, (B, A)
+        :param cond: condition, (B, F)
+        :return: actions, (B, A), in [-1, 1]; cost of the transport, |v|^2 / 2 summed over the action's dimensions, (B, 1)
+        """
+        z = noise.clamp(-1, 1)
+        velocity = self.network.at_levels((math.log(self.sigma_max),), cond)(z, 0, 1.0)
+        return th.tanh(z + velocity), 0.5 * velocity.square().sum(dim=1, keepdim=True)
+
+    def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        :meth:`ConsistencyModel.sample`, or of a transport one pass.
+
+        See :meth:`GenerativeModel.sample` for the parameters.
+        """
+        return self.carry(noise[0], cond)[0] if self.transport else super().sample(noise, cond)
+
+    def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
+        return super().noise_shape(batch_size, 1 if self.transport else n_steps)

@@ -1,0 +1,103 @@
+"""The temperature of a policy that is learned online from scratch."""
+
+import math
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.utils import update_learning_rate
+
+from sb3_consistency.options import Options, check_range, option
+from sb3_consistency.values.losses import temperature_gradient
+
+#: budget of the transport cost per action dimension (FLAC)
+BUDGET = 0.5
+#: of the temperature's learning rate to the critics': with SAC's 1 it is still high when the values are known
+RATE = 3.0
+
+
+def check_ent_coef(name: str, value: Any) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: a temperature
+    :raises ValueError: if it is neither "auto", "auto_" and a positive number, nor a number of at least 0
+    :raises TypeError: if it is neither text nor a number
+    """
+    if not isinstance(value, str):
+        check_range(name, value, 0)
+        return
+    kind, _, start = value.partition("_")
+    try:
+        known = kind == "auto" and (value == "auto" or 0 < float(start) < math.inf)
+    except ValueError:
+        known = False
+    if not known:
+        raise ValueError(f'{name} must be "auto", "auto_0.1" (learned from there) or a number of at least 0, got {value!r}.')
+
+
+def _check_target_entropy(name: str, value: Any) -> None:
+    if value != "auto":
+        check_range(name, value, -math.inf, 0, open_low=True)
+
+
+class TemperatureOptions(Options):
+    """What an algorithm with a temperature can be told, with SAC's names."""
+
+    ent_coef: str | float = option(
+        default="auto",
+        check=check_ent_coef,
+        fixed=True,
+        before=0.0,
+        doc='online from scratch, the temperature: weight of the transport cost against Q. "auto" is learned, "auto_0.1" from '
+        "there on; 0 learns the offline phase's kind of policy, which explores by ``action_noise`` and ``n_candidates`` only",
+        search={"online": ["auto", "auto_0.1", 0.05]},
+    )
+    target_entropy: str | float = option(
+        default="auto",
+        check=_check_target_entropy,
+        before="auto",
+        doc='minus the transport cost that a learned temperature aims at; "auto" for -0.5 per action dimension',
+    )
+
+
+class Temperature:
+    """
+    A temperature, learned or fixed.
+
+    :param ent_coef: as :class:`TemperatureOptions` says
+    :param learning_rate: that of the critics
+    :param device: where to
+    """
+
+    def __init__(self, ent_coef: str | float, learning_rate: float, device: th.device) -> None:
+        #: logarithm of a learned one, (1,)
+        self.log: th.Tensor | None = None
+        self.optimizer: th.optim.Optimizer | None = None
+        start = float(ent_coef.partition("_")[2] or 1) if isinstance(ent_coef, str) else float(ent_coef)
+        self._fixed = th.full((), start, device=device)
+        if isinstance(ent_coef, str):
+            self.log = self._fixed.log().reshape(1).requires_grad_()
+            self.optimizer = th.optim.Adam([self.log], lr=RATE * learning_rate)
+
+    def value(self) -> th.Tensor:
+        """
+        :return: the temperature at present, scalar
+        """
+        return self._fixed if self.log is None else self.log.detach().exp().squeeze()
+
+    def set_learning_rate(self, rate: float) -> None:
+        """
+        :param rate: learning rate of the critics from now on; the temperature's is three times as high
+        """
+        if self.optimizer is not None:
+            update_learning_rate(self.optimizer, RATE * rate)
+
+    def step(self, cost: th.Tensor, budget: float) -> None:
+        """
+        Move a learned temperature: up where the cost is above its budget, down where it is below.
+
+        :param cost: mean cost of the batch, scalar
+        :param budget: what it may be
+        """
+        if self.log is not None and self.optimizer is not None:
+            self.log.grad = temperature_gradient(cost, budget).reshape(1)
+            self.optimizer.step()

@@ -1,0 +1,254 @@
+"""Online from scratch: noise is carried to actions at a cost, and a temperature weighs it against the values."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import SAC
+
+from sb3_consistency import CPQL, ConsistencyAC
+from sb3_consistency.generative.transport import TransportModel
+from sb3_consistency.values.losses import temperature_gradient
+from tests.conftest import SMALL, loaded, make_arrays
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Box.*precision.*")
+with_temperature = pytest.mark.parametrize("cls", [CPQL, ConsistencyAC])
+
+
+def online_model(cls=CPQL, env="Pendulum-v1", **kwargs):
+    return cls("MlpPolicy", env, **{**SMALL, "learning_starts": 10, **kwargs})
+
+
+def model_of_actions(transport=True, **kwargs):
+    th.manual_seed(0)
+    return TransportModel(2, 3, network_kwargs={"net_arch": [16]}, transport=transport, **kwargs)
+
+
+def test_actions_and_their_cost_follow_from_the_network():
+    model, noise, cond = model_of_actions(), 3 * th.randn(5, 2), th.randn(5, 3)
+    actions, cost = model.carry(noise, cond)
+    z = noise.clamp(-1, 1)
+    velocity = model.network(z, th.full((5,), math.log(model.sigma_max)), cond)
+    th.testing.assert_close(actions, th.tanh(z + velocity))
+    th.testing.assert_close(cost, 0.5 * (velocity**2).sum(1, keepdim=True))
+
+
+def test_a_transport_takes_one_pass_however_many_it_would_take_as_a_consistency_model():
+    noise, cond = th.randn(3, 5, 2), th.randn(5, 3)
+    model = model_of_actions(sampling_steps=3)
+    assert model.noise_shape(5) == model.noise_shape(5, 3) == (1, 5, 2)
+    assert th.equal(model.sample(noise, cond), model.carry(noise[0], cond)[0])
+    assert model_of_actions(transport=False, sampling_steps=3).noise_shape(5) == (3, 5, 2)
+
+
+def test_noise_has_a_path_to_the_action():
+    """At sigma_max a consistency model's c_skip leaves none: what the spread of a new policy's actions shows."""
+    noise, cond = th.randn(1, 1000, 2), th.zeros(1000, 3)
+    assert model_of_actions().sample(noise, cond).std() > 0.3
+    assert model_of_actions(transport=False).sample(noise, cond).std() < 0.05
+
+
+def test_the_temperature_moves_towards_the_budget():
+    log_temperature = th.zeros(1, requires_grad=True)
+    cost, budget = th.tensor(2.5), 1.0
+    (expected,) = th.autograd.grad(-(log_temperature * (cost - budget)).sum(), log_temperature)
+    assert temperature_gradient(cost, budget) == expected
+    assert temperature_gradient(th.tensor(float("nan")), budget) == 0
+
+    model = online_model(target_entropy=-1e-6).learn(40)
+    assert model.log_ent_coef > 0  # the cost is above: its weight grows
+    model = online_model(target_entropy=-1e6).learn(40)
+    assert model.log_ent_coef < 0
+
+
+def test_the_target_pays_for_the_next_action():
+    model = online_model(ent_coef=0.25).learn(20)
+    batch = next(model.batches(1, 16))
+    model.prepare_step()
+    th.manual_seed(3)
+    value = model.next_value(batch)
+    th.manual_seed(3)
+    actions, cost = model.actor.carry(model.actor.features(batch.next_observations))
+    expected = model.critic_target(batch.next_observations, actions).amin(1, keepdim=True) - 0.25 * cost
+    th.testing.assert_close(value, expected)
+
+
+@with_temperature
+def test_the_first_gradient_step_decides_on_the_kind_of_policy(cls, tmp_path):
+    obs = np.zeros((4, 3), np.float32)
+    scratch = online_model(cls).learn(20)
+    offline = loaded(cls, env="Pendulum-v1")
+    assert not offline.actor.model.transport
+    offline.pretrain(3)
+    offline.learn(20)
+    assert scratch.actor.model.transport and not offline.actor.model.transport
+    scratch.load_dataset(make_arrays())
+    scratch.pretrain(2)
+    assert scratch.actor.model.transport
+    for model in (scratch, offline):
+        model.save(tmp_path / "model")
+        model.save_safe(tmp_path / "model")
+        for back in (cls.load(tmp_path / "model"), cls.load_safe(tmp_path / "model")):
+            assert back.actor.model.transport == back.actor_target.model.transport == model.actor.model.transport
+            np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, back)))
+            assert th.equal(back.ent_coef_tensor, model.ent_coef_tensor)
+
+
+@with_temperature
+def test_without_a_temperature_it_is_the_policy_of_the_offline_phase(cls):
+    model = online_model(cls, ent_coef=0, alpha=0.05).learn(20)
+    assert not model.actor.model.transport and model.log_ent_coef is None
+    assert model.step_alpha == pytest.approx(0.05)
+
+
+def test_a_weight_that_counts_for_nothing_is_told():
+    with pytest.warns(UserWarning, match=r"alpha=0.05 has no effect.*ent_coef=0"):
+        online_model(alpha=0.05).learn(20)
+
+
+@with_temperature
+def test_a_temperature_is_kept_as_sacs_is(cls, tmp_path):
+    model = online_model(cls, ent_coef="auto_0.1").learn(30)
+    assert 0.05 < model.ent_coef_tensor < 0.2
+    theirs = SAC("MlpPolicy", "Pendulum-v1").get_parameters()
+    assert {"ent_coef_optimizer", "log_ent_coef"} <= theirs.keys() & model.get_parameters().keys() | {"log_ent_coef"}
+    model.save(tmp_path / "model")
+    model.save_safe(tmp_path / "model")
+    assert th.equal(model.ent_coef_tensor, cls.load(tmp_path / "model").ent_coef_tensor)
+    for back in (cls.load(tmp_path / "model", env="Pendulum-v1"), cls.load_safe(tmp_path / "model", env="Pendulum-v1")):
+        before = back.log_ent_coef.clone()
+        assert back.ent_coef_optimizer.state_dict()["state"] == model.ent_coef_optimizer.state_dict()["state"]
+        back.learn(30)
+        assert not th.equal(before, back.log_ent_coef)
+    fixed = online_model(cls, ent_coef=0.01).learn(20)
+    assert fixed.log_ent_coef is None and fixed.ent_coef_tensor == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("value", ["automatic", "auto_", "auto_-1", "auto_x", "auto_inf", -0.5, float("nan"), True, None])
+def test_a_wrong_temperature_is_refused(value):
+    with pytest.raises((ValueError, TypeError), match="ent_coef must be"):
+        online_model(ent_coef=value)
+
+
+def test_a_cost_below_0_can_not_be_aimed_at():
+    with pytest.raises(ValueError, match="target_entropy must be"):
+        online_model(target_entropy=1.0)
+
+
+def test_one_candidate_is_drawn_where_the_temperature_explores():
+    model, offline = online_model(), loaded(CPQL)
+    assert model.n_candidates is offline.n_candidates is None
+    passes = []
+    for m in (model, offline):
+        m.actor.model.network.layers.register_forward_hook(lambda *args: None)
+        m.actor.model.network.layers[0].register_forward_hook(lambda layer, inputs, out: passes.append(len(out)))
+        m.predict(np.zeros((2, 3), np.float32), deterministic=False)
+    assert passes == [2, 100]
+
+
+@with_temperature
+def test_without_a_dataset_the_networks_are_sacs(cls, tmp_path):
+    model, theirs = cls("MlpPolicy", "Pendulum-v1"), SAC("MlpPolicy", "Pendulum-v1")
+
+    def widths(model):
+        return [m.out_features for m in model.actor.model.network.layers if isinstance(m, th.nn.Linear)]
+
+    assert widths(model) == [256, 256, 1]
+    assert any(isinstance(m, th.nn.ReLU) for m in model.critic.modules())
+    assert type(theirs.actor.latent_pi[1]) is th.nn.ReLU
+    for kwargs in ({"dataset": make_arrays()}, {"ent_coef": 0}):
+        papers = cls("MlpPolicy", "Pendulum-v1" if "ent_coef" in kwargs else None, **kwargs)
+        assert widths(papers) == [256, 256, 256, 1]
+    model.save(tmp_path / "model")
+    model.save_safe(tmp_path / "model")
+    obs = np.zeros((4, 3), np.float32)
+    for back in (
+        cls.load(tmp_path / "model"),
+        cls.load_safe(tmp_path / "model"),
+        cls.load(tmp_path / "model", env="Pendulum-v1"),
+    ):
+        np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, back)))
+
+
+def test_what_is_logged_of_it():
+    model = online_model(env="Pendulum-v1", learning_starts=10)
+    model.learn(20)
+    logged = model.logger.name_to_value
+    model.train(1, 16)
+    assert logged["train/ent_coef"] == pytest.approx(float(model.ent_coef_tensor), rel=1e-2)
+    assert logged["train/transport_cost"] > 0
+    state = th.get_rng_state()
+    spread = model.actor.action_std(th.zeros(100, 3))
+    assert th.equal(state, th.get_rng_state()) and 0.2 < spread < 0.8
+
+
+class Ring(gym.Env):
+    """One step, eight modes on a ring, of which every other is worth 1, the others 0.5."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    modes = 0.8 * np.array([[math.cos(math.pi * k / 4), math.sin(math.pi * k / 4)] for k in range(8)])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        distances = ((self.modes - action) ** 2).sum(1)
+        mode = int(distances.argmin())
+        reward = (0.5 if mode % 2 else 1.0) * math.exp(-distances[mode] / (2 * 0.15**2))
+        return np.zeros(1, np.float32), reward, True, False, {}
+
+
+class TwoGoals(gym.Env):
+    """A point at the origin walks eight steps; the reward is 1 less the distance to the nearer of two goals."""
+
+    observation_space = gym.spaces.Box(-3, 3, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def observation(self):
+        return np.array([*self.place, self.time / 8], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.time = self.np_random.normal(0, 0.02, 2), 0
+        return self.observation(), {}
+
+    def step(self, action):
+        self.place, self.time = np.clip(self.place + 0.25 * np.clip(action, -1, 1), -2, 2), self.time + 1
+        distance = min(math.hypot(self.place[0] - goal, self.place[1]) for goal in (-1, 1))
+        return self.observation(), 1 - distance, self.time == 8, False, {}
+
+
+def several_ways(env, steps):
+    model = CPQL("MlpPolicy", env, seed=0, learning_starts=500, policy_kwargs={"net_arch": [64, 64]}, device="cpu")
+    return model.learn(steps)
+
+
+@pytest.mark.slow
+def test_every_good_mode_is_kept():
+    model = several_ways(Ring(), 10_000)
+    actions, _ = model.predict(np.zeros((2000, 1), np.float32), deterministic=False)
+    distances = ((Ring.modes - actions[:, None]) ** 2).sum(2)
+    near, mode = distances.min(1) < 0.3**2, distances.argmin(1)
+    shares = [float((near & (mode == k)).mean()) for k in range(8)]
+    print(shares)
+    assert min(shares[::2]) >= 0.1
+
+
+@pytest.mark.slow
+def test_both_ways_are_used():
+    model = several_ways(TwoGoals(), 4_000)
+    env, ends, returns = TwoGoals(), [], []
+    for seed in range(200):
+        obs, total = env.reset(seed=seed)[0], 0.0
+        for _ in range(8):
+            obs, reward, *_ = env.step(model.predict(obs, deterministic=False)[0])
+            total += reward
+        ends.append(obs[0])
+        returns.append(total)
+    left, right = np.mean(np.array(ends) < -0.7), np.mean(np.array(ends) > 0.7)
+    print(left, right, np.mean(returns))
+    assert min(left, right) >= 0.2 and np.mean(returns) > 5
