@@ -78,10 +78,11 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     target_candidates: int = option(
         default=8,
         low=1,
+        before=8,
         doc='actions N of the teacher, of which the critics choose what deterministic actions learn in "distill"',
     )
     target_noise: float = option(
-        default=0.5, low=0, doc="standard deviation rho of their noise, but the first's, which has none"
+        default=0.5, low=0, before=0.5, doc="standard deviation rho of their noise, but the first's, which has none"
     )
     value_mode: str = option(
         default="q", one_of=VALUE_MODES, fixed=True, doc='"q" (CPQL) or "iql" (CPIQL)', search=list(VALUE_MODES)
