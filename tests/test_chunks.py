@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_consistency import CPQL, RACTD, ConsistencyBC, FrameReplayBuffer, load_safe
+from sb3_consistency import CPQL, RACTD, ConsistencyBC, DiffusionBC, FrameReplayBuffer, load_safe, model_controller
 from sb3_consistency.data.episodes import DatasetError
 from tests.conftest import ALGORITHMS, SMALL, VectorEnv, box_env, make, make_arrays, online, trained
 
@@ -44,7 +44,7 @@ def test_chunks_are_executed_and_histories_remembered(cls, tmp_path):
             fresh = model.policy.unscale_plans(model.policy.make_plans(state.history, True))
         for env in np.flatnonzero(state.age == 0):
             np.testing.assert_allclose(action[env], fresh[env, 0], atol=1e-6)
-        planned = model.policy.unscale_plans(state.plan)
+        planned = model.policy.unscale_plans(th.as_tensor(state.plan))
         np.testing.assert_allclose(action, planned[[0, 1], state.age], atol=1e-6)
     # without a state every call makes a plan, as at the start of an episode
     plan = model.plan(OBS[0], deterministic=True)
@@ -64,6 +64,18 @@ def test_a_chunk_that_is_made_anew_at_every_step_needs_no_memory():
     assert model.predict(OBS[0])[1].plan.shape == (2, 4, 1)
     with pytest.raises(ValueError, match=r"executed_steps must be in \[1, 4\], got 5"):
         model.executed_steps = 5
+
+
+@pytest.mark.parametrize("cls", [CPQL, DiffusionBC])
+def test_a_unet_over_the_time_of_a_chunk(cls, tmp_path):
+    kwargs = {"horizon": 8, "policy_kwargs": {"network": "unet", "net_arch": {"pi": [16, 24], "qf": [16]}}}
+    model = trained(cls, **kwargs)
+    model.save_safe(tmp_path / "model")
+    plan = load_safe(tmp_path / "model.safetensors").plan(OBS[0], deterministic=True)
+    assert np.isfinite(plan).all() and plan.shape == (2, 8, 1)
+    np.testing.assert_allclose(plan, model.plan(OBS[0], deterministic=True), atol=1e-6)
+    with pytest.raises(ValueError, match="horizon must be a multiple of 2"):
+        cls("MlpPolicy", box_env(), **{**kwargs, "horizon": 3})
 
 
 def test_candidates_are_chunks():
@@ -86,6 +98,17 @@ def test_chunks_lie_in_the_action_space(low_high):
     plan = model.pretrain(3).plan(OBS[0])
     assert plan.shape == (2, 3, 2, 2) and all(space.contains(a) for a in plan.reshape(-1, 2, 2))
     assert space.contains(model.predict(OBS[0, 0])[0])
+
+
+def test_a_controller_remembers_and_forgets_with_its_episode():
+    model = trained(ConsistencyBC, horizon=4)
+    controller, state = model_controller(model, deterministic=True), None
+    for _ in range(2):
+        state = None
+        for obs in OBS[:3, 0]:
+            expected, state = model.predict(obs, state, deterministic=True)
+            np.testing.assert_allclose(controller(obs), expected, atol=1e-6)
+        controller.reset()
 
 
 # what is seen
@@ -127,6 +150,44 @@ def test_every_observation_of_a_window_is_encoded_once():
     assert rows == [3 * 32]
 
 
+def test_a_window_has_one_goal_in_hindsight():
+    """Goals are the step numbers that an episode reaches; the reward of a step is 1 where it reaches the goal."""
+    box = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    space = spaces.Dict({"observation": box, "achieved_goal": box, "desired_goal": box})
+
+    class Counter(VectorEnv):
+        def reset(self, *, seed=None, options=None):
+            self.t = 0
+            return self.seen(), {}
+
+        def seen(self):
+            t = np.array([self.t], np.float32)
+            return {"observation": t, "achieved_goal": t, "desired_goal": np.array([-1], np.float32)}
+
+        def step(self, action):
+            self.t += 1
+            return self.seen(), 0.0, False, self.t >= self.length, {}
+
+        def compute_reward(self, achieved, desired, infos):
+            return (achieved == desired).all(axis=-1).astype(np.float32)
+
+    model = online(
+        CPQL, Counter(space, length=8), "MultiInputPolicy", horizon=3, history=2, gamma=0.5,
+        replay_buffer_class=HerReplayBuffer, replay_buffer_kwargs={"n_sampled_goal": 3}, **FEW,
+    ).learn(20)  # fmt: skip
+    assert model.n_updates > 0
+    batch = model.data.sample(1, 4000)[0]
+    t, goal = batch.observations["observation"], batch.observations["desired_goal"]
+    assert t.max() == 7 and set(t[:, 1].flatten().tolist()) == set(range(8))  # of finished episodes
+    assert (goal[:, 0] == goal[:, 1]).all() and (goal[:, 0] == batch.next_observations["desired_goal"][:, 1]).all()
+    goal, now = goal[:, 0, 0], t[:, 1, 0]
+    virtual = goal >= 0
+    assert virtual.float().mean() == pytest.approx(0.75, abs=0.04) and (goal > now)[virtual].all() and goal.max() == 8
+    steps = goal - now
+    wanted = th.where(virtual & (steps <= 3), 0.5 ** (steps - 1), 0.0)
+    np.testing.assert_allclose(batch.rewards[:, 0], wanted)
+
+
 # what goes wrong
 
 
@@ -134,7 +195,6 @@ def test_every_observation_of_a_window_is_encoded_once():
     ("kwargs", "message"),
     [
         ({"n_steps": 3}, "n_steps must be 1 with horizon=4"),
-        ({"replay_buffer_class": HerReplayBuffer}, "replay_buffer_class can't be HerReplayBuffer"),
         ({"replay_buffer_class": NStepReplayBuffer}, "replay_buffer_class can't be NStepReplayBuffer"),
         ({"executed_steps": 5}, "executed_steps"),
         ({"history": 0}, "history"),

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_consistency import CPQL, ConsistencyAC, DiffusionQL
+from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.__main__ import main
 from sb3_consistency.files.export import SUFFIXES, ExportedPolicy
 from tests.conftest import SMALL, VectorEnv, make_arrays
@@ -28,7 +28,7 @@ def run(path, inputs, names=("observation",)):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options)
-    return session.run(["action"], {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+    return session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
 
 
 def trained(cls, env, **kwargs):
@@ -155,6 +155,25 @@ def test_a_model_with_hindsight_is_exported_without_its_environment(tmp_path):
     assert main(command) == 0 and (tmp_path / "her.pt").exists()
 
 
+@pytest.mark.parametrize(("cls", "suffix"), [(ConsistencyBC, ".onnx"), (RACTD, ".onnx"), (RACTD, ".pt"), (RACTD, ".pt2")])
+def test_a_history_goes_in_and_a_chunk_comes_out(cls, suffix, tmp_path):
+    stages = {"teacher_steps": 5, "reward_steps": 5} if cls is RACTD else {}
+    model = trained(cls, VectorEnv(action_space=SPACE), horizon=4, history=3, **stages)
+    path = model.export(tmp_path / f"policy{suffix}")
+    for batch in (1, 5):
+        history = th.as_tensor(np.random.default_rng(batch).uniform(-1, 1, (batch, 3, 3)).astype(np.float32))
+        with th.no_grad():
+            expected = model.policy.unscale_plans(model.policy.make_plans(history, True))
+        actions = run(path, [history])
+        assert actions.shape == (batch, 4, 2)
+        np.testing.assert_allclose(actions, expected, atol=7e-5)
+
+
+def test_planners_that_do_not_act_or_plan_states_are_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="can't act yet"):
+        RACTD("MlpPolicy", VectorEnv(action_space=SPACE), **SMALL).export(tmp_path / "policy.pt")
+
+
 def test_bad_exports_are_refused(tmp_path, capsys):
     model = trained(CPQL, VectorEnv(action_space=SPACE))
     with pytest.raises(ValueError, match=r"\.onnx"):
@@ -164,8 +183,12 @@ def test_bad_exports_are_refused(tmp_path, capsys):
     assert "no generative actor" in capsys.readouterr().err
 
 
-def test_export_command_and_the_control_loop_without_torch(tmp_path, capsys):
-    CPQL("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "model")
+@pytest.mark.parametrize(
+    ("kwargs", "options"),
+    [({}, []), ({"horizon": 4, "history": 2}, ["--executed-steps", "2"]), ({"horizon": 3}, ["--ensemble"])],
+)
+def test_export_command_and_the_control_loop_without_torch(kwargs, options, tmp_path, capsys):
+    CPQL("MlpPolicy", "Pendulum-v1", **kwargs, **SMALL).save(tmp_path / "model")
     policy = tmp_path / "policy.onnx"
     assert main(["export", "--algo", "cpql", "--model", str(tmp_path / "model"), "--output", str(policy)]) == 0
     assert "Exported" in capsys.readouterr().out
@@ -183,6 +206,7 @@ def test_export_command_and_the_control_loop_without_torch(tmp_path, capsys):
         "Pendulum-v1",
         "--episodes",
         "1",
+        *options,
     ]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "return" in out

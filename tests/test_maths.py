@@ -18,6 +18,7 @@ from sb3_consistency.generative.schedules import (
     sampling_sigmas,
     truncated_log_normal,
 )
+from sb3_consistency.generative.temporal import ChunkUnet
 from sb3_consistency.values.critics import StackedCritic, StackedMlp
 from tests.conftest import FixedNetwork
 
@@ -69,10 +70,12 @@ def test_identity_at_the_boundary(network):
     assert th.equal(model(x, th.full((16,), model.sigma_min), cond), x)
 
 
-@pytest.mark.parametrize("network", ["mlp", "ln_resnet"])
+@pytest.mark.parametrize("network", ["mlp", "ln_resnet", "unet"])
 @pytest.mark.parametrize("n_levels", [1, 3])
 def test_network_at_fixed_levels_equals_the_network(network, n_levels):
-    net = make_network(network, 2, 3, {"net_arch": [8, 8]}).double().eval()
+    kwargs = {"net_arch": [8, 8]}
+    net = ChunkUnet(2, 1, 3, **kwargs) if network == "unet" else make_network(network, 2, 3, kwargs)
+    net = net.double().eval()
     levels, cond = th.arange(n_levels, dtype=th.float64) - 0.7, th.randn(5, 3, dtype=th.float64)
     fixed = net.at_levels(tuple(levels.tolist()), cond)
     for i in range(n_levels):

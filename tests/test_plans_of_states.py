@@ -138,7 +138,7 @@ def test_a_plan_of_states_is_renewed_when_it_is_over(executed_steps, age, tmp_pa
     for _ in range(20):
         _, state = model.predict(obs, state, np.array([False]))
     assert state.age.tolist() == [age]  # a plan of 16 states has 15 moves; more of them hold its end
-    assert th.equal(state.plan, first) == (executed_steps == 100)
+    assert np.array_equal(state.plan, first) == (executed_steps == 100)
 
 
 def test_between_planned_states_lies_the_line_that_joins_them():

@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_consistency.envs.spaces import action_bounds
 from sb3_consistency.generative.networks import elementary_mish
-from sb3_consistency.policies.modules import GenerativeActor
+from sb3_consistency.policies.modules import ActingNetwork
 from sb3_consistency.registry import how_to_install
 
 SUFFIXES = (".onnx", ".pt2", ".pt")
-OUTPUT_NAME = "action"
 
 
 class ExportedPolicy(nn.Module):
     """
     The actor alone, from observations as the environment gives them to actions as it takes them.
 
-    Normalisation of observations and unscaling of actions are inside; there are no candidates and no critics.
+    Normalisation of observations and unscaling of actions are inside; there are no candidates, no critics and no memory: of a
+    policy with a history the input has it, of one with a horizon the output is the whole chunk.
 
-    :param actor: trained actor
+    :param actor: trained actor, or student of a planner
     :param vec_normalize: statistics of the environment that the actor was trained in, if it normalised observations
     :param deterministic: start from the fixed noise of ``predict(deterministic=True)``, and take none as an input
     """
@@ -38,7 +39,7 @@ class ExportedPolicy(nn.Module):
     middle: th.Tensor
     half_range: th.Tensor
 
-    def __init__(self, actor: GenerativeActor, vec_normalize: VecNormalize | None = None, deterministic: bool = True) -> None:
+    def __init__(self, actor: ActingNetwork, vec_normalize: VecNormalize | None = None, deterministic: bool = True) -> None:
         super().__init__()
         self.actor = actor
         self.deterministic = deterministic
@@ -49,23 +50,24 @@ class ExportedPolicy(nn.Module):
         self.register_buffer("middle", th.as_tensor(middle, dtype=th.float32).flatten())
         self.register_buffer("half_range", th.as_tensor(half_range, dtype=th.float32).flatten())
         self.action_shape = low.shape
-        # (1, S, A): the batch comes first here, so that every input has its rows in one place
-        self.register_buffer("fixed_noise", actor.fixed_noise(1, actor.device).transpose(0, 1).clone())
+        # (1, S, *E): the batch comes first here, so that every input has its rows in one place
+        noise = actor.fixed_noise(1, actor.device).expand(actor.model.noise_shape(1))
+        self.register_buffer("fixed_noise", noise.transpose(0, 1).clone())
         self.normalisation = nn.ModuleList(_VecNormalisation.of(vec_normalize, key) for key in self.keys)
 
     def forward(self, *inputs: th.Tensor) -> th.Tensor:
         """
-        :param inputs: observation, (B, *shape), or one per key of a Dict space in its order; then, if not deterministic,
-            standard normal noise, (B, S, A) for S network passes
-        :return: actions, (B, *action shape), within the bounds of the action space
+        :param inputs: observation, (B, *shape), or one per key of a Dict space in its order, with a history (B, h, *shape);
+            then, if not deterministic, standard normal noise, (B, S, H A) for S network passes (of planners (B, S, H, A))
+        :return: actions, (B, *action shape), within the bounds of the action space; with a horizon (B, H, *action shape)
         """
         observations = [normalise(x) for normalise, x in zip(self.normalisation, inputs, strict=False)]
         obs = dict(zip(self.keys, observations, strict=True)) if self.keys != [""] else observations[0]
-        features = self.actor.features(obs)
-        noise = self.fixed_noise.expand(features.shape[0], -1, -1) if self.deterministic else inputs[-1]
-        actions = self.actor.model.sample(noise.transpose(0, 1), features)
-        unscaled = (self.middle + self.half_range * actions).clamp(self.low, self.high)
-        return unscaled.unflatten(1, self.action_shape)
+        fixed = self.fixed_noise.expand(inputs[0].shape[0], *self.fixed_noise.shape[1:])
+        noise = fixed if self.deterministic else inputs[-1]
+        actions = self.actor.from_noise(obs, noise.transpose(0, 1), self.deterministic)
+        unscaled = (self.middle + self.half_range * actions).clamp(self.low, self.high).unflatten(2, self.action_shape)
+        return unscaled if self.actor.plan_shape[0] > 1 else unscaled[:, 0]
 
     def example_inputs(self, batch_size: int) -> tuple[th.Tensor, ...]:
         """
@@ -74,7 +76,9 @@ class ExportedPolicy(nn.Module):
         """
         space = self.actor.observation_space
         parts = [space[key] for key in self.keys] if isinstance(space, spaces.Dict) else [space]
-        rows = [th.as_tensor(np.stack([part.sample() for _ in range(batch_size)])) for part in parts]
+        history = self.actor.history
+        samples = [np.stack([part.sample() for _ in range(batch_size * history)]) for part in parts]
+        rows = [th.as_tensor(x.reshape(batch_size, history, *x.shape[1:]) if history > 1 else x) for x in samples]
         rows = [x.float() if x.is_floating_point() else x for x in rows]
         return (*rows, *([] if self.deterministic else [th.randn(batch_size, *self.fixed_noise.shape[1:])]))
 
@@ -83,6 +87,11 @@ class ExportedPolicy(nn.Module):
         :return: names of the inputs: "observation" or the keys of the Dict space, and "noise"
         """
         return [*(key or "observation" for key in self.keys), *([] if self.deterministic else ["noise"])]
+
+    @property
+    def output_name(self) -> str:
+        """Name of the output: "action", or "actions" of a chunk."""
+        return "actions" if self.actor.plan_shape[0] > 1 else "action"
 
 
 def _inward(bound: np.ndarray, towards: float) -> np.ndarray:
@@ -128,17 +137,21 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True, norm
     :param normalized_input: the file will be given observations that are normalised already, though the model has no
         ``VecNormalize``
     :return: the path
-    :raises ValueError: if the suffix is unknown, the model has no generative actor, lacks the ``VecNormalize`` that it learned
-        with, or an observation's key is an ONNX file's "action" or "noise"
+    :raises ValueError: if the suffix is unknown, the model has no generative actor, can't act yet or plans states, lacks the
+        ``VecNormalize`` that it learned with, or an observation's key is the name of an ONNX file's output or noise
     :raises ImportError: if a library that writes the format is missing
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path: the suffix must be one of {SUFFIXES}, got {str(path)!r}.")
     actor = getattr(model.policy, "actor", None)
-    if not isinstance(actor, GenerativeActor):
+    if not isinstance(actor, ActingNetwork):
+        raise ValueError(f"model: {type(model).__name__} has no generative actor; other libraries' can't be exported.")
+    if not model.can_act:
+        raise ValueError(f"model: this {type(model).__name__} can't act yet: train on, into its last stage.")
+    if actor.plan_shape[1] != get_action_dim(model.action_space):
         raise ValueError(
-            f"model: {type(model).__name__} has no generative actor; planners and other libraries' can't be exported."
+            f"model: this {type(model).__name__} plans states, which a controller tracks; plans of actions can be exported."
         )
     if model.run.in_vec_normalize and not normalized_input and model.get_vec_normalize_env() is None:
         raise ValueError(
@@ -147,7 +160,7 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True, norm
             "pass normalized_input=True, and give the file normalised observations."
         )
     policy = ExportedPolicy(actor, model.get_vec_normalize_env(), deterministic)
-    names = [*policy.input_names(), OUTPUT_NAME]
+    names = [*policy.input_names(), policy.output_name]
     repeated = [name for name in names if names.count(name) > 1]
     if path.suffix == ".onnx" and repeated:
         raise ValueError(
@@ -195,7 +208,7 @@ def _write(policy: ExportedPolicy, inputs: tuple[th.Tensor, ...], path: Path) ->
     program = program.run_decompositions({th.ops.aten.mish.default: elementary_mish})
     exported = th.onnx.export(program, verbose=False)
     assert exported is not None
-    _name_ends(exported.model.graph, [*policy.input_names(), OUTPUT_NAME])
+    _name_ends(exported.model.graph, [*policy.input_names(), policy.output_name])
     exported.save(str(path), external_data=False)
 
 

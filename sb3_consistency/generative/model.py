@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_consistency.generative.networks import ConditionalNetwork, make_network
+from sb3_consistency.generative.temporal import ChunkUnet
 from sb3_consistency.options import Options, option
 
 # Maps (noisy data (B, A), noise level (B,)) to an estimate of the clean data (B, A).
@@ -143,13 +144,20 @@ class ActionModel(HorizonOptions, GenerativeModel):
     action_dim: int = option(kw_only=False, fixed=True, doc="size A of one action")
     cond_dim: int = option(kw_only=False, fixed=True, doc="size F of the condition")
     network_name: str = option(
-        default="mlp", alias="network", attribute="network_name", fixed=True, doc='backbone, "mlp" or "ln_resnet"'
+        default="mlp",
+        alias="network",
+        attribute="network_name",
+        fixed=True,
+        doc='backbone, "mlp" or "ln_resnet" over the whole chunk, or "unet" over its time',
     )
     network_kwargs: Mapping[str, Any] | None = option(
         default=None, fixed=True, doc="further arguments of the backbone (``net_arch``, ``activation_fn``, ...)"
     )
-    network: ConditionalNetwork = option(init=False)
+    network: ConditionalNetwork | ChunkUnet = option(init=False)
 
     def build(self) -> None:
         self.event_shape = (self.horizon * self.action_dim,)
-        self.network = make_network(self.network_name, self.event_shape[0], self.cond_dim, self.network_kwargs)
+        if self.network_name == "unet":
+            self.network = ChunkUnet(self.horizon, self.action_dim, self.cond_dim, **(self.network_kwargs or {}))
+        else:
+            self.network = make_network(self.network_name, self.event_shape[0], self.cond_dim, self.network_kwargs)

@@ -330,5 +330,5 @@ def make_network(name: str, x_dim: int, cond_dim: int, kwargs: Mapping[str, Any]
     :raises ValueError: if there is none of that name
     """
     if name not in NETWORKS:
-        raise ValueError(f"network must be one of {list(NETWORKS)}, got {name!r}.")
+        raise ValueError(f"network must be one of {[*NETWORKS, 'unet']}, got {name!r}.")
     return NETWORKS[name](x_dim, cond_dim, **(kwargs or {}))

@@ -39,7 +39,8 @@ class _TemporalNetwork(nn.Module):
         :param embedded: embeddings of the noise levels, each (B or 1, embedding_dim)
         :return: embedding of the first level, condition, embedding of the second, (B, context_dim)
         """
-        first, *more = (e.expand(len(cond), -1) for e in embedded)
+        # shape, and not len: the batch size stays open when a policy is exported
+        first, *more = (e.expand(cond.shape[0], -1) for e in embedded)
         return th.cat([first, cond, *more], dim=-1)
 
     def encode(self, cond: th.Tensor) -> th.Tensor:
@@ -221,6 +222,46 @@ class TemporalUnet(_TemporalNetwork):
         for grow, stage in zip(self.grow, self.up, strict=True):
             hidden = _run(stage, th.cat([grow(hidden), skips.pop()], dim=1), context)
         return in_float32(self.out, hidden).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class ChunkUnet(nn.Module):
+    """
+    A :class:`TemporalUnet` of chunks that lie as one long action, called as the other backbones of an action are.
+
+    :param horizon: number H of actions in a chunk
+    :param action_dim: size A of one
+    :param cond_dim: size of the condition
+    :param kwargs: further arguments of the U-Net
+    """
+
+    def __init__(self, horizon: int, action_dim: int, cond_dim: int, **kwargs: Any) -> None:
+        super().__init__()
+        self.event_shape = (horizon, action_dim)
+        self.unet = TemporalUnet(self.event_shape, cond_dim, **kwargs)
+
+    def forward(self, x: th.Tensor, level: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        :param x: noisy chunks, (B, H A)
+        :param level: ln(sigma) or step number, (B,), or (1,) when all rows share one
+        :param cond: condition, (B, cond_dim)
+        :return: output, (B, H A)
+        """
+        return self._evaluate(x, self.unet.encode(cond), in_float32(self.unet.embeddings[0], level))
+
+    def _evaluate(self, x: th.Tensor, encoded: th.Tensor, embedded: th.Tensor) -> th.Tensor:
+        # a U-Net sees the noise level by its embedding alone
+        windows = self.unet.evaluate(x.unflatten(1, self.event_shape), self.unet.context(encoded, [embedded]), sigma=1.0)
+        return windows.flatten(1)
+
+    def at_levels(self, levels: tuple[float, ...], cond: th.Tensor) -> Callable[[th.Tensor, int, float], th.Tensor]:
+        """
+        :param levels: the S levels that will be used
+        :param cond: condition, (B, cond_dim)
+        :return: function of (x (B, H A), number of the level, scale), equal to :meth:`forward` of scale x at that level
+        """
+        embedding: Any = self.unet.embeddings[0]
+        encoded, embedded = self.unet.encode(cond), in_float32(lambda _: embedding.constant(levels), cond)
+        return lambda x, i, scale: self._evaluate(scale * x, encoded, embedded[i : i + 1])
 
 
 def _run(stage: nn.Module, x: th.Tensor, context: th.Tensor) -> th.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from sb3_consistency.data.checks import map_observations
 from sb3_consistency.generative.temporal import cosine_transform
 from sb3_consistency.options import check_range, option
-from sb3_consistency.policies.modules import FeatureNetwork, NoiseOptions, seeded_noise
+from sb3_consistency.policies.modules import ActingNetwork, FeatureNetwork, seeded_noise
 from sb3_consistency.values.critics import StackedMlp
 
 #: what is planned, and the noise levels it is learned at: the longer and smoother a window, the more noise hides what it does
@@ -49,7 +49,7 @@ class StackedNetwork(FeatureNetwork):
         return self.features(stacked if self.history > 1 else map_observations(lambda x: x[:, 0], stacked))
 
 
-class PlanNetwork(NoiseOptions, StackedNetwork):
+class PlanNetwork(ActingNetwork, StackedNetwork):
     """Teacher or student: a generative model of scaled plans, conditioned on stacked observations."""
 
     model_class: Callable[..., Any] = option(
@@ -61,14 +61,16 @@ class PlanNetwork(NoiseOptions, StackedNetwork):
     def build(self) -> None:
         self.model = self.model_class(self.event_shape, self.condition_dim, **self.model_kwargs)
 
-    def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
-        """
-        Noise of deterministic plans: the same for all rows, reproducible and not zero (by symmetry, zero lands between modes).
+    @property
+    def plan_shape(self) -> tuple[int, int]:
+        return self.event_shape
 
-        :param n: number of noise windows
-        :param device: where to
-        :return: (1, n, H, D)
-        """
+    def from_noise(self, obs: PyTorchObs, noise: th.Tensor, deterministic: bool) -> th.Tensor:
+        sample = self.model.sample_ode if deterministic else self.model.sample
+        plans: th.Tensor = sample(noise, self.features(obs))
+        return plans
+
+    def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
         return seeded_noise((1, n, *self.event_shape), self.noise_seed, self.noise_scale, device)
 
     def plan(self, stacked: PyTorchObs, deterministic: bool = False, steps: int | None = None) -> th.Tensor:

@@ -234,7 +234,7 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
 
     @property
     def plan_shape(self) -> tuple[int, int]:
-        return self.student.event_shape
+        return self.student.plan_shape
 
     def make_plans(self, history: PyTorchObs, deterministic: bool) -> th.Tensor:
         network, steps = self.planning_with
@@ -275,7 +275,8 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
         if self.plan_of == "actions":
             return super().next_actions(memory)
         assert isinstance(memory.history, dict)
-        targets = planned_states(self.unscale_plans(memory.plan), memory.age + 1, self.stride)
+        plans = self.unscale_plans(th.as_tensor(memory.plan, device=self.device))
+        targets = planned_states(plans, memory.age + 1, self.stride)
         pull = forces(memory.history["observation"][:, -1].cpu().numpy(), targets, self.tracking_gains)
         return np.clip(pull, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
 

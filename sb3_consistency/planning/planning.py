@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.generative.edm import EDMModel
 from sb3_consistency.generative.trajectory import TrajectoryConsistencyModel
@@ -88,6 +89,8 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
             raise ValueError(f"stride must be 1 with plan_of='actions', whose plans have every action, got {self.stride}.")
         if self.plan_of == "states" and not self.normalize_observations:
             raise ValueError("normalize_observations must be True with plan_of='states', whose plans are scaled observations.")
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, HerReplayBuffer):
+            raise ValueError("replay_buffer_class can't be HerReplayBuffer: windows have goals in hindsight of their own.")
 
     @property
     def model_classes(self) -> dict[str, type[Any]]:

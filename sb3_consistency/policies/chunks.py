@@ -21,12 +21,12 @@ class PlanMemory(NamedTuple):
     """
     What a policy remembers between two steps: the ``state`` of SB3's recurrent policies. N environments.
 
-    ``history`` holds the last observations, (N, h, ...) or a dict; ``plan`` the scaled plan, (N, H, D); ``age`` the
-    environment steps since it was made, (N,).
+    ``history`` holds the last observations, (N, h, ...) or a dict, on the policy's device; ``plan`` the scaled plan,
+    (N, H, D); ``age`` the environment steps since it was made, (N,).
     """
 
     history: PyTorchObs
-    plan: th.Tensor
+    plan: np.ndarray
     age: np.ndarray
 
     def to(self, device: th.device | str) -> "PlanMemory":
@@ -34,7 +34,7 @@ class PlanMemory(NamedTuple):
         :param device: a device
         :return: the memory with its tensors there
         """
-        return PlanMemory(map_observations(lambda x: x.to(device), self.history), self.plan.to(device), self.age)
+        return self._replace(history=map_observations(lambda x: x.to(device), self.history))
 
 
 class ChunkOptions(HorizonOptions, HistoryOptions):
@@ -167,7 +167,7 @@ class ChunkPolicy(ChunkOptions, BasePolicy):
         history, plan, age = memory = self.observe(obs, memory, episode_start)
         rows = np.flatnonzero(age >= self.steps_per_plan)
         if len(rows):
-            plan[rows] = self.make_plans(map_observations(lambda x: x[rows], history), deterministic)
+            plan[rows] = self.make_plans(map_observations(lambda x: x[rows], history), deterministic).cpu().numpy()
             age[rows] = 0
         return self.next_actions(memory), memory
 
@@ -184,18 +184,21 @@ class ChunkPolicy(ChunkOptions, BasePolicy):
         first = self.repeat(obs)
         n = len(next(iter(first.values())) if isinstance(first, dict) else first)
         if memory is None:
-            return PlanMemory(first, th.zeros((n, *self.plan_shape), device=self.device), np.full(n, NO_PLAN))
+            return PlanMemory(first, np.zeros((n, *self.plan_shape), np.float32), np.full(n, NO_PLAN))
         check_n_envs(n, state=len(memory.age), episode_start=n if episode_start is None else np.size(episode_start))
         fresh = np.zeros(n, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(n)
-        rows = np.flatnonzero(fresh)
-        history = map_observations(lambda past, now: th.cat([past[:, 1:], now[:, -1:]], dim=1), memory.history, first)
-        map_observations(lambda past, now: past.__setitem__(rows, now[rows]), history, first)
-        return PlanMemory(history, memory.plan.clone(), np.where(fresh, NO_PLAN, memory.age + 1))
+        history = first
+        if self.history > 1:
+            history = map_observations(lambda past, now: th.cat([past[:, 1:], now[:, -1:]], dim=1), memory.history, first)
+            rows = np.flatnonzero(fresh)
+            if len(rows):
+                map_observations(lambda past, now: past.__setitem__(rows, now[rows]), history, first)
+        return PlanMemory(history, memory.plan.copy(), np.where(fresh, NO_PLAN, memory.age + 1))
 
     def next_actions(self, memory: PlanMemory) -> np.ndarray:
         """
         :param memory: of N environments
         :return: actions in the environment's units, (N, *action shape)
         """
-        chosen = memory.plan[np.arange(len(memory.age)), memory.age].cpu().numpy()
+        chosen = memory.plan[np.arange(len(memory.age)), memory.age]
         return self.unscale_action(chosen.reshape(-1, *self.action_space.shape))  # type: ignore[misc]

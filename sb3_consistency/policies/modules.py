@@ -191,7 +191,38 @@ class NoiseOptions(Options):
     )
 
 
-class GenerativeActor(NoiseOptions, HorizonOptions, FeatureNetwork, BasePolicy):
+class ActingNetwork(NoiseOptions, FeatureNetwork):
+    """A network that makes plans out of noise: what acts, and is exported."""
+
+    model: Any = option(init=False)
+
+    @property
+    def plan_shape(self) -> tuple[int, int]:
+        """Shape (H, D) of a plan."""
+        raise NotImplementedError
+
+    def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
+        """
+        Noise of deterministic predictions: the same for all rows, reproducible and not zero (by symmetry, zero lands between
+        modes).
+
+        :param n: number of noise vectors
+        :param device: where to
+        :return: (S, n, *E), or (1, n, *E) where all S are the same
+        """
+        raise NotImplementedError
+
+    def from_noise(self, obs: PyTorchObs, noise: th.Tensor, deterministic: bool) -> th.Tensor:
+        """
+        :param obs: observations, (B, ...), with a history (B, h, ...), or a dict of them
+        :param noise: standard normal noise, (S, B, *E)
+        :param deterministic: whether the noise is the fixed one
+        :return: scaled plans, (B, H, D)
+        """
+        raise NotImplementedError
+
+
+class GenerativeActor(ActingNetwork, HorizonOptions, BasePolicy):
     """
     The actor: a generative model of chunks of scaled actions, conditioned on observation features. A chunk is one long
     action, (H A,), for a horizon of 1 an action.
@@ -210,15 +241,15 @@ class GenerativeActor(NoiseOptions, HorizonOptions, FeatureNetwork, BasePolicy):
     def build(self) -> None:
         self.model = self.model_class(self.action_dim, self.condition_dim, **self.model_kwargs)
 
-    def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
-        """
-        Noise of deterministic predictions: the same for all rows, reproducible and not zero (by symmetry, zero lands between
-        modes).
+    @property
+    def plan_shape(self) -> tuple[int, int]:
+        return self.horizon, self.action_dim
 
-        :param n: number of noise vectors, of which candidates are made
-        :param device: where to
-        :return: (S, n, H A)
-        """
+    def from_noise(self, obs: PyTorchObs, noise: th.Tensor, deterministic: bool) -> th.Tensor:
+        chunks: th.Tensor = self.model.sample(noise, self.features(obs))
+        return chunks.unflatten(1, self.plan_shape)
+
+    def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
         return seeded_noise(self.model.noise_shape(n), self.noise_seed, self.noise_scale, device)
 
     def denoiser(self, obs: PyTorchObs) -> Denoiser:

@@ -8,7 +8,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -315,9 +314,9 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
         check=check_net_arch,
         fixed=True,
         doc="hidden layer sizes of all networks, or ``dict(pi=[...], qf=[...])``; None for three of 256 (two, as SAC, of an "
-        "algorithm with a temperature whose constructor is given no dataset)",
+        "algorithm with a temperature whose constructor is given no dataset), in a U-Net channels 64-128-256",
     )
-    network: str = option(default="mlp", fixed=True, doc='the actor\'s backbone, "mlp" or "ln_resnet"')
+    network: str = option(default="mlp", fixed=True, doc='the actor\'s backbone, "mlp", "ln_resnet" or "unet"')
     embedding_scale: float = option(
         default=1.0,
         fixed=True,
@@ -350,9 +349,9 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
 
     def network_kwargs(self, network: Network) -> dict[str, Any]:
         kwargs = super().network_kwargs(network)
-        archs = dict(
-            zip(("pi", "qf"), get_actor_critic_arch([256, 256, 256] if self.net_arch is None else self.net_arch), strict=True)
-        )
+        default = {"pi": [64, 128, 256] if self.network == "unet" else [256, 256, 256], "qf": [256, 256, 256]}
+        arch = get_actor_critic_arch(default if self.net_arch is None else self.net_arch)
+        archs = dict(zip(("pi", "qf"), arch, strict=True))
         if issubclass(network.cls, GenerativeActor):
             # the user's are the acting model's: a teacher of another class takes none of them
             acts = kwargs["model_class"] is self.structure["actor"].kwargs["model_class"]
@@ -364,7 +363,7 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
 
     def _model_kwargs(self, own: dict[str, Any], net_arch: list[int]) -> dict[str, Any]:
         network_kwargs: dict[str, Any] = {"net_arch": net_arch, "embedding_scale": self.embedding_scale}
-        if self.network == "mlp":
+        if self.network != "ln_resnet":
             network_kwargs["activation_fn"] = self.activation_fn
         given = {"network": self.network, **own}
         return {**given, "network_kwargs": {**network_kwargs, **(given.get("network_kwargs") or {})}}
@@ -389,12 +388,12 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        seen = self.repeat(observation) if self.history > 1 else observation
-        return self._choose(seen, deterministic)[:, : self.plan_shape[1]]
+        chunks = self._choose(self.repeat(observation) if self.history > 1 else observation, deterministic)
+        return chunks if self.horizon == 1 else chunks[:, : self.plan_shape[1]]
 
     @property
     def plan_shape(self) -> tuple[int, int]:
-        return self.horizon, get_action_dim(self.action_space)
+        return self.actor.plan_shape
 
     def make_plans(self, history: PyTorchObs, deterministic: bool) -> th.Tensor:
         seen = history if self.history > 1 else map_observations(lambda x: x[:, 0], history)

@@ -61,8 +61,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-#: how buffers sample that read their rows, and do no more: windows of rows can be read in their place
-PLAIN_SAMPLING = [(buffer.sample, buffer._get_samples) for buffer in (ReplayBuffer, DictReplayBuffer, FrameReplayBuffer)]
+#: buffers whose windows can be read in the place of what they sample
+KNOWN_BUFFERS = (ReplayBuffer, DictReplayBuffer, FrameReplayBuffer, HerReplayBuffer)
+KNOWN_SAMPLING = [(buffer.sample, buffer._get_samples) for buffer in KNOWN_BUFFERS]
 
 
 class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
@@ -248,10 +249,10 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
                 f"n_steps must be 1 {told}, got {self.n_steps}: a critic of chunks learns from the returns of whole chunks."
             )
         buffer_class: Any = self.replay_buffer_class
-        if buffer_class is not None and (buffer_class.sample, buffer_class._get_samples) not in PLAIN_SAMPLING:
+        if buffer_class is not None and (buffer_class.sample, buffer_class._get_samples) not in KNOWN_SAMPLING:
             raise ValueError(
                 f"replay_buffer_class can't be {buffer_class.__name__} {told}: windows of steps are drawn in place of its "
-                "sample(). Use ReplayBuffer, DictReplayBuffer or FrameReplayBuffer, or horizon=1, history=1."
+                f"sample(). Use one of {', '.join(buffer.__name__ for buffer in KNOWN_BUFFERS)}, or horizon=1, history=1."
             )
 
     def option_changed(self, name: str, value: Any) -> None:

@@ -1,6 +1,7 @@
 """Mini-batches from SB3's replay buffers, many at once, offline and online data mixed."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,17 +103,41 @@ def sample(
 def _sample_goals(buffer: HerReplayBuffer, size: int, env: VecNormalize | None) -> Any:
     # SB3 would ask the environment for the rewards of no rows: draw more, keep the first
     drawn = max(size, math.ceil(1 / buffer.her_ratio)) if buffer.her_ratio > 0 else size
+    data = _checked(lambda: buffer.sample(drawn, env=env), drawn, lambda data: len(data.rewards))
+    return data if drawn == size else type(data)(*tree_map(lambda x: x[:size], tuple(data)[:5]))
+
+
+def rewards_of_goals(buffer: HerReplayBuffer, achieved: np.ndarray, desired: np.ndarray, infos: list[Any]) -> np.ndarray:
+    """
+    Ask the environment of a buffer for the rewards of other goals than those that were pursued.
+
+    :param buffer: the buffer
+    :param achieved: goals achieved, (n, ...)
+    :param desired: goals in hindsight, (n, ...)
+    :param infos: infos of the n steps
+    :return: rewards, (n,)
+    :raises ValueError: if its ``compute_reward`` can't take several
+    """
+    env = buffer.env
+    assert env is not None
+    compute = lambda: env.env_method("compute_reward", achieved, desired, infos, indices=[0])[0]  # noqa: E731
+    rewards: np.ndarray = np.asarray(_checked(compute, len(achieved), np.size), np.float32)
+    return rewards
+
+
+def _checked(compute: Callable[[], Any], n_rows: int, count: Callable[[Any], int]) -> Any:
+    """What is computed with the rewards of several goals, or an error that says how to compute those."""
     remedy = (
         "HerReplayBuffer calls compute_reward(achieved_goals, desired_goals, infos) with arrays of n rows and n infos, and it "
         "must return n rewards (np.linalg.norm(..., axis=-1); no 'if' on a whole array)."
     )
     try:
-        data = buffer.sample(drawn, env=env)
+        computed = compute()
     except Exception as error:  # whatever it raises where it can't take several
         raise ValueError(f"env: the rewards of goals in hindsight can't be computed ({error!r}). {remedy}") from error
-    if len(data.rewards) != drawn:
-        raise ValueError(f"env: compute_reward returned {len(data.rewards)} rewards in all for {drawn} rows. {remedy}")
-    return data if drawn == size else type(data)(*tree_map(lambda x: x[:size], tuple(data)[:5]))
+    if count(computed) != n_rows:
+        raise ValueError(f"env: compute_reward returned {count(computed)} rewards in all for {n_rows} rows. {remedy}")
+    return computed
 
 
 def split(batch: Any, n_batches: int) -> list[Any]:

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.data.buffer import Segment
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.data.frames import FrameReplayBuffer
-from sb3_consistency.training.batches import Batch, tree_map
+from sb3_consistency.training.batches import Batch, rewards_of_goals, tree_map
 
 #: how often windows are drawn again that are not full, before all full ones are listed
 REDRAWS = 20
@@ -35,7 +36,7 @@ class Windows:
 
     Nothing of the buffer is kept: where episodes end is looked up around the windows that are drawn, so it may grow.
 
-    :param buffer: SB3 replay buffer
+    :param buffer: SB3 replay buffer; of one with hindsight only finished episodes have windows
     :param horizon: number H of steps that a window holds
     :param history: number h of observations up to its first step
     :param pad: whether a window may run past the end of its episode, where it repeats the last step; else windows are
@@ -109,6 +110,8 @@ class Windows:
         last = np.minimum.accumulate(np.where(ends, steps, n_rows)[::-1], axis=0)[::-1]
         valid = np.zeros((self.buffer.buffer_size, self.buffer.n_envs), bool)
         valid[order] = self.pad | (last - steps >= (self.horizon - 1) * self.stride)
+        if isinstance(self.buffer, HerReplayBuffer):
+            valid &= self.buffer.ep_length > 0
         return np.argwhere(valid)
 
     def __len__(self) -> int:
@@ -140,15 +143,24 @@ class Windows:
             limits = np.array([(s.start, s.stop) for s in segments])
             chosen = np.random.choice(len(segments), size=size, p=[segment.share for segment in segments])
         starts = self._any_rows(size, limits, chosen)
-        if self.pad:
-            return self.at(starts)
+        at = self.at(starts)
         for _ in range(REDRAWS):
-            cut = np.flatnonzero(self.at(starts).padded[:, -1])
-            if len(cut) == 0:
-                return self.at(starts)
-            starts[cut] = self._any_rows(len(cut), limits, None if chosen is None else chosen[cut])
-        self._fill_from_list(starts, cut, limits, chosen)
+            wrong = self._no_windows(at)
+            if len(wrong) == 0:
+                return at
+            starts[wrong] = self._any_rows(len(wrong), limits, None if chosen is None else chosen[wrong])
+            at = self.at(starts)
+        wrong = self._no_windows(at)
+        if len(wrong) > 0:
+            self._fill_from_list(starts, wrong, limits, chosen)
         return self.at(starts)
+
+    def _no_windows(self, at: WindowRows) -> np.ndarray:
+        """Which of these start no window."""
+        wrong = np.zeros(len(at.rows), bool) if self.pad else at.padded[:, -1].copy()
+        if isinstance(self.buffer, HerReplayBuffer):
+            wrong |= self.buffer.ep_length[at.rows[:, 0], at.columns[:, 0]] == 0
+        return np.flatnonzero(wrong)
 
     def _any_rows(self, size: int, limits: np.ndarray | None, chosen: np.ndarray | None) -> np.ndarray:
         """(row, column) of steps drawn at random, (B, 2)."""
@@ -160,20 +172,20 @@ class Windows:
         return np.stack([(oldest + rows) % self.buffer.buffer_size, columns], axis=1)
 
     def _fill_from_list(
-        self, starts: np.ndarray, cut: np.ndarray, limits: np.ndarray | None, chosen: np.ndarray | None
+        self, starts: np.ndarray, wrong: np.ndarray, limits: np.ndarray | None, chosen: np.ndarray | None
     ) -> None:
-        """Where full windows are too few to be met by chance: draw from the list of all."""
+        """Where windows are too few to be met by chance: draw from the list of all."""
         self.check()
         full = self.starts
-        within = np.tile([0, len(full)], (len(cut), 1))
+        within = np.tile([0, len(full)], (len(wrong), 1))
         if limits is not None and chosen is not None:
-            within = np.searchsorted(full[:, 0], limits)[chosen[cut]]
+            within = np.searchsorted(full[:, 0], limits)[chosen[wrong]]
             if (within[:, 0] == within[:, 1]).any():
                 raise DatasetError(
                     f"A dataset has no episode as long as a window (horizon={self.horizon}, stride={self.stride}): "
                     "pad=True uses shorter ones."
                 )
-        starts[cut] = full[np.random.randint(*within.T)]
+        starts[wrong] = full[np.random.randint(*within.T)]
 
     # reading
 
@@ -261,7 +273,11 @@ def chunk_batch(windows: Windows, at: WindowRows, gamma: float, env: VecNormaliz
     buffer: Any = windows.buffer
     last = (at.rows[:, -1:], at.columns)
     powers = gamma ** np.arange(windows.horizon)
-    rewards = buffer._normalize_reward(buffer.rewards[at.rows, at.columns], env)
+    observations, following = windows.observations(at.past, at.columns), windows.next_observations(at)
+    rewards = buffer.rewards[at.rows, at.columns]
+    if isinstance(buffer, HerReplayBuffer):
+        _take_goals_in_hindsight(buffer, at, observations, following, rewards)
+    rewards = buffer._normalize_reward(rewards, env)
     lengths = (~at.padded).sum(axis=1, keepdims=True)
 
     def tensors(observations: Any) -> Any:
@@ -275,12 +291,32 @@ def chunk_batch(windows: Windows, at: WindowRows, gamma: float, env: VecNormaliz
         return buffer.to_torch(values.astype(np.float32))
 
     return Batch(
-        tensors(windows.observations(at.past, at.columns)),
+        tensors(observations),
         buffer.to_torch(buffer.actions[at.rows, at.columns]).float().flatten(1),
-        tensors(windows.next_observations(at)),
+        tensors(following),
         column((rewards * powers * ~at.padded).sum(axis=1, keepdims=True)),
         column(buffer.dones[last] * (1 - buffer.timeouts[last])),
         column(gamma**lengths),
+    )
+
+
+def _take_goals_in_hindsight(buffer: HerReplayBuffer, at: WindowRows, observations: Any, following: Any, rewards: Any) -> None:
+    """
+    In a share ``her_ratio`` of the windows, put a goal that the episode reached later in the place of the desired one, in all
+    of their observations, and the rewards that the environment gives for it. As in SB3, ends of episodes stay.
+    """
+    chosen = np.flatnonzero(np.random.rand(len(at.rows)) < buffer.her_ratio)
+    if len(chosen) == 0:
+        return
+    rows, columns = at.rows[chosen], at.columns[chosen]
+    goals = buffer._sample_goals(rows[:, 0], columns[:, 0])
+    for seen in (observations, following):
+        seen["desired_goal"][chosen] = goals[:, None]
+    achieved = buffer.next_observations["achieved_goal"][rows, columns]
+    wanted = np.broadcast_to(goals[:, None], achieved.shape)
+    infos = buffer.infos[rows, columns].ravel().tolist() if buffer.copy_info_dict else [{} for _ in range(rows.size)]
+    rewards[chosen] = rewards_of_goals(buffer, *(x.reshape(-1, *goals.shape[1:]) for x in (achieved, wanted)), infos).reshape(
+        rows.shape
     )
 
 
