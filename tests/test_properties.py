@@ -184,6 +184,8 @@ MODEL_OPTIONS = {
     "keep_offline": [True, False],
     "optimize_memory_usage": [False, True],
     "horizon": [1, 4, 9],
+    "history": [1, 3],
+    "pad": [True, False],
 }
 
 
@@ -194,8 +196,6 @@ def some_of(table):
 def any_episodes(cls, data, n_envs, options, filters):
     box = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     env = make_vec_env(lambda: BoundedRewardEnv(box, spaces.Box(-1, 1, (2,), np.float32)), n_envs=n_envs)
-    if cls is not RACTD:
-        options.pop("horizon", None)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")

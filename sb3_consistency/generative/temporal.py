@@ -250,7 +250,7 @@ class ChunkUnet(nn.Module):
 
     def _evaluate(self, x: th.Tensor, encoded: th.Tensor, embedded: th.Tensor) -> th.Tensor:
         # a U-Net sees the noise level by its embedding alone
-        windows = self.unet.evaluate(x.unflatten(1, self.event_shape), self.unet.context(encoded, [embedded]), sigma=1.0)
+        windows = self.unet.evaluate(x.reshape(-1, *self.event_shape), self.unet.context(encoded, [embedded]), sigma=1.0)
         return windows.flatten(1)
 
     def at_levels(self, levels: tuple[float, ...], cond: th.Tensor) -> Callable[[th.Tensor, int, float], th.Tensor]:

@@ -315,7 +315,8 @@ def _take_goals_in_hindsight(buffer: HerReplayBuffer, at: WindowRows, observatio
     achieved = buffer.next_observations["achieved_goal"][rows, columns]
     wanted = np.broadcast_to(goals[:, None], achieved.shape)
     infos = buffer.infos[rows, columns].ravel().tolist() if buffer.copy_info_dict else [{} for _ in range(rows.size)]
-    rewards[chosen] = rewards_of_goals(buffer, *(x.reshape(-1, *goals.shape[1:]) for x in (achieved, wanted)), infos).reshape(
+    one_by_one = (-1, *goals.shape[1:])
+    rewards[chosen] = rewards_of_goals(buffer, achieved.reshape(one_by_one), wanted.reshape(one_by_one), infos).reshape(
         rows.shape
     )
 
