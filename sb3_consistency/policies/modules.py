@@ -299,10 +299,10 @@ class GenerativeActor(ActingNetwork, HorizonOptions, BasePolicy):
         Sample one action per row with fresh noise, as a transport of it.
 
         :param features: observation features, (B, F)
-        :return: scaled actions, (B, A); cost of the transport, (B, 1)
+        :return: scaled actions, (B, H A); cost of the transport, (B, 1)
         """
         noise = th.randn(features.shape[0], *self.model.event_shape, device=features.device)
-        carried: tuple[th.Tensor, th.Tensor] = self.model.carry(noise, features)  # type: ignore[operator]
+        carried: tuple[th.Tensor, th.Tensor] = self.model.carry(noise, features)
         return carried
 
     def action_std(self, obs: PyTorchObs) -> float:
