@@ -155,7 +155,7 @@ def test_a_model_with_hindsight_is_exported_without_its_environment(tmp_path):
     assert main(command) == 0 and (tmp_path / "her.pt").exists()
 
 
-@pytest.mark.parametrize(("cls", "suffix"), [(ConsistencyBC, ".onnx"), (RACTD, ".onnx"), (RACTD, ".pt"), (RACTD, ".pt2")])
+@pytest.mark.parametrize(("cls", "suffix"), [(ConsistencyBC, ".onnx"), (RACTD, ".onnx"), (RACTD, ".pt")])
 def test_a_history_goes_in_and_a_chunk_comes_out(cls, suffix, tmp_path):
     stages = {"teacher_steps": 5, "reward_steps": 5} if cls is RACTD else {}
     model = trained(cls, VectorEnv(action_space=SPACE), horizon=4, history=3, **stages)

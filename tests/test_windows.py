@@ -137,7 +137,7 @@ def buffers(draw):
     return buffer, [list(column) for column in zip(*kept, strict=True)]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(buffers(), st.integers(1, 5), st.integers(1, 3), st.booleans(), st.integers(1, 2))
 def test_windows_and_targets_of_chunks_equal_a_loop_over_episodes(made, horizon, history, pad, stride):
     buffer, columns = made

@@ -184,7 +184,9 @@ class ChunkPolicy(ChunkOptions, BasePolicy):
         first = self.repeat(obs)
         n = len(next(iter(first.values())) if isinstance(first, dict) else first)
         if memory is None:
-            return PlanMemory(first, np.zeros((n, *self.plan_shape), np.float32), np.full(n, NO_PLAN))
+            # an image may still be the environment's own array
+            history = map_observations(lambda x: x.clone(), first)
+            return PlanMemory(history, np.zeros((n, *self.plan_shape), np.float32), np.full(n, NO_PLAN))
         check_n_envs(n, state=len(memory.age), episode_start=n if episode_start is None else np.size(episode_start))
         fresh = np.zeros(n, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(n)
         history = first
