@@ -50,6 +50,20 @@ def test_targets_move_by_polyak_weights(cls):
         assert th.allclose(new, 0.9 * old + 0.1 * source, atol=1e-6)
 
 
+@actor_critics
+def test_the_actor_waits_for_its_turn(cls):
+    model = make(cls, policy_delay=3, target_policy="ema", actor_ema_decay=0.5)
+    watched = {name: getattr(model, name) for name in ("critic", "actor", "actor_target")}
+    moved = []
+    for _ in range(4):
+        before = {name: [p.clone() for p in network.parameters()] for name, network in watched.items()}
+        model.pretrain(1)
+        moved.append(
+            [n for n, x in watched.items() if any(not th.equal(p, q) for p, q in zip(before[n], x.parameters(), strict=True))]
+        )
+    assert moved == [["critic", "actor", "actor_target"], ["critic"], ["critic"], ["critic", "actor", "actor_target"]]
+
+
 def test_a_conditional_moving_average():
     targets, sources = [th.zeros(3), th.ones(2, 2)], [th.ones(3), th.zeros(2, 2)]
     lerp_where(targets, sources, 0.25, th.tensor(False))

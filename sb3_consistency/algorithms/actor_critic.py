@@ -98,6 +98,14 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         fixed=True,
         doc='actor that supplies the next action: "ema" (its moving average) or "current"; with a temperature the current one',
     )
+    policy_delay: int = option(
+        default=1,
+        low=1,
+        before=1,
+        size=False,
+        doc="gradient steps of the critics per one of the actor, as of TD3; ``gradient_steps=2, policy_delay=2`` trains the "
+        "critics twice per environment step, and the actor once",
+    )
     actor_ema_decay: float = option(default=0.995, low=0, high=1, doc="decay of that moving average per update")
     actor_ema_interval: int = option(default=1, low=1, doc="gradient steps between its updates")
     actor_ema_start: int = option(default=0, low=0, size=False, doc="gradient steps for which it just follows the actor")
@@ -115,13 +123,18 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         targets = {}
         if self.target_policy == "ema":
             # a transport's is not asked for: it stays as it is
-            share = 0.0 if self.is_transport else 1 - self.actor_ema_decay
+            share = 0.0 if self.is_transport or not self.is_actors_turn else 1 - self.actor_ema_decay
             targets["actor_target"] = Follow(share, self.actor_ema_interval, self.actor_ema_start)
         critic = Network(GenerativeCritic, {}, {"critic_target": Follow(self.tau, self.target_update_interval)})
         return {"actor": self.actor_network(**targets), "critic": critic}
 
     def losses(self) -> Mapping[str, LossFn]:
-        return {"critic": self.critic_loss, "actor": self.actor_loss}
+        return {"critic": self.critic_loss, **({"actor": self.actor_loss} if self.is_actors_turn else {})}
+
+    @property
+    def is_actors_turn(self) -> bool:
+        """Whether the present gradient step is one of the actor's, too."""
+        return self._n_updates % self.policy_delay == 0
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
@@ -290,7 +303,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
                 )
         self._batch = batch
         metrics = super().gradient_step(batch)
-        if self.is_transport:
+        if "transport_cost" in metrics:
             self.temperature.step(metrics["transport_cost"], self.transport_budget)
         return metrics
 

@@ -30,7 +30,6 @@ NOT_OURS = {
     "use_sde": "exploration comes from sampling the generative policy",
     "sde_sample_freq": "exploration comes from sampling the generative policy",
     "use_sde_at_warmup": "exploration comes from sampling the generative policy",
-    "policy_delay": "actor and critic are updated together",
     "target_policy_noise": "the next action is sampled from the policy",
     "target_noise_clip": "the next action is sampled from the policy",
 }
