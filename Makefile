@@ -8,7 +8,7 @@ DOCS := $(VENV)/.docs
 SOURCES = sb3_consistency tests examples docs
 INSTALL := -m pip install --progress-bar off -c constraints.txt
 
-.PHONY: quickstart test pytest lint type format check-codestyle commit-checks docs figures dist version-is floors constraints robotics clean
+.PHONY: quickstart test pytest lint type format check-codestyle commit-checks docs figures dist version-is floors constraints robotics libraries clean
 
 # what the quickstart needs, and no more: `make test` installs the rest into the same environment
 quickstart: $(QUICK)
@@ -91,6 +91,14 @@ robotics:
 	.venv-robotics/bin/python -m pip install --quiet -c constraints-robotics.txt torch
 	.venv-robotics/bin/python -m pip install --quiet -c constraints-robotics.txt -e ".[all]"
 	OMP_NUM_THREADS=1 .venv-robotics/bin/python -m pytest tests/test_robotics.py
+
+# files of robomimic and LeRobot, each written and read by the library itself in an environment of its own
+libraries: $(STAMP)
+	$(PYTHON) -m venv build/robomimic-venv
+	build/robomimic-venv/bin/python -m pip install --quiet robomimic six
+	python3.12 -m venv build/lerobot-venv
+	build/lerobot-venv/bin/python -m pip install --quiet "lerobot[dataset]>=0.6"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/test_format_libraries.py
 
 constraints: $(DOCS)
 	echo "# The exact versions that CI and the README's commands install. Regenerate: make constraints" > constraints.txt

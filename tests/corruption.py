@@ -414,6 +414,7 @@ def format_cases():
                     yield f"{name}: {key} {damage}", f"{name}: content", _damaged(name, "**/*.npz", _npz_file(key, function))
     for name, pattern in (("lerobot 3", "data/**/*.parquet"), ("imitation", "**/*.arrow"), ("parquet", "**/*.parquet")):
         yield from _damaged_files(name, pattern, n_offsets=6)
+    yield from folder_cases()
     for name in ("lerobot 3", "lerobot 2"):
         for damage, text in {"empty": "", "a list": "[]", "no features": "{}", "other numbers": None}.items():
             yield f"{name}: info {damage}", f"{name}: content", _damaged(name, "meta/info.json", _info(text))
@@ -435,6 +436,33 @@ def format_cases():
     for damage, change in {"ends": lambda t: "[]", "noise": lambda t: "\x00", "no type": lambda t: "{}"}.items():
         for member in ("data/action", "data/state", "meta/episode_ends"):
             yield f"zarr: {member} {damage}", "zarr: content", _damaged("zarr", f"*.zarr/{member}/.zarray", _text(change))
+
+
+def folder_cases():
+    """Of formats that the cases above know in another shape: run folders, folders of Minari, safe replay buffers."""
+    for name, pattern in (
+        ("replay buffer, saved as numbers", "*.safetensors"),
+        ("rl-zoo3 run", "replay_buffer.pkl"),
+        ("rl-zoo3 run of ours", "replay_buffer.safetensors"),
+        ("minari folder", "**/main_data.hdf5"),
+    ):
+        yield from _damaged_files(name, pattern, n_offsets=6)
+    for position in np.linspace(0, 0.999, 8):
+        yield (
+            f"replay buffer, saved as numbers: one bit flipped at {100 * position:.0f} %",
+            "replay buffer, saved as numbers: flipped bits",
+            _damaged(
+                "replay buffer, saved as numbers",
+                "*.safetensors",
+                lambda path, p=position: path.write_bytes(flip_bit(path.read_bytes(), int(p * path.stat().st_size))),
+            ),
+        )
+    for damage, text in {"empty": "", "a list": "[]", "no entries": "{}"}.items():
+        yield (
+            f"minari folder: metadata {damage}",
+            "minari folder: content",
+            _damaged("minari folder", "**/data/metadata.json", lambda path, text=text: path.write_text(text)),
+        )
 
 
 HDF5_KEYS = {

@@ -1,5 +1,7 @@
 """Files that the formats' own libraries wrote, row by row, and their own readers where those are right."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import gymnasium as gym
@@ -12,7 +14,8 @@ from sb3_consistency.data.opening import open_dataset
 from tests import formats
 from tests.formats import assert_is, read
 
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests/data"
 WRITTEN = {
     "lerobot": ("lerobot?success_terminates=1", formats.SHIFTED),
     "d3rlpy": ("d3rlpy.h5", formats.SHIFTED),
@@ -34,6 +37,96 @@ def test_files_of_the_libraries_themselves(name):
             observations = np.concatenate([observations, observations[-1:]])
         episodes.append(formats.Truth(observations, actions, rewards, terminated))
     assert_is(open_dataset(f"{DATA}/{dataset}"), episodes, kept, True, True)
+
+
+def assert_is_what_robomimic_reads(folder):
+    """Its reader's arrays; a demonstration terminates where it ends in a success, if that is asked for."""
+    for name, with_next in (("low_dim", True), ("no_next_obs", False)):
+        with np.load(folder / f"{name}.npz") as saved:
+            theirs = dict(saved)
+        assert theirs["names"].tolist() == ["demo_2", "demo_9", "demo_10", "demo_11"]
+        for part, filtered in (("", ""), ("train/", "&filter=train")):
+            assert_is_what_robomimic_reads_of(f"{folder}/{name}.hdf5", filtered, theirs, part, with_next)
+
+
+def assert_is_what_robomimic_reads_of(path, filtered, theirs, part, with_next):
+    lengths = theirs[f"{part}lengths"]
+    last = np.zeros(sum(lengths), bool)
+    last[np.cumsum(lengths) - 1] = True
+    success = last & (theirs[f"{part}rewards"] > 0)
+    for terminates in (True, False):
+        kept = np.full(len(last), True) if with_next else ~last | (success & terminates)
+        source = open_dataset(f"{path}?success_terminates={int(terminates)}{filtered}")
+        blocks = list(source.blocks(range(len(source.lengths))))
+        for ours, key in (("actions", "actions"), ("rewards", "rewards")):
+            got = np.concatenate([getattr(block, ours) for block in blocks])
+            np.testing.assert_array_equal(got, theirs[f"{part}{key}"][kept])
+        terminations = np.concatenate([block.terminations for block in blocks])
+        np.testing.assert_array_equal(terminations, success[kept] & terminates)
+        for key in ("robot0_eef_pos", "object", "agentview_image"):
+            observations, following = (
+                np.concatenate([getattr(block, name)[key] for block in blocks])
+                for name in ("observations", "next_observations")
+            )
+            np.testing.assert_array_equal(observations, theirs[f"{part}obs/{key}"][kept])
+            # what a demonstration without next_obs ends with is the row after
+            right = theirs[f"{part}next_obs/{key}"] if with_next else np.roll(theirs[f"{part}obs/{key}"], -1, axis=0)
+            np.testing.assert_array_equal(following[~terminations], right[kept][~terminations])
+
+
+def test_robomimics_own_files_are_read_as_its_own_reader_reads_them():
+    """Written once, by the script that the README beside them names."""
+    assert_is_what_robomimic_reads(DATA / "robomimic")
+
+
+@pytest.fixture
+def files_of(tmp_path):
+    """Has a library write files, in an environment of its own: ``make libraries``."""
+
+    def write(library):
+        python = ROOT / f"build/{library}-venv/bin/python"
+        if not python.exists():
+            pytest.skip(f"there is no {python}: make libraries")
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+        subprocess.run([python, ROOT / f"tests/libraries/{library}_files.py", tmp_path], env=env, check=True)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.slow
+def test_robomimic_itself(files_of):
+    assert_is_what_robomimic_reads(files_of("robomimic"))
+
+
+@pytest.mark.slow
+def test_lerobot_itself(files_of):
+    pytest.importorskip("pyarrow")
+    assert_is_what_lerobot_reads(files_of("lerobot"))
+
+
+def assert_is_what_lerobot_reads(folder):
+    """Its reader's rows, but the last of an episode that no success ends: its next observation is not in the file."""
+    with np.load(folder / "lerobot.npz") as saved:
+        theirs = dict(saved)
+    episode = theirs["episode_index"]
+    last = np.append(episode[1:] != episode[:-1], True)
+    success = theirs["next.success"].reshape(-1)
+    kept = ~last | success
+    source = open_dataset(f"{folder}/lerobot?success_terminates=1")
+    got = read(source)
+    assert source.lengths.tolist() == np.bincount(episode[kept]).tolist()
+    for ours, key in (("observations", "observation.state"), ("actions", "action"), ("rewards", "next.reward")):
+        np.testing.assert_array_equal(got[ours], theirs[key][kept].reshape(got[ours].shape))
+    np.testing.assert_array_equal(got["terminations"], success[kept])
+    following = np.roll(theirs["observation.state"], -1, axis=0)[kept]
+    np.testing.assert_array_equal(got["next_observations"][~success[kept]], following[~success[kept]])
+    pytest.importorskip("av")
+    camera = theirs["observation.images.top"]  # channels first, from 0 to 1
+    source = open_dataset(f"{folder}/lerobot?success_terminates=1&videos=observation.images.top&size=64x96")
+    frames = np.concatenate([b.observations["images_top"] for b in source.blocks(range(len(source.lengths)))])
+    assert frames.dtype == np.uint8
+    np.testing.assert_allclose(frames, 255 * camera.transpose(0, 2, 3, 1)[kept], atol=3)
 
 
 def qlearning_dataset(arrays):

@@ -1,8 +1,10 @@
 """The buffer that stores every frame once gives the batches that SB3's gives, in less memory."""
 
+import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from sb3_consistency.data.frames import shift
 from sb3_consistency.data.opening import open_dataset
 from tests.conftest import SMALL, VectorEnv, make_arrays
 
+ROOT = Path(__file__).parents[1]
 IMAGE = spaces.Box(0, 255, (3, 12, 12), np.uint8)
 SPACES = {
     "vector": spaces.Box(-np.inf, np.inf, (3,), np.float32),
@@ -230,45 +233,34 @@ def test_wrong_arguments(kwargs, message):
         FrameReplayBuffer(10, IMAGE, ACTIONS, **kwargs)
 
 
-MEMORY = """
-import sys, threading, time, numpy as np
-from gymnasium import spaces
-from sb3_consistency import FrameReplayBuffer
-from sb3_consistency.data.buffer import BlockWriter, set_size
-from sb3_consistency.data.episodes import Block
-
-folder, n = sys.argv[1] or None, int(sys.argv[2])
-buffer = FrameReplayBuffer(n, spaces.Box(0, 255, (3, 84, 84), np.uint8), spaces.Box(-1, 1, (2,)), folder=folder)
-
-def anonymous():
-    lines = dict(line.split(":") for line in open("/proc/self/status"))
-    return int(lines["RssAnon"].split()[0]) / 1024
-
-before, writer, step, peak = anonymous(), BlockWriter(buffer, 0, n), 100, 0
-for first in range(0, n, step):
-    images = np.random.randint(0, 255, (step + 1, 3, 84, 84), dtype=np.uint8)
-    ends = np.arange(step) == step - 1
-    zeros = np.zeros(step)
-    writer.write(Block(images[:-1], np.zeros((step, 2)), zeros, images[1:], ends, ends & False, ends, zeros, zeros))
-    peak = max(peak, anonymous())
-set_size(buffer, n)
-buffer.sample(256)
-print((max(peak, anonymous()) - before) * 2**20 / (n * 84 * 84 * 3), max(peak, anonymous()) - before)
-"""
+def large_files(*arguments):
+    run = [sys.executable, "-m", "tests.large_files", *map(str, arguments)]
+    result = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT)
+    return json.loads(result.stdout) if arguments[0] == "load" else None
 
 
-@pytest.mark.parametrize("mapped", [False, pytest.param(True)])
-def test_memory(mapped, tmp_path):
-    run = [sys.executable, "-c", MEMORY, str(tmp_path) if mapped else "", "5000"]
-    result = subprocess.run(run, capture_output=True, text=True, check=True)
-    ratio, mebibytes = map(float, result.stdout.split())
-    assert mebibytes < 60 if mapped else ratio < 1.25  # 101 MiB of frames, and what a block and a batch take
+def test_memory(tmp_path):
+    path = tmp_path / "images.hdf5"
+    large_files("write", path, 5_000)
+    # 101 MiB of images, and what a block and a batch take
+    assert large_files("load", path, "memory")["share"] < 1.5
+    assert large_files("load", path, "mapped")["MiB"] < 60
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mapped", [False, True])
-def test_memory_of_a_hundred_thousand_images(mapped, tmp_path):
-    run = [sys.executable, "-c", MEMORY, str(tmp_path) if mapped else "", "100000"]
-    result = subprocess.run(run, capture_output=True, text=True, check=True)
-    ratio, mebibytes = map(float, result.stdout.split())
-    assert mebibytes < 400 if mapped else ratio < 1.1
+def test_memory_of_a_hundred_thousand_images(tmp_path):
+    path = tmp_path / "images.hdf5"
+    large_files("write", path, 100_000)
+    found = {kind: large_files("load", path, kind) for kind in ("memory", "mapped", "sb3")}
+    print(found)
+    assert found["memory"]["share"] < 1.1 and found["mapped"]["MiB"] < 400
+    assert len({each["batches"] for each in found.values()}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["halfcheetah_medium-v2.hdf5", "cheetah-x-v0.npz"])
+def test_a_million_transitions(name, tmp_path):
+    large_files("write", tmp_path / name, 1_000_000)
+    found = large_files("load", tmp_path / name, "sb3")
+    print(found)
+    assert found["share"] < 1.3
