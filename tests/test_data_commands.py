@@ -10,7 +10,7 @@ from sb3_consistency.__main__ import main
 from sb3_consistency.data.convert import convert_dataset
 from sb3_consistency.data.opening import open_dataset
 from tests import formats
-from tests.conftest import make_arrays
+from tests.conftest import VectorEnv, make_arrays
 from tests.formats import assert_is
 
 
@@ -55,6 +55,19 @@ def test_what_is_suspicious_is_said(tmp_path, capsys):
     text = capsys.readouterr().out
     for line in ("entries [1] never vary", "rewards: 1 entries are NaN", "no episode terminates", "actions at a bound  50"):
         assert line in text
+
+
+def test_another_environment_is_refused(minari_folder):
+    arrays = make_arrays(action_dim=1)
+    arrays["actions"] *= 3
+    convert_dataset(arrays, "test/pendulum-v0", env="Pendulum-v1")
+    for env, message in (
+        ("MountainCarContinuous-v0", "observations are in .* the environment's in .*is it another environment"),
+        (VectorEnv(), r"actions have shape \(1,\), the environment's \(2,\)"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            convert_dataset(arrays, "test/none-v0", env=env)
+    assert not (minari_folder / "test/none-v0").exists()
 
 
 def test_a_failed_conversion_leaves_nothing(minari_folder):

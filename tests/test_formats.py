@@ -129,6 +129,8 @@ def test_a_name_of_ogbench_is_looked_for_in_a_folder(tmp_path):
     assert len(open_dataset(f"ogbench:pointmaze-medium-navigate-v0?folder={tmp_path}").lengths) == 5
     with pytest.raises(DatasetError, match=r"no file .*cube-double-play-v0\.npz: fetch it with ogbench"):
         open_dataset(f"ogbench:cube-double-play-singletask-task3-v0?folder={tmp_path}")
+    with pytest.raises(DatasetError, match="task must be one of 1, 2, 3, 4, 5, default, got '9'"):
+        open_dataset("ogbench:cube-double-play-v0?task=9")
     with pytest.raises(DatasetError, match="name of OGBench"):
         open_dataset("ogbench:cube")
 
@@ -220,6 +222,10 @@ def test_d4rl_without_time_outs_is_cut_by_the_time_limit(tmp_path):
     episodes = formats.happened((5, 5, 3, 5, 2), (False, False, True, False, True))
     path = formats.d4rl(tmp_path, episodes, "demos.hdf5", ("next_observations", "truncations"))
     assert_is(open_dataset(f"d4rl:{path}?max_episode_steps=5"), episodes, formats.SHIFTED, True, True)
+    with pytest.raises(DatasetError, match=r"max_episode_steps must be a number of at least 1, got '0'"):
+        open_dataset(f"d4rl:{path}?max_episode_steps=0")
+    with pytest.raises(DatasetError, match=r"max_episode_steps: .* has 'timeouts'.*leave it out"):
+        open_dataset(f"{formats.d4rl(tmp_path, episodes)}?max_episode_steps=5")
     with pytest.raises(DatasetError, match=r"no 'timeouts'.*max_episode_steps=1000"):
         open_dataset(path)
     source = open_dataset(
@@ -251,7 +257,11 @@ def test_filters_and_keys_of_robomimic(tmp_path):
     assert source.lengths.tolist() == [4, 1] and set(source.observation_space) == {"robot0_eef_pos", "object"}
     assert not source.terminations.any()  # dones may mark last steps
     assert open_dataset(f"{path}?obs_keys=object").observation_space.shape == (1,)
-    for option, message in (("filter=test", "no filter 'test'"), ("obs_keys=image", "no obs"), ("keys=a", "no such option")):
+    for option, message in (
+        ("filter=test", "no filter 'test'"),
+        ("obs_keys=image", "no obs"),
+        ("keys=a", r"no option 'keys'; it has \['obs_keys', 'filter'"),
+    ):
         with pytest.raises(DatasetError, match=message):
             open_dataset(f"{path}?{option}")
 

@@ -35,7 +35,8 @@ def convert_dataset(
     :param progress_bar: show a progress bar
     :return: the Minari dataset
     :raises ImportError: if Minari is not installed
-    :raises DatasetError: if the id is no Minari id or exists, the action bounds are not known, or what was written differs
+    :raises DatasetError: if the id is no Minari id or exists, the action bounds are not known, the environment is another, or
+        what was written differs
     """
     try:
         import minari
@@ -79,9 +80,26 @@ def _named(source: EpisodeSource, env: Any) -> dict[str, Any]:
         action_space = env.action_space
     if not isinstance(action_space, spaces.Box) or source.observation_space is None:
         raise DatasetError(f"{source.name} does not tell its action bounds: pass the environment (--env).")
+    first = next(iter(source.episodes([0])))
+    if first.actions.shape[1:] != action_space.shape:
+        raise DatasetError(
+            f"{source.name}: its actions have shape {first.actions.shape[1:]}, the environment's {action_space.shape}: is it "
+            "another environment?"
+        )
+    if env is not None and not _same_shapes(source.observation_space, env.observation_space):
+        raise DatasetError(
+            f"{source.name}: its observations are in {source.observation_space}, the environment's in "
+            f"{env.observation_space}: is it another environment?"
+        )
     named: dict[str, Any] = {"observation_space": source.observation_space, "action_space": action_space}
     spec = env.spec if env is not None else source.env_spec
     return named if spec is None else {**named, "env": env if env is not None else spec}
+
+
+def _same_shapes(a: spaces.Space, b: spaces.Space) -> bool:
+    if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
+        return a.keys() == b.keys() and all(_same_shapes(a[key], b[key]) for key in a)
+    return a.shape == b.shape
 
 
 def _unscaled(source: EpisodeSource, episode: Episode, space: spaces.Box) -> np.ndarray:

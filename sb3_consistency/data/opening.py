@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module, metadata
+from inspect import Parameter, signature
 from typing import Any
 
 from gymnasium import spaces
@@ -121,17 +122,25 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _call(opener: Opener, prefix: str, path: str, options: Mapping[str, str]) -> EpisodeSource:
+    _check_options(opener, prefix, options)
     try:
         opened = opener(os.path.expanduser(path), **options)
     except (DatasetError, ImportError):
         raise
-    except TypeError as error:
-        if options and "unexpected keyword" in str(error):
-            raise DatasetError(f"dataset: {prefix}:{path} has no such option: {error}.") from error
-        raise DatasetError(f"dataset: can't read {path} as {prefix!r}: {error!r}.") from error
     except Exception as error:  # whatever the format's library raises on a damaged file
         raise DatasetError(f"dataset: can't read {path} as {prefix!r}: {error!r}.") from error
     return read_mapping(opened, path) if isinstance(opened, Mapping) else opened
+
+
+def _check_options(opener: Opener, prefix: str, options: Mapping[str, str]) -> None:
+    if not options:
+        return
+    parameters = list(signature(opener).parameters.values())
+    known = [parameter.name for parameter in parameters[1:]]
+    unknown = sorted(set(options) - set(known))
+    if unknown and parameters[-1].kind is not Parameter.VAR_KEYWORD:
+        told = f"it has {known}" if known else "it has none"
+        raise DatasetError(f"dataset: {prefix!r} has no option {', '.join(map(repr, unknown))}; {told}.")
 
 
 def open_datasets(dataset: Any) -> list[EpisodeSource]:

@@ -69,7 +69,11 @@ def open_d4rl(path: str, max_episode_steps: str | None = None) -> FlatSource:
     :return: its episodes
     :raises DatasetError: if it can't be read
     """
+    if max_episode_steps is not None and not (str(max_episode_steps).isdecimal() and int(max_episode_steps) > 0):
+        raise DatasetError(f"max_episode_steps must be a number of at least 1, got {max_episode_steps!r}.")
     file = hdf5.open_file(path)
+    if max_episode_steps is not None and "timeouts" in file:
+        raise DatasetError(f"max_episode_steps: {path} has 'timeouts', which say where its episodes end: leave it out.")
     arrays = {key: hdf5.rows(file, key, path) for key in ("observations", "actions", "rewards", "terminals")}
     if "next_observations" in file:
         arrays["next_observations"] = hdf5.rows(file, "next_observations", path)
@@ -100,7 +104,7 @@ def time_outs(terminations: np.ndarray, limit: int) -> np.ndarray:
 
 def _limit(path: str, given: str | None) -> int:
     limit = _lookup(TIME_LIMITS, path) if given is None else int(given)
-    if limit is None or limit < 1:
+    if limit is None:
         raise DatasetError(
             f"{path} has no 'timeouts', and its name tells no environment of D4RL: say where episodes are cut, as in "
             f"'d4rl:{path}?max_episode_steps=1000'."

@@ -14,6 +14,7 @@ from sb3_consistency.data.mapping import read_mapping
 from sb3_consistency.data.stored import open_npz
 
 FOLDER = "~/.ogbench/data"
+TASKS = ("1", "2", "3", "4", "5", "default")
 
 
 def open_ogbench(path: str, task: str | None = None, folder: str = FOLDER) -> FlatSource:
@@ -32,6 +33,8 @@ def open_ogbench(path: str, task: str | None = None, folder: str = FOLDER) -> Fl
     :raises DatasetError: if it is not there or can't be read
     :raises ImportError: if a single task is asked for and OGBench is not installed
     """
+    if task is not None and task not in TASKS:
+        raise DatasetError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
     name = os.path.basename(path).removesuffix(".npz")
     match = _match(name)
     part = match["task"] if match else None
