@@ -21,8 +21,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser, examples: str) -> None
     parser.add_argument("--model", required=True, help="the .zip file that model.save() or rl-zoo3 wrote")
     parser.add_argument(
         "--vec-normalize",
-        help="the file of VecNormalize.save() that belongs to the model, or none (default: the one that SB3's checkpoints or "
-        "rl-zoo3 wrote beside the model, if there is one)",
+        help="the file of save_vec_normalize() or VecNormalize.save() that belongs to the model, or none (default: the one "
+        "that SB3's checkpoints or train wrote beside the model, if there is one)",
     )
 
 
@@ -47,21 +47,21 @@ def find_vec_normalize(model: Path) -> Path | None:
     The statistics that belong to a model, which its own file does not hold.
 
     :param model: file of a model
-    :return: what SB3's CheckpointCallback or rl-zoo3 wrote beside it; None if there is no such file
+    :return: what SB3's CheckpointCallback or rl-zoo3 wrote beside it, rather a safe file than a pickle; None if there is none
     :raises ValueError: if rl-zoo3's notes say that the model was trained with statistics which are not there
     """
     step = re.fullmatch(r"(.+)_(\d+_steps)", model.stem)
-    beside = [model.with_name(f"{step[1]}_vecnormalize_{step[2]}.pkl")] if step else []
+    beside = [model.with_name(f"{step[1]}_vecnormalize_{step[2]}")] if step else []
     # rl-zoo3 keeps them, for all models of a run, in a folder named after the environment
-    beside += [model.with_name("vecnormalize.pkl"), *sorted(model.parent.glob("*/vecnormalize.pkl"))]
-    found = [path for path in beside if path.is_file()]
+    beside += [folder / "vecnormalize" for folder in (model.parent, *sorted(model.parent.glob("*/")))]
+    found = [path for stem in beside for suffix in (".safetensors", ".pkl") if (path := Path(f"{stem}{suffix}")).is_file()]
     if found:
         return found[0]
     for notes in model.parent.glob("*/config.yml"):
         if re.search(r"- normalize\n\s+- (?!false|null)", notes.read_text()):
             raise ValueError(
                 f"--vec-normalize: {notes} says that {model} was trained on normalised observations, and there is no "
-                "vecnormalize.pkl beside it: name the file, or none to go without."
+                "vecnormalize.safetensors or .pkl beside it: name the file, or none to go without."
             )
     return None
 
@@ -70,20 +70,27 @@ def _load_vec_normalize(args: argparse.Namespace, model: Any, env: Any) -> Any:
     """The statistics that the command line names or that lie beside the model, for an environment; None for none."""
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+    from sb3_consistency.data.safe_file import warn_of_pickle
+    from sb3_consistency.data.safe_state import is_safe_path, load_vec_normalize
+
     if args.vec_normalize == "none":
         return None
     path = args.vec_normalize or find_vec_normalize(Path(args.model))
     if path is None and getattr(getattr(model, "run", None), "in_vec_normalize", False):
         raise ValueError(
             f"--vec-normalize: {args.model} learned from observations that VecNormalize normalised, and its statistics are "
-            "not beside it: name the file of VecNormalize.save(), or none to go without."
+            "not beside it: name the file of save_vec_normalize() or VecNormalize.save(), or none to go without."
         )
     if path is None:
         return None
     if not args.vec_normalize:
         print(f"Observations are normalised with {path} (--vec-normalize none: they are not)")
+    venv = DummyVecEnv([lambda: env])
+    if is_safe_path(path):
+        return load_vec_normalize(path, venv)
+    warn_of_pickle(str(path), "save_vec_normalize(env, {})")
     try:
-        return VecNormalize.load(str(path), DummyVecEnv([lambda: env]))
+        return VecNormalize.load(str(path), venv)
     except (OSError, AssertionError):  # not there, or of other spaces
         raise
     except Exception as error:  # unpickling another file may raise anything

@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -335,11 +336,16 @@ ZOO_ARGUMENTS = """!!python/object/apply:collections.OrderedDict
 """
 
 
-def zoo(folder, episodes):
-    (folder / "replay_buffer.pkl").write_bytes(pickle.dumps(buffer_of(episodes)))
+def zoo(folder, episodes, write=pickled_buffer):
+    buffer = Path(write(folder, episodes))
+    buffer.rename(buffer.with_stem("replay_buffer"))
     (folder / "Pendulum-v1").mkdir()
     (folder / "Pendulum-v1/args.yml").write_text(ZOO_ARGUMENTS.format(canary=folder / "canary"))
     return str(folder)
+
+
+def our_zoo(folder, episodes):
+    return zoo(folder, episodes, safe_buffer)
 
 
 def minari_folder(folder, episodes):
@@ -380,6 +386,7 @@ FORMATS = {
     "replay buffer": (pickled_buffer, ALL, True, True),
     "replay buffer, saved as numbers": (safe_buffer, ALL, True, True),
     "rl-zoo3 run": (zoo, ALL, True, True),
+    "rl-zoo3 run of ours": (our_zoo, ALL, True, True),
     "minari folder": (minari_folder, ALL, True, True),
 }
 

@@ -106,7 +106,7 @@ def test_statistics_that_should_be_there_and_are_not(tmp_path, capsys):
         # as rl-zoo3 writes it
         notes.write_text(yaml.dump(OrderedDict(batch_size=8, normalize=normalize)))
         assert main(command) == status
-        assert ("there is no vecnormalize.pkl" in capsys.readouterr().err) == (status == 1)
+        assert ("there is no vecnormalize.safetensors" in capsys.readouterr().err) == (status == 1)
     assert main([*command, "--vec-normalize", "none"]) == 0
 
 

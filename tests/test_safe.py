@@ -19,10 +19,11 @@ from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_consistency
-from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
+from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL, FrameReplayBuffer
 from sb3_consistency.files.safe import SafeLoadError, _digest, load_safe
 from sb3_consistency.policies.policy import MlpPolicy
 from tests.conftest import ALGORITHMS, MODES, SMALL, VectorEnv, assert_same, box_env, make, make_arrays, trained
+from tests.test_frames import assert_same_batches
 from tests.test_loading import GoalEnv, dict_arrays
 
 ARGUMENTS = [
@@ -129,6 +130,21 @@ def test_paths_do_not_travel(tmp_path):
     student = make(RACTD, teacher=str(tmp_path / "teacher"), curriculum_steps=10)
     student.save_safe(tmp_path / "student")
     assert load_safe(tmp_path / "student").stage_ends() == student.stage_ends() == (0, 1)
+
+
+def test_a_buffer_of_frames_comes_without_its_folder(tmp_path):
+    kwargs = {"n_stack": 2, "random_shift": 1, "folder": str(tmp_path / "here")}
+    space = spaces.Box(0, 255, (2, 36, 36), np.uint8)
+    model = CPQL("CnnPolicy", VectorEnv(space), replay_buffer_class=FrameReplayBuffer, replay_buffer_kwargs=kwargs, **SMALL)
+    path = model.learn(15).save_safe(tmp_path / "model")
+    loaded = load_safe(path, env=VectorEnv(space))
+    assert type(loaded.replay_buffer) is FrameReplayBuffer and loaded.replay_buffer.folder is None
+    assert loaded.replay_buffer_kwargs == {"n_stack": 2, "random_shift": 1} and model.replay_buffer_kwargs == kwargs
+    assert str(tmp_path).encode() not in path.read_bytes()
+    model.save_replay_buffer(tmp_path / "buffer.safetensors")
+    loaded.load_replay_buffer(tmp_path / "buffer.safetensors")
+    assert_same_batches(loaded.replay_buffer, model.replay_buffer)
+    loaded.learn(6, reset_num_timesteps=False)
 
 
 def test_environments(tmp_path):
@@ -275,6 +291,10 @@ BAD_CONFIGS = {
     "unpickling class": (policy_kwargs(features_extractor_class={"class": "torch.load"}), "none of the classes"),
     "class of the wrong kind": (policy_kwargs(activation_fn={"class": "torch.optim.Adam"}), "activation_fn must be"),
     "buffer that is no buffer": (put("arguments", "replay_buffer_class", {"class": "torch.nn.ReLU"}), "replay_buffer_class"),
+    "folder of another machine": (
+        put("arguments", "replay_buffer_kwargs", {"dict": {"folder": "/etc"}}),
+        "a file does not choose where this machine writes",
+    ),
     "action noise": (put("arguments", "action_noise", 3), "action_noise"),
     "unknown tag": (put("arguments", "gamma", {"py/reduce": []}), "unknown entry"),
     "unknown argument": (put("arguments", "tensorboard_log", "/etc"), "unknown \\['tensorboard_log'\\]"),
@@ -382,6 +402,9 @@ def test_other_files_are_told(good, tmp_path):
     save_file({"x": th.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(SafeLoadError, match=r"not from save_safe\(\)"):
         load_safe(tmp_path / "other.safetensors")
+    make(CPQL, buffer_size=10).save_replay_buffer(tmp_path / "buffer.safetensors")
+    with pytest.raises(SafeLoadError, match=r"no model but a replay buffer: load_replay_buffer\(\)"):
+        load_safe(tmp_path / "buffer.safetensors")
     with pytest.raises(SafeLoadError, match=r"it holds a CPQL: load it with CPQL\.load_safe"):
         ConsistencyBC.load_safe(good)
     with pytest.raises(SafeLoadError, match=r"nothing was unpickled"):

@@ -1,5 +1,8 @@
 """Replay buffers and VecNormalize as files that execute nothing: equal after loading, refused when damaged."""
 
+import pickle
+import warnings
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -15,6 +18,7 @@ from tests import corruption
 from tests.conftest import SMALL, VectorEnv, make_arrays
 from tests.test_frames import ACTIONS, SPACES, assert_same_batches, fill_both
 from tests.test_loading import GoalEnv
+from tests.test_safe import Canary
 
 BUFFERS = {
     "plain": (ReplayBuffer, "vector", {}),
@@ -89,6 +93,31 @@ def test_a_model_saves_and_loads_it(cls, tmp_path):
     assert other.replay_buffer is before and other.data.in_replay
 
 
+def test_pickles_are_warned_of_once(tmp_path):
+    model = CPQL("MlpPolicy", VectorEnv(), buffer_size=100, **SMALL)
+    model.learn(20)
+    for name in ("buffer.pkl", "buffer.safetensors"):
+        model.save_replay_buffer(tmp_path / name)
+    with pytest.warns(UserWarning, match=r"buffer\.pkl is a pickle: .*save_replay_buffer\('buffer\.safetensors'\)"):
+        model.load_replay_buffer(tmp_path / "buffer.pkl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            model.load_replay_buffer(tmp_path / "buffer.pkl")
+            open_dataset(tmp_path / "buffer.pkl")
+        model.load_replay_buffer(tmp_path / "buffer.safetensors")
+        model.load_dataset(tmp_path / "buffer.safetensors")
+    # as an error it comes before the code does
+    canary = tmp_path / "canary"
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps(Canary(canary)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for load in (model.load_replay_buffer, open_dataset):
+            with pytest.raises((UserWarning, DatasetError), match="is a pickle"):
+                load(tmp_path / "bad.pkl")
+    assert not canary.exists()
+
+
 def test_online_experience_of_another_number_of_environments(tmp_path):
     model = CPQL("MlpPolicy", make_vec_env(VectorEnv, n_envs=2), buffer_size=100, **SMALL)
     model.learn(40)
@@ -122,6 +151,7 @@ def test_another_buffer_is_refused(tmp_path):
         (NStepReplayBuffer(20, SPACES["vector"], ACTIONS), "class is ReplayBuffer in the file"),
         (ReplayBuffer(20, spaces.Box(-1, 1, (4,)), ACTIONS), r"observations is \(3,\) in the file, \(4,\) here"),
         (ReplayBuffer(20, SPACES["vector"], spaces.Box(-1, 1, (1,))), "actions is"),
+        (FrameReplayBuffer(20, SPACES["vector"], ACTIONS), "class is ReplayBuffer in the file"),
     ):
         with pytest.raises(DatasetError, match=message):
             file.fill(wrong)

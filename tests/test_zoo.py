@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,14 +19,18 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_consistency
-from sb3_consistency import record_dataset, swing_up
+from sb3_consistency import CPQL, load_vec_normalize, open_dataset, record_dataset, swing_up
 from sb3_consistency.__main__ import main
+from sb3_consistency.data.safe_state import BufferFile
 from sb3_consistency.zoo import register
 from sb3_consistency.zoo.datasets import dataset_key
 from sb3_consistency.zoo.linear_schedules import LinearStepSchedule
 from sb3_consistency.zoo.register import algorithm_names, canonical, default_config, zoo_class
+from sb3_consistency.zoo.safe_files import save_buffer
 from tests.test_resume import KilledError
 
 pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="rl-zoo3 is not installed")
@@ -293,10 +298,70 @@ def test_continue_training_with_its_replay_buffer(tmp_path):
     command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 20, "-f", tmp_path, "--save-replay-buffer"]
     command += ["--eval-freq", "-1", *TINY, "buffer_size:1000"]
     zoo(*command)
-    assert (tmp_path / "cpql/Pendulum-v1_1/replay_buffer.pkl").exists()
-    zoo(*command, "-i", tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip")
-    with open(tmp_path / "cpql/Pendulum-v1_2/replay_buffer.pkl", "rb") as file:
-        assert pickle.load(file).size() == 40
+    first, second = (tmp_path / f"cpql/Pendulum-v1_{i}" for i in (1, 2))
+    assert BufferFile(first / "replay_buffer.safetensors").n_filled == 20
+    zoo(*command, "-i", first / "Pendulum-v1.zip")
+    assert BufferFile(second / "replay_buffer.safetensors").n_filled == 40
+    assert not list(tmp_path.rglob("*.pkl"))
+    source = open_dataset(second)
+    assert sum(source.lengths) == 40 and source.make_env().spec.id == "Pendulum-v1"
+
+
+def test_pickles_of_before_still_load(tmp_path):
+    """Those that rl-zoo3 itself writes, with one warning of each."""
+    command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 20, "-f", tmp_path, "--save-replay-buffer"]
+    command += ["--eval-freq", 10, "--eval-episodes", 1, *TINY, "buffer_size:1000", "normalize:True"]
+    zoo(*command)
+    run, again = (tmp_path / f"cpql/Pendulum-v1_{i}" for i in (1, 2))
+    buffer, statistics = run / "replay_buffer.safetensors", run / "Pendulum-v1/vecnormalize.safetensors"
+    env = load_vec_normalize(statistics, make_vec_env("Pendulum-v1"))
+    model = CPQL("MlpPolicy", env, buffer_size=1000)
+    model.load_replay_buffer(buffer)
+    for file, save in ((buffer, model.save_replay_buffer), (statistics, env.save)):
+        save(str(file.with_suffix(".pkl")))
+        file.unlink()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        zoo(*command, "-i", run / "Pendulum-v1.zip")
+        zoo("enjoy", "--algo", "cpql", "--env", "Pendulum-v1", "-f", tmp_path, "-n", 5, "--no-render", "--exp-id", 1)
+        assert sum(open_dataset(run).lengths) == 20
+    told = [str(w.message) for w in caught if "is a pickle" in str(w.message)]
+    assert sorted(Path(text.split(" is a pickle")[0]).name for text in told) == ["replay_buffer.pkl", "vecnormalize.pkl"]
+    assert BufferFile(again / "replay_buffer.safetensors").n_filled == 40
+    continued = load_vec_normalize(again / "Pendulum-v1/vecnormalize.safetensors", make_vec_env("Pendulum-v1"))
+    assert continued.obs_rms.count > env.obs_rms.count
+
+
+def test_a_buffer_that_no_safe_file_holds_is_saved_as_a_pickle(tmp_path, capsys):
+    model = CPQL("MlpPolicy", "Pendulum-v1", replay_buffer_class=Counting, buffer_size=10)
+    with pytest.raises(ValueError, match="this Counting may have more to save"):
+        model.save_replay_buffer(tmp_path / "buffer.safetensors")
+    save_buffer(model, tmp_path)
+    assert "It is saved as a pickle" in capsys.readouterr().out
+    assert type(pickle.loads((tmp_path / "replay_buffer.pkl").read_bytes())) is Counting
+
+
+class Counting(ReplayBuffer):
+    """A buffer of someone's own."""
+
+
+def test_test_environments_have_the_statistics_of_the_run(tmp_path):
+    """And frames stacked on them, as rl-zoo3's; SB3's algorithms keep their pickles."""
+    import rl_zoo3.enjoy
+
+    options = ["--eval-freq", -1, "-params", "normalize:dict(clip_obs=3.0)", "learning_starts:50", "buffer_size:50"]
+    for algo in ("cpql", "sac"):
+        zoo("train", "--algo", algo, "--env", "Pendulum-v1", "-n", 30, "-f", tmp_path, *options)
+    files = {path.relative_to(tmp_path).parts[0]: path.name for path in tmp_path.rglob("vecnormalize.*")}
+    assert files == {"cpql": "vecnormalize.safetensors", "sac": "vecnormalize.pkl"}
+    for algo in files:
+        stats_path = str(tmp_path / algo / "Pendulum-v1_1/Pendulum-v1")
+        hyperparams, _ = rl_zoo3.enjoy.get_saved_hyperparams(stats_path, test_mode=True)
+        hyperparams["frame_stack"] = 2
+        env = rl_zoo3.enjoy.create_test_env("Pendulum-v1", 1, stats_path, hyperparams=hyperparams, should_render=False)
+        assert env.observation_space.shape == (6,) and type(env.unwrapped).__name__ == "DummyVecEnv"
+        inner = env.venv
+        assert not inner.training and not inner.norm_reward and inner.clip_obs == 3.0 and inner.obs_rms.count > 20
 
 
 def test_options_of_the_files(tmp_path):
@@ -328,7 +393,7 @@ def test_options_of_the_files(tmp_path):
     assert (model.tau, model.alpha) == (0.5, 0.5)
     assert model.eta(0) == 2.0 and model.eta(10) < 2.0 and model.eta(10**9) == 0
     assert model.actor_learning_rate(0.5) == pytest.approx(5e-4)
-    assert (run / "Pendulum-v1/vecnormalize.pkl").exists()
+    assert (run / "Pendulum-v1/vecnormalize.safetensors").exists()
     assert list((tmp_path / "tb/Pendulum-v1/CPQL_1").iterdir())
     zoo("enjoy", "--algo", "cpql", "--env", "Pendulum-v1", "-f", tmp_path, "-n", 10, "--no-render")
     (tmp_path / "mine.yml").write_text(yaml.dump({"default": {**section, "eta": "fast"}}))
@@ -468,7 +533,8 @@ def test_a_checkpoint_of_the_offline_phase_keeps_its_normalisation(minari, tmp_p
     checkpoint = tmp_path / "cpql/Pendulum-v1_1/pretrain/rl_model_5_steps.zip"
     zoo(*command, "-n", 10, "-i", checkpoint)
     saved = [tmp_path / "cpql/Pendulum-v1_1/pretrain", tmp_path / "cpql/Pendulum-v1_2"]
-    counts = [pickle.loads((run / "Pendulum-v1/vecnormalize.pkl").read_bytes()).obs_rms.count for run in saved]
+    envs = [load_vec_normalize(run / "Pendulum-v1/vecnormalize.safetensors", make_vec_env("Pendulum-v1")) for run in saved]
+    counts = [env.obs_rms.count for env in envs]
     assert counts[0] > 400 and counts[1] > counts[0]
 
 
@@ -803,8 +869,52 @@ def test_push_and_load_up_to_the_network(name, runs, tmp_path, monkeypatch):
     assert "train --algo consistency_ac --env Pendulum-v1 -n 40 " in card and "--env-kwargs max_episode_steps:20" in card
     buffer_size = json.loads((pushed / "consistency_ac-Pendulum-v1" / "data").read_text())["buffer_size"]
     assert buffer_size == 1_000_000
+    assert (pushed / "consistency_ac-Pendulum-v1.safetensors").exists() and not (pushed / "vec_normalize.safetensors").exists()
     zoo("load-from-hub", *command, "-f", "logs")
     zoo("enjoy", "--algo", "consistency_ac", "--env", "Pendulum-v1", "-f", "logs", "-n", 5, "--no-render")
+    (saved,) = Path("logs").rglob("*.safetensors")
+    assert type(sb3_consistency.load_safe(saved)).__name__ == "ConsistencyAC"
+
+
+def test_the_hub_gets_statistics_and_models_that_execute_nothing(tmp_path, monkeypatch):
+    from rl_zoo3 import load_from_hub
+
+    from sb3_consistency.zoo.workarounds import import_push_to_hub
+
+    hub, push = FakeHub(tmp_path / "hub-server"), import_push_to_hub()
+    monkeypatch.setattr(push, "HfApi", lambda: hub)
+    monkeypatch.setattr(load_from_hub, "load_from_hub", hub.download)
+    command = ["--env", "Pendulum-v1", "-f", "logs"]
+    options = [*command, "-n", 20, "--eval-freq", -1, "--env-kwargs", "g:9.0", "max_episode_steps:20"]
+    for algo in ("cpql", "sac"):
+        zoo("train", "--algo", algo, *options, "-params", "normalize:True", "buffer_size:50", "learning_starts:50")
+        zoo("push-to-hub", "--algo", algo, *command, "-orga", "me", "--no-render")
+    assert (hub.root / "me/sac-Pendulum-v1/vec_normalize.pkl").exists()
+    pushed = hub.root / "me/cpql-Pendulum-v1"
+    assert {path.name for path in pushed.iterdir() if path.suffix in (".pkl", ".safetensors", ".zip")} == {
+        "cpql-Pendulum-v1.safetensors",
+        "cpql-Pendulum-v1.zip",
+        "vec_normalize.safetensors",
+        "train_eval_metrics.zip",
+    }
+    # the card's lines, with the client that downloads replaced
+    code = (pushed / "README.md").read_text().split("## Without running code")[1].split("```python")[1].split("```")[0]
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.download)
+    names = {}
+    exec(code, names)
+    model, env = names["model"], names["env"]
+    assert type(model) is CPQL and not env.training and env.get_attr("g") == [9.0]
+    trained = CPQL.load("logs/cpql/Pendulum-v1_1/Pendulum-v1.zip")
+    observation = env.reset()
+    np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, trained)))
+    # an older push left a pickle in the repository
+    (pushed / "vec_normalize.pkl").write_bytes(b"never unpickled")
+    for algo in ("cpql", "sac"):
+        zoo("load-from-hub", "--algo", algo, "--env", "Pendulum-v1", "-orga", "me", "-f", "fetched")
+        zoo("enjoy", "--algo", algo, "--env", "Pendulum-v1", "-f", "fetched", "-n", 5, "--no-render")
+    names = {path.name for path in Path("fetched").rglob("*") if path.suffix in (".pkl", ".safetensors")}
+    assert names == {"vecnormalize.pkl", "vecnormalize.safetensors", "Pendulum-v1.safetensors"}
+    assert not list(Path("fetched/cpql").rglob("*.pkl"))
 
 
 def test_card_of_an_offline_model(tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ from sb3_consistency.data.checks import DatasetError
 #: ending of a file -> its format
 SUFFIXES = {".npz": "npz", ".pkl": "buffer", ".safetensors": "buffer", ".csv": "table", ".parquet": "table"}
 HDF5_SUFFIXES = (".h5", ".hdf5")
+#: the replay buffer in a run folder of rl-zoo3: as our algorithms save it, and as others do
+BUFFERS = ("replay_buffer.safetensors", "replay_buffer.pkl")
 
 
 def recognise(path: str) -> str:
@@ -40,14 +42,14 @@ def _folder(path: str) -> str:
         "minari": lambda: has("metadata.json") or has("data/metadata.json"),
         "zarr": lambda: has("meta/episode_ends"),
         "imitation": lambda: has("dataset_info.json", "state.json"),
-        "zoo": lambda: has("replay_buffer.pkl"),
+        "zoo": lambda: any(has(name) for name in BUFFERS),
     }
     for prefix, test in tests.items():
         if test():
             return prefix
     raise DatasetError(
         f"dataset: can't tell the format of the folder {path}: it is none of {sorted(tests)} (an rl-zoo3 run has a "
-        "replay_buffer.pkl if it was trained with --save-replay-buffer)."
+        "replay buffer if it was trained with --save-replay-buffer)."
     )
 
 

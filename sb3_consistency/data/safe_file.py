@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,21 @@ DTYPES = {
     "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
     "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
+
+
+@cache
+def warn_of_pickle(path: str, writer: str) -> None:
+    """
+    Warn, once of every file, that what is about to be loaded runs code.
+
+    :param path: the file
+    :param writer: the call that writes a safe one, with "{}" for its path
+    """
+    warnings.warn(
+        f"{path} is a pickle: loading it runs the code in it, so it must come from someone you trust. "
+        f"{writer.format(repr(f'{Path(path).stem}.safetensors'))} writes a file that executes nothing.",
+        stacklevel=3,
+    )
 
 
 def write_file(path: str | os.PathLike[str], kind: str, stated: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -25,6 +25,7 @@ from sb3_consistency.data.safe_file import read_file, write_file
 from sb3_consistency.data.stored import StoredRows, parts
 
 BUFFER, STATISTICS = "replay buffer", "VecNormalize"
+CLASSES = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer, FrameReplayBuffer)
 ROWS = ("actions", "rewards", "dones", "timeouts")
 #: what VecNormalize is made with
 PARTS = ("mean", "var")
@@ -48,8 +49,13 @@ def save_buffer(buffer: ReplayBuffer, path: str | os.PathLike[str], **descriptio
     :param path: file to write; ".safetensors" is added
     :param description: more to write, as plain JSON data
     :return: the file
-    :raises ValueError: if the buffer holds what is not numbers
+    :raises ValueError: if the buffer holds what is not numbers, or is of another class
     """
+    if type(buffer) not in CLASSES:
+        raise ValueError(
+            f"replay_buffer: a safe file holds SB3's buffers and FrameReplayBuffer, and this {type(buffer).__name__} may have "
+            "more to save than these."
+        )
     if isinstance(buffer, HerReplayBuffer) and buffer.copy_info_dict:
         raise ValueError("replay_buffer: infos are objects, which a safe file can't hold; use copy_info_dict=False.")
     n_rows, arrays = buffer.size(), {key: getattr(buffer, key) for key in ROWS}

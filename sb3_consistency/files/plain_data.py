@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
+from sb3_consistency.data.frames import FrameReplayBuffer
 from sb3_consistency.data.rewards import AffineReward
 from sb3_consistency.generative.networks import Mish
 
@@ -28,7 +29,7 @@ CLASSES: dict[str, type] = {
     **{f"stable_baselines3.{c.__name__}": c for c in (FlattenExtractor, NatureCNN, CombinedExtractor)},
     **{f"stable_baselines3.{c.__name__}": c for c in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)},
     "torch.nn.Mish": th.nn.Mish,
-    "sb3_consistency.Mish": Mish,
+    **{f"sb3_consistency.{c.__name__}": c for c in (Mish, FrameReplayBuffer)},
 }
 _NAMES = {cls: name for name, cls in CLASSES.items()}
 _DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")

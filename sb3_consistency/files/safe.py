@@ -26,6 +26,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency import registry
 from sb3_consistency.data.rewards import AffineReward
+from sb3_consistency.data.safe_file import ENTRY
 from sb3_consistency.envs.spaces import adopted_spaces, check_action_space, check_observation_space
 from sb3_consistency.files.allocation import AllocationLimit
 from sb3_consistency.files.plain_data import (
@@ -163,6 +164,8 @@ def _arguments(model: Any) -> dict[str, Any]:
         derived = values["replay_buffer_class"] is NStepReplayBuffer
         values["replay_buffer_kwargs"] = {k: v for k, v in kwargs if not (derived and k in ("n_steps", "gamma"))}
         values["replay_buffer_class"] = None
+    # a path of this machine
+    values["replay_buffer_kwargs"] = {k: v for k, v in values["replay_buffer_kwargs"].items() if k != "folder"}
     if values.get("teacher") is not None:
         values["teacher"] = "taken over before saving"
     return values
@@ -265,6 +268,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if ENTRY in metadata:
+            kind = str(json.loads(metadata[ENTRY]).get("kind"))[:40]
+            raise SafeLoadError(f"{path}: no model but a {kind}: load_replay_buffer() and load_vec_normalize() read these.")
         if metadata.get("format") != FORMAT:
             raise SafeLoadError(
                 f"{path}: format {metadata.get('format')!r}, but {FORMAT!r} is expected: not from save_safe()."
@@ -302,6 +308,8 @@ def _checked_arguments(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     buffer_class = arguments["replay_buffer_class"]
     if arguments["action_noise"] is not None or (buffer_class is not None and not issubclass(buffer_class, ReplayBuffer)):
         raise ValueError("action_noise and replay_buffer_class must be None or a replay buffer")
+    if "folder" in (arguments["replay_buffer_kwargs"] or {}):
+        raise ValueError("replay_buffer_kwargs has a folder: a file does not choose where this machine writes")
     return arguments
 
 

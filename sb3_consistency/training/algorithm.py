@@ -28,6 +28,7 @@ from sb3_consistency.data.checks import DatasetError, as_count
 from sb3_consistency.data.frames import FrameReplayBuffer
 from sb3_consistency.data.opening import dataset_spaces, open_datasets
 from sb3_consistency.data.rewards import RewardFunction
+from sb3_consistency.data.safe_file import warn_of_pickle
 from sb3_consistency.data.safe_state import is_safe_path, load_buffer, save_buffer
 from sb3_consistency.envs.spaces import (
     adopted_spaces,
@@ -903,10 +904,13 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         Load a buffer of online experience, as SB3 does; offline data loaded before stays, unless ``keep_offline`` is off.
 
         :param path: file that ``save_replay_buffer`` wrote; offline data that it wrote takes the place of what is loaded. A
-            pickle runs the code in it; one that ends in ".safetensors" executes nothing
+            pickle runs the code in it, and is warned of; one that ends in ".safetensors" executes nothing
         :param truncate_last_traj: for HER, whether the last trajectory in the buffer was finished
         :raises DatasetError: if the file is damaged, or of another number of environments; then nothing has changed
         """
+        if not is_safe_path(path):
+            where = path if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "the file")
+            warn_of_pickle(str(where), "save_replay_buffer({})")
         try:
             with self.data.kept_on_error():
                 self.data.begin_online()

@@ -96,7 +96,7 @@ def _import(name: str) -> Any:
 
 
 def _prepare(command: str, module: Any) -> None:
-    from sb3_consistency.zoo import hub, parsers
+    from sb3_consistency.zoo import hub, parsers, safe_files
 
     kinds: dict[str, type[argparse.ArgumentParser]] = {
         "train": parsers.TrainParser,
@@ -108,10 +108,15 @@ def _prepare(command: str, module: Any) -> None:
         "plot-from-file": parsers.CompareParser,
     }
     parsers.use_parser(module, kinds.get(command, parsers.ZooParser))
+    if hasattr(module, "create_test_env"):
+        safe_files.read_our_statistics(module)
     if command == "record-training":
         workarounds.redirect_record_video(module)
     elif command == "push-to-hub":
         hub.use_our_card(module)
+        safe_files.push_safe_files(module)
+    elif command == "load-from-hub":
+        safe_files.fetch_safe_files(module)
 
 
 def run_script(module: Any) -> None:

@@ -14,7 +14,6 @@ import rl_zoo3.exp_manager
 import yaml
 from huggingface_sb3 import EnvironmentName
 from optuna.trial import TrialState
-from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.exp_manager import ALGOS, ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from rl_zoo3.utils import SimpleLinearSchedule, get_callback_list
@@ -22,12 +21,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_consistency.data.safe_state import save_vec_normalize
 from sb3_consistency.envs.spaces import fitting_policy
 from sb3_consistency.resume.callback import load_checkpoint
 from sb3_consistency.resume.folder import MANIFEST, verify
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
 from sb3_consistency.zoo.linear_schedules import LinearStepSchedule, parse_linear
 from sb3_consistency.zoo.register import algorithm_names, canonical, default_config
+from sb3_consistency.zoo.safe_files import BUFFER, STATISTICS, SaveStatisticsCallback, find_statistics, normalised, save_buffer
 from sb3_consistency.zoo.search_spaces import OFFLINE
 from sb3_consistency.zoo.studies import Repetition, open_storage, patiently, report_seeds
 from sb3_consistency.zoo.workarounds import require_pandas
@@ -92,6 +93,10 @@ class GenerativeExperimentManager(ExperimentManager):
         given = {key: value for key, value in ours.items() if value is not None}
         if given:
             self.custom_hyperparams = {**(self.custom_hyperparams or {}), **given}
+
+    @property
+    def _is_ours(self) -> bool:
+        return canonical(self.algo) in algorithm_names()
 
     @property
     def _offline_only(self) -> bool:
@@ -181,10 +186,10 @@ class GenerativeExperimentManager(ExperimentManager):
         return Hyperparams(super()._preprocess_action_noise(hyperparams, saved_hyperparams, env))
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        if canonical(self.algo) in algorithm_names():
+        folder = Path(self.trained_agent).parent
+        if self._is_ours:
             # not the small one for acting
             hyperparams.setdefault("buffer_size", None)
-            folder = Path(self.trained_agent).parent
             if (folder / MANIFEST).is_file():
                 # of an interrupted run, which goes on with its own hyperparameters
                 options = {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose, "buffer_size": None}
@@ -193,6 +198,9 @@ class GenerativeExperimentManager(ExperimentManager):
         # the file's number of steps in the place of the hyperparameters': a pretrained model goes on online
         steps = hyperparams.pop("pretrain_steps", 0) if self.pretrain_steps is None else 0
         model = super()._load_pretrained_agent(hyperparams, env)
+        if self._is_ours and (folder / BUFFER).is_file():
+            print("Loading replay buffer")
+            model.load_replay_buffer(folder / BUFFER, self.truncate_last_trajectory)  # type: ignore[attr-defined]
         if steps and getattr(model, "_pretrain_start", 0) is None:
             model.pretrain_steps = steps  # type: ignore[attr-defined]
         self._move_schedules(model)
@@ -256,11 +264,46 @@ class GenerativeExperimentManager(ExperimentManager):
         try:
             self.create_callbacks()
             if self.save_freq > 0:
-                self.callbacks.append(SaveVecNormalizeCallback(self.save_freq, self.params_path))
+                self.callbacks.append(SaveStatisticsCallback(self.save_freq, self.params_path))
             return self.callbacks
         finally:
             for name, value in saved.items():
                 setattr(self, name, value)
+
+    def create_callbacks(self) -> None:
+        """Make the callbacks; see rl-zoo3's method."""
+        module: Any = rl_zoo3.exp_manager
+        original = module.SaveVecNormalizeCallback
+        if self._is_ours:
+            module.SaveVecNormalizeCallback = SaveStatisticsCallback
+        try:
+            super().create_callbacks()
+        finally:
+            module.SaveVecNormalizeCallback = original
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        if self._is_ours and self.continue_training:
+            statistics = find_statistics(Path(self.trained_agent).parent / self.env_name)
+            if statistics is not None:
+                return normalised(statistics, env, eval_env)
+        return super()._maybe_normalize(env, eval_env)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        Save the model, the statistics of VecNormalize, and the replay buffer if it is asked for.
+
+        :param model: trained model
+        """
+        if not self._is_ours:
+            return super().save_trained_model(model)
+        print(f"Saving to {self.save_path}")
+        model.save(os.path.join(self.save_path, self.env_name))
+        if self.save_replay_buffer:
+            print("Saving replay buffer")
+            save_buffer(model, self.save_path)
+        statistics = model.get_vec_normalize_env()
+        if statistics is not None:
+            save_vec_normalize(statistics, Path(self.params_path, STATISTICS))
 
     def objective(self, trial: optuna.Trial) -> float:
         """
@@ -269,7 +312,7 @@ class GenerativeExperimentManager(ExperimentManager):
         :param trial: trial of the study
         :return: mean return of the last evaluation, which the study maximises
         """
-        if canonical(self.algo) in algorithm_names():
+        if self._is_ours:
             # rl-zoo3 does not tell the search space
             trial.set_user_attr(OFFLINE, "dataset" in self._hyperparams)
         try:
@@ -351,7 +394,7 @@ class GenerativeExperimentManager(ExperimentManager):
     def _forget_if_empty(self) -> None:
         """The folder of a run that failed before it had anything would be the newest, and ``enjoy`` would look there."""
         folder = Path(self.save_path)
-        if not folder.is_dir() or any(path.suffix in (".zip", ".npz", ".pkl") for path in folder.rglob("*")):
+        if not folder.is_dir() or any(path.suffix in (".zip", ".npz", ".pkl", ".safetensors") for path in folder.rglob("*")):
             return
         # a comment, the column names, then episodes
         if any(len(path.read_text().splitlines()) > 2 for path in folder.rglob("*monitor.csv")):

@@ -21,7 +21,7 @@ A **{class_name}** agent trained for **{env_id}** with [sb3_consistency](https:/
 ## Usage
 ```bash
 pip install "sb3-consistency[zoo]"  # or in a checkout: pip install -e ".[zoo]"
-# the model is a pickle: fetch it only from whom you trust
+# the zip file of the model is a pickle: fetch it only from whom you trust
 export TRUST_REMOTE_CODE=True
 python -m sb3_consistency load-from-hub --algo {algo} --env {env_id} -orga {organization}{repo_name} -f logs/
 python -m sb3_consistency enjoy --algo {algo} --env {env_id} -f logs/

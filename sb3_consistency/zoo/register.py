@@ -2,9 +2,10 @@
 
 import json
 import zipfile
+from copy import copy
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sb3_consistency
 from sb3_consistency import registry
@@ -78,6 +79,16 @@ class ZooLoading:
             self.replay_buffer = self.new_buffer(self.buffer_size)
         return super().learn(*args, **kwargs)  # type: ignore[misc]
 
+    def save_safe(self: Any, path: str | Path) -> Path:
+        """
+        Write a file that executes nothing, and names the algorithm itself; see :meth:`GenerativeAlgorithm.save_safe`.
+
+        :return: the path
+        """
+        model = copy(self)
+        model.__class__ = getattr(sb3_consistency, type(self).__name__)
+        return cast(Path, model.save_safe(path))
+
 
 def _saved_buffer_size(path: Any) -> int | None:
     for file in (path, f"{path}.zip"):
@@ -121,6 +132,7 @@ def register() -> None:
 
     from sb3_consistency.zoo.exp_manager import GenerativeExperimentManager
     from sb3_consistency.zoo.parsers import EnjoyParser, TrainParser, use_parser
+    from sb3_consistency.zoo.safe_files import read_our_statistics
     from sb3_consistency.zoo.search_spaces import convert, sample
 
     # changed in place: rl-zoo3's modules share these dicts
@@ -137,3 +149,4 @@ def register() -> None:
     rl_zoo3.train.ExperimentManager = GenerativeExperimentManager  # type: ignore[misc]
     use_parser(rl_zoo3.train, TrainParser)
     use_parser(rl_zoo3.enjoy, EnjoyParser)
+    read_our_statistics(rl_zoo3.enjoy)

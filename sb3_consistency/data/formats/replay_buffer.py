@@ -15,6 +15,7 @@ from sb3_consistency.data.checks import DatasetError, Observations, as_numbers, 
 from sb3_consistency.data.episodes import BLOCK_BYTES, Block, Episode, EpisodeSource, positions
 from sb3_consistency.data.flat import breaks, infer_space
 from sb3_consistency.data.frames import FrameReplayBuffer
+from sb3_consistency.data.safe_file import warn_of_pickle
 
 
 class BufferSource(EpisodeSource):
@@ -150,6 +151,7 @@ def open_pickle(path: str) -> BufferSource:
     """
     from stable_baselines3.common.save_util import load_from_pkl
 
+    warn_of_pickle(path, "save_replay_buffer({})")
     try:
         buffer = load_from_pkl(path)
     except Exception as error:  # unpickling damaged bytes may raise anything

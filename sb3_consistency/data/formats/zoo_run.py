@@ -8,7 +8,8 @@ import os
 from typing import Any
 
 from sb3_consistency.data.checks import DatasetError
-from sb3_consistency.data.formats.replay_buffer import BufferSource, open_pickle
+from sb3_consistency.data.formats.replay_buffer import BufferSource, open_buffer
+from sb3_consistency.data.recognise import BUFFERS
 
 ORDERED = "tag:yaml.org,2002:python/object/apply:collections.OrderedDict"
 
@@ -17,14 +18,14 @@ def open_zoo_run(path: str) -> BufferSource:
     """
     Read the replay buffer of a run; its environment is named by the ``args.yml`` beside it.
 
-    :param path: the folder; unpickling the buffer runs the code in it
+    :param path: the folder; a buffer that rl-zoo3 itself saved is a pickle, which runs the code in it
     :return: its episodes
     :raises DatasetError: if there is no replay buffer
     """
-    file = os.path.join(path, "replay_buffer.pkl")
-    if not os.path.isfile(file):
-        raise DatasetError(f"dataset: there is no {file}: train with --save-replay-buffer to keep it.")
-    source = open_pickle(file)
+    files = [file for name in BUFFERS if os.path.isfile(file := os.path.join(path, name))]
+    if not files:
+        raise DatasetError(f"dataset: {path} has no {' or '.join(BUFFERS)}: train with --save-replay-buffer to keep it.")
+    source = open_buffer(files[0])
     for arguments in glob.glob(os.path.join(glob.escape(path), "*", "args.yml")):
         source.env_spec = _spec(_read(arguments))
     return source
