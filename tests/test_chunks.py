@@ -1,5 +1,8 @@
 """Chunks of actions and histories of observations, in every algorithm that chooses actions."""
 
+import runpy
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -300,70 +303,19 @@ def test_experience_is_collected_chunk_by_chunk(noise, monkeypatch):
 
 # what chunks are for
 
-PAUSE = 4
 
-
-class PausingDemonstrations(gym.Env):
-    """Move from 0 to 1, pause there for some steps, go on to 2 and 3. The observation is the position alone."""
-
-    observation_space = spaces.Box(0, 3, (1,), np.float32)
-    action_space = spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = self.x = self.paused = 0
-        return np.array([self.x], np.float32), {}
-
-    def step(self, action):
-        moves = action[0] > 0
-        self.paused += int(self.x == 1 and not moves)
-        self.x += int(moves)
-        self.t += 1
-        return np.array([self.x], np.float32), 0.0, self.x == 3, self.t == 40, {}
-
-
-def demonstrations(n):
-    one = {
-        "observations": [0, *(PAUSE + 1) * [1], 2],
-        "actions": [1, *PAUSE * [-1], 1, 1],
-        "terminations": [*(PAUSE + 2) * [0], 1],
-    }
-    return {key: np.tile(values, n).reshape(-1, *([] if key == "terminations" else [1])) for key, values in one.items()}
-
-
-def pauses(model, n, deterministic):
-    """How long each of n episodes paused."""
-    env, found = PausingDemonstrations(), []
-    for _ in range(n):
-        (obs, _), state, done = env.reset(), None, False
-        while not done:
-            action, state = model.predict(obs, state, np.array([env.t == 0]), deterministic)
-            obs, _, terminated, truncated, _ = env.step(action)
-            done = terminated or truncated
-        found.append(env.paused)
-    return np.array(found)
-
-
-def test_chunks_and_histories_imitate_demonstrations_that_pause():
+def test_chunks_and_histories_imitate_demonstrations_that_pause(monkeypatch, capsys):
     """
-    At the pause one of PAUSE + 1 actions moves on. Cloned step by step, an episode pauses for a geometric time: as long as the
-    demonstrations with probability p (1 - p)^PAUSE, p = 1 / (PAUSE + 1); acting deterministically it may never end.
+    At the pause one of 5 actions moves on. Cloned step by step, an episode pauses for a geometric time: as long as the
+    demonstrations, 4 steps, with probability p (1 - p)^4, p = 1 / 5; acting deterministically it never ends.
     """
-
-    def clone(**kwargs):
-        arrays = {**demonstrations(20), "action_space": PausingDemonstrations.action_space}
-        model = ConsistencyBC(
-            "MlpPolicy", PausingDemonstrations(), **{**SMALL, **kwargs, "policy_kwargs": {"net_arch": [64, 64]}}
-        )
-        model.load_dataset(arrays)
-        return model.learn(600)
-
-    step_by_step = clone()
-    p = 1 / (PAUSE + 1)
-    found = pauses(step_by_step, 60, deterministic=False)
-    assert np.mean(found == PAUSE) < 0.3 and np.mean(found > PAUSE) == pytest.approx((1 - p) ** (PAUSE + 1), abs=0.2)
-    assert pauses(step_by_step, 1, deterministic=True)[0] != PAUSE
-    for kwargs in ({"horizon": PAUSE + 3}, {"history": PAUSE + 2}):
-        model = clone(**kwargs)
-        assert np.mean(pauses(model, 20, deterministic=False) == PAUSE) >= 0.9
-        assert pauses(model, 1, deterministic=True)[0] == PAUSE
+    monkeypatch.setattr("sys.argv", ["06_pauses.py", "--episodes", "50"])
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "06_pauses.py"))
+    out = capsys.readouterr().out
+    assert "8% of the pauses" in out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if "steps |" in line]
+    found = {name: (float(share.rstrip("%")), alone) for name, share, _, alone in rows}
+    for name in ("step by step", "chunks of 7, a new one at every step"):
+        assert found[name][0] < 25 and found[name][1] != "4 steps"
+    for name in ("chunks of 7", "a history of 6"):
+        assert found[name][0] >= 80 and found[name][1] == "4 steps"
