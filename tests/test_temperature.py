@@ -10,6 +10,7 @@ from stable_baselines3 import SAC
 
 from sb3_consistency import CPQL, ConsistencyAC
 from sb3_consistency.generative.transport import TransportModel
+from sb3_consistency.training.temperature import Temperature
 from sb3_consistency.values.losses import temperature_gradient
 from tests.conftest import SMALL, loaded, make_arrays
 
@@ -61,6 +62,18 @@ def test_the_temperature_moves_towards_the_budget():
     assert model.log_ent_coef > 0  # the cost is above: its weight grows
     model = online_model(target_entropy=-1e6).learn(40)
     assert model.log_ent_coef < 0
+
+
+def test_a_learned_temperature_does_not_vanish():
+    """Where ways are equally good, the errors of the critics would choose among them."""
+    temperature = Temperature("auto_1e-6", 1e-4, th.device("cpu"))
+    temperature.step(th.tensor(0.0), 1.0, th.tensor(-100.0))
+    assert temperature.value() == pytest.approx(0.03)
+    temperature.step(th.tensor(float("nan")), 1.0, th.tensor(float("nan")))
+    assert temperature.value() == pytest.approx(0.03, rel=0.01)
+    fixed = Temperature(1e-6, 1e-4, th.device("cpu"))
+    fixed.step(th.tensor(0.0), 1.0, th.tensor(-100.0))
+    assert fixed.value() == pytest.approx(1e-6)
 
 
 def test_the_target_pays_for_the_next_action():

@@ -54,7 +54,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         a &= \tanh(z + v(z, s)), \qquad c(z, s) = |v(z, s)|^2 / 2, \qquad z \sim N(0, 1) \text{ cut to } [-1, 1] \\
         L_\mathrm{actor} &= \mathbb{E}\, w\, c(z, s) - \eta\, Q(s, a), \qquad
         y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(z', s')), \quad a' \sim \pi(s') \\
-        \log w &\leftarrow \log w + \mathrm{lr}\, (\mathbb{E}\, c - \bar c)
+        \log w &\leftarrow \log w + \mathrm{lr}\, (\mathbb{E}\, c - \bar c), \qquad w \ge 3 \cdot 10^{-4}\, |\mathbb{E}\, Q|
 
     Source: FLAC (arXiv 2602.12829); its budget is 0.5 per action dimension. One pass, no cloning. Which of the two a model is,
     its first gradient step decides.
@@ -304,7 +304,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         self._batch = batch
         metrics = super().gradient_step(batch)
         if "transport_cost" in metrics:
-            self.temperature.step(metrics["transport_cost"], self.transport_budget)
+            self.temperature.step(metrics["transport_cost"], self.transport_budget, metrics["q_loss"])
         return metrics
 
     def dump_logs(self) -> None:

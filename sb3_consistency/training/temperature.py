@@ -13,6 +13,9 @@ from sb3_consistency.values.losses import temperature_gradient
 BUDGET = 0.5
 #: of the temperature's learning rate to the critics': with SAC's 1 it is still high when the values are known
 RATE = 3.0
+#: of the size of the values, below which a learned temperature does not fall: without any, errors of the critics break the tie
+#: between ways that are equally good
+FLOOR = 3e-4
 
 
 def check_ent_coef(name: str, value: Any) -> None:
@@ -91,13 +94,16 @@ class Temperature:
         if self.optimizer is not None:
             update_learning_rate(self.optimizer, RATE * rate)
 
-    def step(self, cost: th.Tensor, budget: float) -> None:
+    def step(self, cost: th.Tensor, budget: float, value: th.Tensor) -> None:
         """
         Move a learned temperature: up where the cost is above its budget, down where it is below.
 
         :param cost: mean cost of the batch, scalar
         :param budget: what it may be
+        :param value: mean value of the policy's actions, scalar
         """
         if self.log is not None and self.optimizer is not None:
             self.log.grad = temperature_gradient(cost, budget).reshape(1)
             self.optimizer.step()
+            with th.no_grad():
+                self.log.clamp_(min=th.where(value.isfinite(), FLOOR * value.abs(), 0.0).log())
