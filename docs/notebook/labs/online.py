@@ -58,6 +58,7 @@ class Config:
     delay: int = 1  # critic updates per actor update
     n_critics: int = 2
     pair: int = 0  # the minimum over a random pair, of more critics
+    rand_q: int = 0  # the actor climbs one critic, drawn at every update
     mean_q: int = 0  # the actor climbs the mean instead of the minimum
     quantiles: int = 1
     drop: int = 2  # quantiles dropped per critic
@@ -395,6 +396,8 @@ class Agent:
         if self.updates % cfg.delay == 0:
             pi, cost = self.actor(obs, *self.actor.noise(cfg.batch))
             q = self.critic(obs, pi)
+            if cfg.rand_q:
+                q = q[th.randint(cfg.n_critics, (1,))]
             value = q[..., 0].mean(0) if cfg.mean_q and cfg.quantiles == 1 else self.value(q, pair if cfg.quantiles == 1 else None)
             actor_loss(value, cost, weight).backward(inputs=self.actor_params)
             self.actor_opt.step()
