@@ -1,5 +1,6 @@
 """Replay buffers and VecNormalize as files that execute nothing: equal after loading, refused when damaged."""
 
+import os
 import pickle
 import warnings
 
@@ -8,6 +9,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
@@ -96,8 +98,9 @@ def test_a_model_saves_and_loads_it(cls, tmp_path):
 def test_pickles_are_warned_of_once(tmp_path):
     model = CPQL("MlpPolicy", VectorEnv(), buffer_size=100, **SMALL)
     model.learn(20)
-    for name in ("buffer.pkl", "buffer.safetensors"):
-        model.save_replay_buffer(tmp_path / name)
+    model.save_replay_buffer(tmp_path / "buffer.safetensors")
+    save_to_pkl(tmp_path / "buffer.pkl", model.replay_buffer)  # as another process would
+    model.save_replay_buffer(tmp_path / "own")
     with pytest.warns(UserWarning, match=r"buffer\.pkl is a pickle: .*save_replay_buffer\('buffer\.safetensors'\)"):
         model.load_replay_buffer(tmp_path / "buffer.pkl")
     with warnings.catch_warnings():
@@ -105,8 +108,12 @@ def test_pickles_are_warned_of_once(tmp_path):
         for _ in range(2):
             model.load_replay_buffer(tmp_path / "buffer.pkl")
             open_dataset(tmp_path / "buffer.pkl")
-        model.load_replay_buffer(tmp_path / "buffer.safetensors")
+        for name in ("buffer.safetensors", "own"):
+            model.load_replay_buffer(tmp_path / name)
         model.load_dataset(tmp_path / "buffer.safetensors")
+    os.utime(tmp_path / "own.pkl")  # replaced, perhaps
+    with pytest.warns(UserWarning, match="own is a pickle"):
+        model.load_replay_buffer(tmp_path / "own")
     # as an error it comes before the code does
     canary = tmp_path / "canary"
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(Canary(canary)))

@@ -21,6 +21,7 @@ import torch as th
 import yaml
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.save_util import save_to_pkl
 
 import sb3_consistency
 from sb3_consistency import CPQL, load_vec_normalize, open_dataset, record_dataset, swing_up
@@ -317,8 +318,9 @@ def test_pickles_of_before_still_load(tmp_path):
     env = load_vec_normalize(statistics, make_vec_env("Pendulum-v1"))
     model = CPQL("MlpPolicy", env, buffer_size=1000)
     model.load_replay_buffer(buffer)
-    for file, save in ((buffer, model.save_replay_buffer), (statistics, env.save)):
-        save(str(file.with_suffix(".pkl")))
+    save_to_pkl(buffer.with_suffix(".pkl"), model.replay_buffer)
+    env.save(str(statistics.with_suffix(".pkl")))
+    for file in (buffer, statistics):
         file.unlink()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

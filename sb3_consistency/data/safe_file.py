@@ -28,18 +28,43 @@ DTYPES = {
 }  # fmt: skip
 
 
-@cache
+#: pickles that this process wrote itself, as they were then
+_written: set[tuple[str, int, int]] = set()
+
+
+def wrote_pickle(path: str) -> None:
+    """
+    :param path: file that this process has just written, and need not be warned of
+    """
+    _written.update(_state(path))
+
+
 def warn_of_pickle(path: str, writer: str) -> None:
     """
-    Warn, once of every file, that what is about to be loaded runs code.
+    Warn, once of every file, that what is about to be loaded runs code, unless this process wrote it.
 
-    :param path: the file
+    :param path: the file; SB3 adds ".pkl" where a name has no ending
     :param writer: the call that writes a safe one, with "{}" for its path
     """
+    if _state(path) - _written:
+        _warn_once(path, writer)
+
+
+def _state(path: str) -> set[tuple[str, int, int]]:
+    """Name, time and size of a file; empty if it is not there."""
+    for name in (path, f"{path}.pkl"):
+        if os.path.isfile(name):
+            found = os.stat(name)
+            return {(os.path.realpath(name), found.st_mtime_ns, found.st_size)}
+    return set()
+
+
+@cache
+def _warn_once(path: str, writer: str) -> None:
     warnings.warn(
         f"{path} is a pickle: loading it runs the code in it, so it must come from someone you trust. "
         f"{writer.format(repr(f'{Path(path).stem}.safetensors'))} writes a file that executes nothing.",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

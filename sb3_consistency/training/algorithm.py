@@ -28,7 +28,7 @@ from sb3_consistency.data.checks import DatasetError, as_count
 from sb3_consistency.data.frames import FrameReplayBuffer
 from sb3_consistency.data.opening import dataset_spaces, open_datasets
 from sb3_consistency.data.rewards import RewardFunction
-from sb3_consistency.data.safe_file import warn_of_pickle
+from sb3_consistency.data.safe_file import warn_of_pickle, wrote_pickle
 from sb3_consistency.data.safe_state import is_safe_path, load_buffer, save_buffer
 from sb3_consistency.envs.spaces import (
     adopted_spaces,
@@ -889,15 +889,14 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
             segments = {"offline_segments": [list(segment) for segment in self.data.segments]} if self.data.in_replay else {}
             save_buffer(self.replay_buffer, path, **segments)
             return
-        if not self.data.in_replay:
-            return super().save_replay_buffer(path)
+        content = vars(self.replay_buffer) if self.data.in_replay else {}
         # in the file only: load_replay_buffer() shall know what it reads
-        content = vars(self.replay_buffer)
         content["offline_segments"] = [tuple(segment) for segment in self.data.segments]
         try:
-            return super().save_replay_buffer(path)
+            super().save_replay_buffer(path)
         finally:
             del content["offline_segments"]
+        wrote_pickle(str(path))
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """

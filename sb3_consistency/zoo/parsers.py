@@ -61,8 +61,8 @@ class TrainParser(ZooParser):
         ours = self.add_argument_group("offline training (sb3_consistency)")
         ours.add_argument(
             "--dataset",
-            help="dataset to train on first, or several, comma-separated: Minari ids, .npz files or replay buffers (.pkl); "
-            "environment and hyperparameters are picked for it",
+            help="dataset to train on first, or several, comma-separated: Minari ids, files or folders "
+            "(docs/data.md); environment and hyperparameters are picked for it",
         )
         ours.add_argument("--pretrain-steps", type=int, help="overwrite the number of gradient steps on the dataset")
         ours.add_argument("--hyperparams-id", help="take the hyperparameters under this key of the file")
