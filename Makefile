@@ -8,7 +8,7 @@ DOCS := $(VENV)/.docs
 SOURCES = sb3_consistency tests examples docs
 INSTALL := -m pip install --progress-bar off -c constraints.txt
 
-.PHONY: quickstart test pytest lint type format check-codestyle commit-checks docs figures dist version-is floors constraints robotics libraries clean
+.PHONY: quickstart test pytest lint type format check-codestyle commit-checks docs figures notebooks dist version-is floors constraints robotics libraries clean
 
 # what the quickstart needs, and no more: `make test` installs the rest into the same environment
 quickstart: $(QUICK)
@@ -58,6 +58,10 @@ docs: $(DOCS)
 # the pictures of docs/results, from the records in docs/notebook/records
 figures: $(STAMP)
 	$(PY) docs/figures.py
+
+# the examples, run as notebooks into docs/examples: minutes to half an hour each
+notebooks: $(DOCS)
+	OMP_NUM_THREADS=1 $(PY) docs/notebooks.py
 
 # wheel and sdist: built, checked, and the wheel tried in an empty environment without extras
 dist:

@@ -14,7 +14,7 @@ copyright = author
 release = version = sb3_consistency.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -30,6 +30,8 @@ html_css_files = ["tables.css"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+# `make notebooks` runs the examples; the site shows what it kept
+nb_execution_mode = "off"
 # quotes around strings are code
 smartquotes = False
 

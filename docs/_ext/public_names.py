@@ -59,7 +59,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
 
 
 def escape_shapes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [re.sub(r"(?<=[(, ])\*(?=\w+[,)])", r"\\*", line) for line in lines]
+    lines[:] = [re.sub(r"(?<=[(, ])\*(?=\w[\w ]*[,)])", r"\\*", line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

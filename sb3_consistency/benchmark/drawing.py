@@ -10,19 +10,20 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Okabe and Ito's palette, which colour-blind readers can tell apart, for this package and SB3; the peers get what is left
 COLOURS = {
-    "CPQL": "#d62728",
-    "ConsistencyAC": "#ff7f0e",
-    "ConsistencyBC": "#b8a800",
-    "DiffusionQL": "#1f77b4",
-    "DiffusionBC": "#17becf",
-    "RACTD": "#9467bd",
-    "SAC": "#404040",
+    "CPQL": "#d55e00",
+    "ConsistencyAC": "#0072b2",
+    "ConsistencyBC": "#56b4e9",
+    "DiffusionQL": "#009e73",
+    "DiffusionBC": "#b8a800",
+    "RACTD": "#cc79a7",
+    "SAC": "#000000",
     "TD3": "#8c564b",
-    "TQC": "#2ca02c",
+    "TQC": "#e69f00",
     "sbx:SAC": "#a0a0a0",
-    "d3rlpy:TD3PlusBC": "#e377c2",
-    "d3rlpy:IQL": "#00735c",
+    "d3rlpy:TD3PlusBC": "#7b3294",
+    "d3rlpy:IQL": "#b2182b",
     "d3rlpy:ReBRAC": "#1a1a8c",
 }
 OTHER = "#606060"
