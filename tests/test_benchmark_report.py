@@ -229,9 +229,10 @@ def test_an_environment_where_sac_learned_nothing_is_left_out(tmp_path, sac):
 
 
 def test_successes_take_the_place_of_returns():
-    more = {"deterministic_success": 0.25, "sampled_success": 0.5}
+    more = {"deterministic_success": 0.25, "sampled_success": 0.5, "behaviour_return": -981.0}
     runs = [{k: v for k, v in record(data=d, **more).items() if not k.endswith("_score")} for d in ("ogbench:a", "ogbench:b")]
     assert "success, %, deterministic" in score_table("offline", runs) and "25.0" in score_table("offline", runs)
+    assert "981" not in score_table("offline", runs), "a return of the data stands beside no successes"
 
 
 def test_the_denoising_figure_separates_what_the_table_separates():

@@ -126,6 +126,10 @@ def score_name(run: Run) -> str:
     return "return" if run.get("deterministic_success") is None else "success, %"
 
 
+#: what is shown -> the record's entry with the same of the data; of successes it tells nothing
+BEHAVIOUR = {"normalized score": "behaviour_score", "return": "behaviour_return"}
+
+
 def comparable(runs: Sequence[Run]) -> list[str]:
     """
     :param runs: records of one suite

@@ -9,6 +9,7 @@ import numpy as np
 
 from sb3_consistency.benchmark.drawing import format_number, markdown, save, spread, with_interval
 from sb3_consistency.benchmark.intervals import (
+    BEHAVIOUR,
     Aggregates,
     Run,
     aggregates,
@@ -158,16 +159,15 @@ def score_table(suite: str, runs: list[Run]) -> str:
                 acting: [score_of(run, acting) if same else run[f"{acting}_return"] for run in group]
                 for acting in ("deterministic", "sampled")
             }
-            scored = what == "normalized score"
             row = {
                 "data": place,
                 "algorithm": names[key],
                 **{f"{what}, {acting}": spread(numbers) for acting, numbers in values.items()},
-                "behaviour": format_number(group[0].get(f"behaviour_{'score' if scored else 'return'}")),
+                "behaviour": format_number(group[0].get(BEHAVIOUR.get(what, ""))),
                 "seeds": len(group),
                 "commit": ", ".join(dict.fromkeys(run["commit"] or "unknown" for run in group)),
             }
-            if suite == "offline" and scored:
+            if suite == "offline" and what == "normalized score":
                 row["published (theirs)"] = format_number(published_score(group[0]["algo"], place))
             rows.append(row)
     footnote = f"\n\nPublished: {PUBLISHED_SOURCE}." if any(row.get("published (theirs)") for row in rows) else ""

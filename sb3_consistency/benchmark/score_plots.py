@@ -10,6 +10,7 @@ import numpy as np
 from sb3_consistency.benchmark.drawing import LINE_OF_TEXT, colour_of, name_lines, new_figure, styles_of, thousands
 from sb3_consistency.benchmark.intervals import (
     ACTINGS,
+    BEHAVIOUR,
     Aggregates,
     Run,
     display_names,
@@ -78,7 +79,7 @@ def _draw_panel(axis: Any, runs: Sequence[Run], names: dict[str, str], styles: d
         if group[0]["offline_steps"] and group[0]["online_steps"]:
             axis.axvline(group[0]["offline_steps"], color="black", linestyle=":")
     what = score_name(runs[0]) if scored else "return"
-    behaviour = runs[0].get({"normalized score": "behaviour_score", "return": "behaviour_return"}.get(what, ""))
+    behaviour = runs[0].get(BEHAVIOUR.get(what, ""))
     if behaviour is not None:
         axis.axhline(behaviour, color="grey", linestyle="--", linewidth=1)
         ends.append((behaviour, "behaviour in the data", "grey"))
