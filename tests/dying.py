@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -27,7 +28,8 @@ class DyingOnceEnv(DyingEnv):
     """
     A walk to a goal, whose process dies at the 55th step, but only once: a file says that it did.
 
-    The file is named by the variable DIES_ONCE, without which nothing happens; DIES_BY is the signal.
+    The file is named by the variable DIES_ONCE, without which nothing happens; DIES_BY is the signal. STEP_SECONDS is how
+    long a step takes.
     """
 
     n_steps = 0
@@ -39,6 +41,7 @@ class DyingOnceEnv(DyingEnv):
 
     def step(self, action):
         self.n_steps += 1
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
         if self.n_steps == 55 and "DIES_ONCE" in os.environ:
             marker = Path(os.environ["DIES_ONCE"])
             if not marker.exists():

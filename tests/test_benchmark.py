@@ -299,6 +299,8 @@ def test_scaling_measures_every_size_and_the_memory_of_a_dataset(monkeypatch, tm
     ]
     chosen.append(scaling.Point("environments (predict)", 4, speed.System("CPQL", "CPQL", small)))
     monkeypatch.setattr(scaling, "points", lambda quick: chosen)
+    monkeypatch.setattr(scaling, "ONLINE_ENV", "Pendulum-v1")
+    monkeypatch.setattr(scaling, "ENVIRONMENTS", (2,))
     trained, turn = set(), scaling.training_turn
 
     def noted_turn(model, n_steps):
@@ -309,7 +311,12 @@ def test_scaling_measures_every_size_and_the_memory_of_a_dataset(monkeypatch, tm
     assert main(["benchmark", "scaling", "--quick", "--force", "--rounds", "2", "--folder", str(tmp_path)]) == 0
     rows = read_rows(tmp_path, "scaling")
     times = {(r["axis"], r["system"], r["value"]): r["median_us"] for r in rows if r["axis"] != "memory"}
-    assert set(times) == {(p.axis, p.system.label, p.value) for p in chosen}
+    online = {
+        (f"environments (online), gradient_steps={n}", label, 2)
+        for n in (-1, 1)
+        for label in ("SAC", "CPQL", "CPQL, n_candidates=1")
+    }
+    assert set(times) == {(p.axis, p.system.label, p.value) for p in chosen} | online
     assert all(median > 0 for median in times.values())
     # which of them is longer is the machine's business, not a test's
     assert trained == {(algo, n) for algo in (SAC, CPQL) for n in (16, 512)}
@@ -320,6 +327,7 @@ def test_scaling_measures_every_size_and_the_memory_of_a_dataset(monkeypatch, tm
     assert 0.5 * memory["buffer_bytes"] <= memory["extra_bytes"] < 100e6
     text = (tmp_path / "README.md").read_text()
     assert "Milliseconds against batch size" in text and "100,000" in text
+    assert "Environment steps per second against environments (online), gradient_steps=-1" in text
     assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 

@@ -5,11 +5,13 @@ import random
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 
 import numpy as np
 import psutil
@@ -21,14 +23,11 @@ from sb3_consistency.benchmark.executors import Attempt, Settings, attempt, miss
 from sb3_consistency.benchmark.jobs import Job, Work
 from sb3_consistency.benchmark.planner_suite import planner_jobs
 from sb3_consistency.benchmark.records import Records
+from tests import slurm
 
 TINY = repr({"policy_kwargs": {"net_arch": [8]}, "batch_size": 8, "learning_starts": 5, "device": "cpu"})
 DATA = "test/pendulum-v0"
 WALK = Job("online", "CPQL", TINY, "tests.dying:DyingOnce-v0", 0, 0, 90, 2, 3)
-
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-needs_submitit = pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed")
-CLUSTER = {"submitit": {"cluster": "local"}, "ray": {}, "local": {}}
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +48,17 @@ def ray_cluster():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture
+def slurm_cluster(monkeypatch):
+    """One node, which is this machine."""
+    if not slurm.programs():
+        pytest.skip("Slurm is not installed")
+    with slurm.cluster() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 def weights(folder):
@@ -167,116 +177,167 @@ def test_missing_libraries_name_the_extra(tmp_path, monkeypatch):
             run_jobs([WALK], tmp_path, Settings(name))
 
 
-def settings_of(executor, ray_cluster=None, **more):
+def cluster_settings(executor, request, **more):
+    """Two jobs at a time, of a thread each, on whatever the executor needs."""
     if executor == "ray":
-        return Settings("ray", 2, 1, address=ray_cluster.address, **more)
-    return Settings("slurm" if executor == "submitit" else "local", 2, 1, options=CLUSTER[executor], **more)
+        return Settings("ray", 2, 1, address=request.getfixturevalue("ray_cluster").address, **more)
+    if executor == "local":
+        return Settings("local", 2, 1, **more)
+    pytest.importorskip("submitit")
+    if executor == "slurm":
+        request.getfixturevalue("slurm_cluster")
+    return Settings("slurm", 2, 1, options={"cluster": "local"} if executor == "submitit" else {}, **more)
 
 
-@needs_submitit
-def test_submitit_runs_jobs(tmp_path):
-    bad = replace(WALK, algo="Nothing")
-    (failure,) = run_jobs([WALK, bad], tmp_path, settings_of("submitit"))
-    assert "'nothing'" in failure.lower()
+on_every_cluster = pytest.mark.parametrize("executor", ["submitit", "ray", pytest.param("slurm", marks=pytest.mark.slow)])
+
+
+@on_every_cluster
+def test_a_cluster_runs_jobs_and_tells_what_failed(executor, request, tmp_path):
+    settings, bad = cluster_settings(executor, request), replace(WALK, algo="Nothing")
+    (failure,) = run_jobs([WALK, bad], tmp_path, settings)
+    assert "'nothing'" in failure.lower() and "Traceback" in (tmp_path / "failures.log").read_text()
     (run,) = Records(tmp_path, "runs").read()
-    assert run["executor"] == "slurm" and run["seed"] == 0 and "Traceback" in (tmp_path / "failures.log").read_text()
+    assert run["executor"] == settings.executor and run["seed"] == 0 and run["threads"] == 1
 
 
-@needs_ray
-def test_ray_runs_jobs_on_two_nodes(ray_cluster, tmp_path):
-    bad = replace(WALK, algo="Nothing")
-    (failure,) = run_jobs([WALK, bad], tmp_path, settings_of("ray", ray_cluster))
-    assert "'nothing'" in failure.lower()
-    (run,) = Records(tmp_path, "runs").read()
-    assert run["executor"] == "ray" and run["threads"] == 1
-
-
-@pytest.mark.parametrize(("executor", "by"), [("submitit", "SIGKILL"), ("submitit", "SIGUSR2"), ("ray", "SIGKILL")])
+@on_every_cluster
+@pytest.mark.parametrize("by", ["SIGKILL", "SIGUSR2"])
 def test_a_run_that_is_killed_or_pre_empted_on_a_cluster_comes_to_the_same(executor, by, request, tmp_path, monkeypatch):
-    pytest.importorskip(executor)
+    if executor == "ray" and by == "SIGUSR2":
+        pytest.skip("the signal is submitit's")
     whole = attempt(WALK, Work(tmp_path / "whole", 1), {}).record
     monkeypatch.setenv("DIES_ONCE", str(tmp_path / "died"))
     monkeypatch.setenv("DIES_BY", by)
-    cluster = request.getfixturevalue("ray_cluster") if executor == "ray" else None
     # a pre-empted job is queued again by submitit itself
-    settings = settings_of(executor, cluster, checkpoint_every=20, retries=int(by == "SIGKILL"))
+    settings = cluster_settings(executor, request, checkpoint_every=20, retries=int(by == "SIGKILL"))
     assert run_jobs([WALK], tmp_path / "killed", settings) == []
     (killed,) = Records(tmp_path / "killed", "runs").read()
     assert (tmp_path / "died").exists() and killed["resumed"]
     assert killed["weights"] == whole["weights"] and killed["curve"] == whole["curve"]
 
 
-class Killer(threading.Thread):
-    """Kills a worker at random, now and then: SIGKILL, or what a pre-emption sends."""
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", ["pre-empted", "requeued", "out of time"])
+def test_a_suite_on_slurm_whose_jobs_are_queued_again(reason, slurm_cluster, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    job = replace(WALK, online_steps=300, episodes=1, evaluations=2)
+    whole = {(job.algo, job.data, seed): attempt(replace(job, seed=seed), Work(tmp_path, 1), {}).record for seed in (0, 1)}
+    command = ["benchmark", "online", "--envs", job.data, "--algos", "CPQL", "--seeds", "0", "1", "--episodes", "1"]
+    command += ["--online-steps", "300", "--options", TINY, "--evaluations", "2", "--checkpoint-every", "20"]
 
-    def __init__(self, is_worker, signals, n_kills, every=4.0):
+    def upset():
+        while len(list(tmp_path.glob("out/checkpoints/*/*/manifest.json"))) < 2:
+            time.sleep(0.2)
+        if reason == "pre-empted":
+            slurm_says(
+                "sbatch", "--partition=urgent", "--output=/dev/null", f"--cpus-per-task={os.cpu_count()}", "--wrap=sleep 1"
+            )
+        elif reason == "requeued":
+            slurm_says("scontrol", "requeue", slurm_says("squeue", "--noheader", "--format=%F").split()[0])
+
+    # Slurm looks at the time twice a minute, and tells a job up to a minute before it is over
+    options = {"timeout_min": 2, "slurm_signal_delay_s": 10}
+    monkeypatch.setenv("STEP_SECONDS", "0.4" if reason == "out of time" else "0.05")
+    threading.Thread(target=upset, daemon=True).start()
+    command += ["--executor", "slurm", "--executor-options", repr(options if reason == "out of time" else {})]
+    assert main([*command, "--folder", str(tmp_path / "out")]) == 0
+    assert weights(tmp_path / "out") == {key: record["weights"] for key, record in whole.items()}
+    runs = Records(tmp_path / "out", "runs").read()
+    assert len(runs) == 2 and all(run["resumed"] and run["executor"] == "slurm" for run in runs)
+    print(slurm_says("sacct", "--duplicates", "--format=JobID%20,Partition,State,Elapsed"))
+
+
+def slurm_says(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+class Killer(threading.Thread):
+    """
+    Sends workers SIGKILL, or what a pre-emption sends: one at random, then all of them as a run has a checkpoint, and so on.
+    """
+
+    def __init__(self, executor, signals, n_times, folder):
         super().__init__(daemon=True)
-        self.is_worker, self.signals, self.left, self.every = is_worker, signals, n_kills, every
+        self.executor, self.signals, self.left, self.folder = executor, signals, n_times, folder
         self.killed, self.rng, self.over = [], random.Random(0), False
 
     def run(self):
+        before = {}
         while self.left and not self.over:
-            time.sleep(self.rng.uniform(0.5, 1.5) * self.every)
-            found = []
-            for process in psutil.process_iter():
-                try:
-                    # old enough to be at work
-                    if self.is_worker(process) and time.time() - process.create_time() > 4:
-                        found.append(process)
-                except psutil.Error:
-                    continue
-            if found:
-                victim, by = self.rng.choice(found), self.rng.choice(self.signals)
-                victim.send_signal(by)
-                self.killed.append((victim.pid, by))
-                self.left -= 1
+            # seconds of work since the last one, on a busy machine too: a run takes some 3 to begin, and some 2 to train
+            age, workers = self.rng.uniform(1.5, 5.0), self.workers()
+            victims = [one for one, work in workers.items() if work - before.get(one, 0) > age]
+            if self.left % 2 == 0:
+                victims = self.rng.sample(victims, min(1, len(victims)))
+            elif not any(self.folder.glob("checkpoints/*/*/manifest.json")):
+                victims = []
+            else:
+                victims = list(workers)
+            for victim in victims:
+                with suppress(psutil.Error):
+                    by = self.rng.choice(self.signals)
+                    victim.send_signal(by)
+                    self.killed.append(by.name)
+            if victims:
+                before, self.left = workers, self.left - 1
+            time.sleep(0.5)
+
+    def workers(self):
+        """Workers, and the processor time that they took."""
+        found = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.name() != "srun" and is_worker(process, self.executor, self.folder):
+                    found[process] = sum(process.cpu_times()[:2])
+        return found
 
 
-WORKERS = {
-    "local": lambda p: p.ppid() == os.getpid() and "spawn_main" in " ".join(p.cmdline()),
-    "submitit": lambda p: "submitit.core._submit" in " ".join(p.cmdline()),
-    "ray": lambda p: p.name().startswith("ray::attempt") or "ray::attempt" in " ".join(p.cmdline()),
-}
+def is_worker(process, executor, folder):
+    """Whether a process runs a job of the folder; not those of another session of the tests."""
+    line = process.cmdline()
+    if executor in ("submitit", "slurm"):
+        return "submitit.core._submit" in line and str(folder / "submitit") in line
+    name = "spawn_main" if executor == "local" else "ray::attempt"
+    return name in " ".join(line) and os.getpid() in [parent.pid for parent in process.parents()]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """Twenty jobs, and the weights that they come to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
-    record_dataset(DATA, "Pendulum-v1", swing_up(1.0, 0), 400)
-    options = repr({"policy_kwargs": {"net_arch": [16]}, "batch_size": 16, "learning_starts": 5})
-    jobs = [Job("offline", "CPQL", options, DATA, seed, 600, 0, 1, 3) for seed in range(10)]
-    jobs += [Job("online", algo, options, "Pendulum-v1", seed, 0, 300, 1, 3) for algo in ("CPQL", "SAC") for seed in range(5)]
-    began = time.monotonic()
-    assert run_jobs(jobs, folder, Settings("local", 2)) == []
-    print(f"undisturbed: {time.monotonic() - began:.0f} s")
-    yield jobs, weights(folder)
-    if before is None:
-        del os.environ["MINARI_DATASETS_PATH"]
-    else:
-        os.environ["MINARI_DATASETS_PATH"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+        record_dataset(DATA, "Pendulum-v1", swing_up(1.0, 0), 400)
+        options = TINY.replace(", 'device': 'cpu'", "")
+        offline = Job("offline", "CPQL", options, DATA, 0, 400, 0, 1, 1)
+        jobs = [replace(offline, seed=seed) for seed in range(10)]
+        jobs += [
+            replace(WALK, algo=algo, options=options, seed=seed, online_steps=300)
+            for algo in ("CPQL", "SAC")
+            for seed in range(5)
+        ]
+        assert [attempt(job, Work(folder, 1), {}).error for job in jobs] == [""] * len(jobs)
+        yield jobs, weights(folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["local", "submitit", "ray"])
+@pytest.mark.parametrize("executor", ["local", "submitit", "ray", "slurm"])
 def test_runs_whose_workers_are_killed_at_random(executor, request, undisturbed, tmp_path):
     """Twenty runs, each in the records once, with the weights of an undisturbed run."""
-    if executor != "local":
-        pytest.importorskip(executor)
-    cluster = request.getfixturevalue("ray_cluster") if executor == "ray" else None
+    settings = cluster_settings(executor, request, retries=20, checkpoint_every=50)
     jobs, expected = undisturbed
-    preempted = [signal.SIGKILL, signal.SIGUSR2] if executor == "submitit" else [signal.SIGKILL, signal.SIGTERM]
-    killer = Killer(WORKERS[executor], preempted, n_kills=12)
+    # submitit's jobs go on at SIGTERM, and are queued again at SIGUSR2
+    signals = [signal.SIGKILL, signal.SIGTERM if executor in ("local", "ray") else signal.SIGUSR2]
+    killer = Killer(executor, signals, 6, tmp_path)
     killer.start()
     began = time.monotonic()
-    assert run_jobs(jobs, tmp_path, settings_of(executor, cluster, retries=20, checkpoint_every=50)) == []
+    assert run_jobs(jobs, tmp_path, settings) == []
     killer.over = True
     runs = Records(tmp_path, "runs").read()
     resumed = sum("resumed" in run for run in runs)
-    print(f"{executor}: {time.monotonic() - began:.0f} s, {len(killer.killed)} killed, {resumed} resumed")
-    assert len(killer.killed) >= 5 and resumed
+    print(f"{executor}: {time.monotonic() - began:.0f} s, {Counter(killer.killed)}, {resumed} resumed")
+    assert set(killer.killed) == {by.name for by in signals} and len(killer.killed) >= 5 and resumed
     assert len(runs) == len(jobs) == 20
     assert weights(tmp_path) == expected
     assert np.isfinite([run["deterministic_return"] for run in runs]).all()

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sb3_consistency.benchmark.jobs import AXES, Measurement, Work
 from sb3_consistency.registry import how_to_install
 
 QUICK_STEPS = 500
@@ -32,6 +33,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         suite = suites.add_parser(name, help=text)
         suite.add_argument("--rounds", type=int, help="turns of every system per figure (default 15, quick 3)")
         suite.add_argument("--force", action="store_true", help="measure on a loaded machine, too")
+    suites.choices["scaling"].add_argument("--axes", nargs="+", choices=AXES, default=AXES, help="what to vary (default all)")
     for name, text in {
         "denoising": "score, training and acting time as the number of steps goes 1, 2, 5, 10, 20",
         "offline": "algorithms x datasets x seeds",
@@ -156,10 +158,8 @@ def shard_commands(arguments: Sequence[str], n: int) -> list[str]:
 def _stages(args: argparse.Namespace) -> Any:
     """Lists of jobs, each of which may need files of those before."""
     if args.suite in ("speed", "scaling"):
-        from sb3_consistency.benchmark.jobs import Measurement
-
         rounds, now = args.rounds or (3 if args.quick else 15), datetime.now(UTC).isoformat(timespec="seconds")
-        yield [Measurement(args.suite, rounds, args.quick, args.force, now)]
+        yield [Measurement(args.suite, rounds, args.quick, args.force, now, tuple(getattr(args, "axes", AXES)))]
     elif args.suite == "planner":
         yield from _planner_stages(args)
     else:
@@ -168,7 +168,6 @@ def _stages(args: argparse.Namespace) -> Any:
 
 def _run(jobs: Sequence[Any], args: argparse.Namespace) -> list[str]:
     from sb3_consistency.benchmark.executors import Settings, attempt, run_jobs, shard_of
-    from sb3_consistency.benchmark.jobs import Work
     from sb3_consistency.benchmark.runs import plain_options
 
     options = plain_options(args.executor_options, {}, "--executor-options")

@@ -8,6 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
+#: what the scaling suite measures, unless told to measure less
+AXES = ("batch size", "width", "critics", "denoising steps", "environments (predict)", "environments (online)", "memory")
+
 
 def tell_nobody(n: int) -> None:
     """
@@ -111,6 +114,7 @@ class Measurement:
     :param quick: measure less
     :param force: measure on a loaded machine, too
     :param started: when it was asked for
+    :param axes: what the scaling suite measures
     """
 
     suite: str
@@ -118,6 +122,7 @@ class Measurement:
     quick: bool
     force: bool
     started: str
+    axes: tuple[str, ...] = AXES
 
     steps: ClassVar[int] = 1
 
@@ -157,8 +162,8 @@ class Measurement:
         from sb3_consistency.benchmark.scaling import measure_scaling
         from sb3_consistency.benchmark.speed import measure
 
-        figures = measure if self.suite == "speed" else measure_scaling
-        return {"figures": figures(self.rounds, self.quick, self.force)}
+        how = (self.rounds, self.quick, self.force)
+        return {"figures": measure(*how) if self.suite == "speed" else measure_scaling(*how, self.axes)}
 
 
 #: whatever an executor runs

@@ -60,12 +60,19 @@ def _seconds_of_others() -> float:
     everyone = psutil.cpu_times()._asdict()
     # steal is what other virtual machines took; interrupts are part of the system's time or small
     busy = sum(everyone.get(kind, 0.0) for kind in ("user", "nice", "system", "steal"))
+    return float(busy - processor_seconds())
+
+
+def processor_seconds() -> float:
+    """
+    :return: processor time of this process and its children, the ended ones included
+    """
     this = psutil.Process()
-    own = sum(this.cpu_times()[:4])  # its ended children included
+    own = sum(this.cpu_times()[:4])
     for child in this.children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             own += sum(child.cpu_times()[:4])
-    return float(busy - own)
+    return float(own)
 
 
 def check_load(force: bool) -> float:

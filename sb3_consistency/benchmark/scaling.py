@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -16,10 +17,14 @@ import numpy as np
 import psutil
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
 from tqdm.auto import tqdm
 
-from sb3_consistency import SpacesOnlyEnv
-from sb3_consistency.benchmark.load import check_load, timed_calls
+from sb3_consistency import SpacesOnlyEnv, find_algorithm
+from sb3_consistency.benchmark.jobs import AXES
+from sb3_consistency.benchmark.load import check_load, processor_seconds, timed_calls
 from sb3_consistency.benchmark.records import provenance
 from sb3_consistency.benchmark.speed import System, acting_call, build, summary, training_turn
 
@@ -27,6 +32,12 @@ from sb3_consistency.benchmark.speed import System, acting_call, build, summary,
 MEMORY_SIZES = (17, 6)
 EPISODE_LENGTH = 1000
 DATASET = "sb3-consistency/random-v0"
+# online, from several actors
+ONLINE_ENV = "HalfCheetah-v5"
+ENVIRONMENTS = (1, 2, 4, 8, 16)
+# a gradient step per step of each environment, or per step of all
+GRADIENT_STEPS = (-1, 1)
+STEPS_PER_TURN = 5
 
 
 class Point(NamedTuple):
@@ -43,6 +54,17 @@ class Point(NamedTuple):
     system: System
 
 
+def system(algo: str, width: int = 256, policy_kwargs: dict[str, Any] | None = None, **options: Any) -> System:
+    """
+    :param algo: algorithm
+    :param width: of its three layers
+    :param policy_kwargs: further arguments of its policy
+    :param options: its constructor arguments
+    :return: the system
+    """
+    return System(algo, algo, {**options, "policy_kwargs": {"net_arch": [width] * 3, **(policy_kwargs or {})}})
+
+
 def points(quick: bool = False) -> list[Point]:
     """
     :param quick: two sizes per axis only
@@ -51,9 +73,6 @@ def points(quick: bool = False) -> list[Point]:
 
     def sizes(*values: int) -> tuple[int, ...]:
         return values[:2] if quick else values
-
-    def system(algo: str, width: int = 256, policy_kwargs: dict[str, Any] | None = None, **options: Any) -> System:
-        return System(algo, algo, {**options, "policy_kwargs": {"net_arch": [width] * 3, **(policy_kwargs or {})}})
 
     peers = ("SAC", "CPQL", "DiffusionQL")
     return [
@@ -66,13 +85,14 @@ def points(quick: bool = False) -> list[Point]:
     ]
 
 
-def measure_scaling(rounds: int, quick: bool = False, force: bool = False) -> list[dict[str, Any]]:
+def measure_scaling(rounds: int, quick: bool = False, force: bool = False, axes: Sequence[str] = AXES) -> list[dict[str, Any]]:
     """
     Measure on one thread, so that the figures do not depend on the number of cores.
 
     :param rounds: measurements per figure
     :param quick: two sizes per axis, and a dataset of a tenth of the size
     :param force: measure on a loaded machine, too
+    :param axes: what to measure
     :return: the figures
     :raises RuntimeError: if the machine is loaded
     """
@@ -82,11 +102,14 @@ def measure_scaling(rounds: int, quick: bool = False, force: bool = False) -> li
     th.set_num_threads(1)
     figures: list[dict[str, Any]] = []
     try:
-        for point in tqdm(points(quick), desc="scaling", unit="figure"):
+        for point in tqdm([p for p in points(quick) if p.axis in axes], desc="scaling", unit="figure"):
             figures.append({"axis": point.axis, "value": point.value, "system": point.system.label, **_time(point, rounds)})
+        if "environments (online)" in axes:
+            figures += online_figures(ENVIRONMENTS[:2] if quick else ENVIRONMENTS, rounds)
     finally:
         th.set_num_threads(before)
-    figures.append({"axis": "memory", **memory_figure(100_000 if quick else 1_000_000)})
+    if "memory" in axes:
+        figures.append({"axis": "memory", **memory_figure(100_000 if quick else 1_000_000)})
     return [{**figure, **common} for figure in figures]
 
 
@@ -98,6 +121,56 @@ def _time(point: Point, rounds: int) -> dict[str, float]:
         return summary(timed_calls(model, call, 20 * rounds))
     training_turn(model, 2)
     return summary([training_turn(model, 3) for _ in range(rounds)])
+
+
+def online_figures(counts: tuple[int, ...], rounds: int) -> Iterator[dict[str, Any]]:
+    """
+    Learn online from environments in processes of their own, the algorithms in turn.
+
+    :param counts: numbers of environments
+    :param rounds: turns of every algorithm, of :data:`STEPS_PER_TURN` steps of all environments
+    :return: the figures, per step of one environment; ``cpu_us`` is the processor time of all processes
+    """
+    one = system("CPQL", n_candidates=1)._replace(label="CPQL, n_candidates=1")
+    for n in tqdm(counts, desc="online", unit="figure"):
+        env = make_vec_env(ONLINE_ENV, n, seed=0, vec_env_cls=SubprocVecEnv)
+        seconds: dict[tuple[int, str], list[float]] = {}
+        processor: dict[tuple[int, str], list[float]] = {}
+        models = {}
+        for gradient_steps in GRADIENT_STEPS:
+            for peer in (system("SAC"), system("CPQL"), one):
+                options = {"batch_size": 256, "learning_starts": 0, "gradient_steps": gradient_steps, "device": "cpu"}
+                algo, buffer = find_algorithm(peer.algo), {"buffer_size": 100_000, "seed": 0}
+                models[gradient_steps, peer.label] = algo("MlpPolicy", env, **options, **buffer, **peer.options)
+        for turn in range(rounds + 1):
+            for key, model in models.items():
+                clock = _Clock(STEPS_PER_TURN)
+                model.learn((STEPS_PER_TURN + 1) * n, callback=clock)
+                if turn > 0:  # the first one warms up
+                    seconds.setdefault(key, []).extend(np.diff(clock.seconds) / n)
+                    processor.setdefault(key, []).append(clock.processor / (STEPS_PER_TURN * n))
+        env.close()
+        for (gradient_steps, label), values in seconds.items():
+            # the processes' own clocks tick a hundred times a second: the mean of all turns
+            figure = {**summary(values), "cpu_us": 1e6 * float(np.mean(processor[gradient_steps, label]))}
+            yield {"axis": f"environments (online), gradient_steps={gradient_steps}", "value": n, "system": label, **figure}
+
+
+class _Clock(BaseCallback):
+    """Looks at the clock whenever all environments took a step, ``n_steps`` times from the first look on."""
+
+    def __init__(self, n_steps: int) -> None:
+        super().__init__()
+        self.n_steps, self.seconds, self.processor = n_steps, list[float](), 0.0
+
+    def _on_step(self) -> bool:
+        # looking at all processes takes time itself
+        if not self.seconds:
+            self.processor -= processor_seconds()
+        self.seconds.append(time.perf_counter())
+        if len(self.seconds) == self.n_steps + 1:
+            self.processor += processor_seconds()
+        return True
 
 
 def memory_figure(n_transitions: int) -> dict[str, Any]:

@@ -108,11 +108,17 @@ def scaling_sections(records: list[dict[str, Any]], folder: Path) -> list[str]:
         parts.append("**Measured on a loaded machine: these figures mean little.**")
     for axis in dict.fromkeys(record["axis"] for record in steps):
         chosen = [record for record in steps if record["axis"] == axis]
-        rows = []
+        online, rows = "cpu_us" in chosen[0], []
         for system in dict.fromkeys(record["system"] for record in chosen):
-            times = {f"{r['value']:g}": f"{r['median_us'] / 1000:.3g}" for r in chosen if r["system"] == system}
-            rows.append({"system": system, **times})
-        parts += [f"### Milliseconds against {axis}, {chosen[0]['threads']} thread", markdown(rows)]
+            mine = [record for record in chosen if record["system"] == system]
+            if not online:
+                rows.append({"system": system, **{f"{r['value']:g}": f"{r['median_us'] / 1000:.3g}" for r in mine}})
+                continue
+            rows.append({"system": system, **{f"{r['value']:g}": f"{1e6 / r['median_us']:.0f}" for r in mine}})
+            what = f"{system}, per second of processor time"
+            rows.append({"system": what, **{f"{r['value']:g}": f"{1e6 / r['cpu_us']:.0f}" for r in mine}})
+        unit = "Environment steps per second" if online else "Milliseconds"
+        parts += [f"### {unit} against {axis}, {chosen[0]['threads']} thread", markdown(rows)]
     if steps:
         save(folder / "scaling.png", draw_scaling(steps))
         parts.append("![scaling](scaling.png)")
