@@ -89,16 +89,24 @@ def score(steps, batch_size):
     fresh = two_ways(1000, seed=1)
     print(f"demonstrations: {energy_distance(two_ways(1000, seed=2), fresh):.4f}, their mean: ", end="")
     print(f"{energy_distance(np.repeat(fresh.mean(axis=0)[None], 1000, axis=0), fresh):.2f}", flush=True)
-    for kwargs in ({"network": "mlp"}, {"network": "ln_resnet"}, {"network": "unet", "net_arch": [32, 64]}):
+    resnet, unet = {"network": "ln_resnet"}, {"network": "unet", "net_arch": [32, 64]}
+    for kwargs, rate in (({}, 3e-3), (resnet, 3e-3), (resnet, 3e-4), (unet, 3e-3)):
         model = ConsistencyBC(
-            "MlpPolicy", dataset=data, horizon=HORIZON, pad=False, batch_size=batch_size, seed=0, policy_kwargs=kwargs
+            "MlpPolicy",
+            learning_rate=rate,
+            dataset=data,
+            horizon=HORIZON,
+            pad=False,
+            batch_size=batch_size,
+            seed=0,
+            policy_kwargs=kwargs,
         )
         model.load_dataset(data)
         began = time.process_time()
         model.learn(steps)
         seconds = time.process_time() - began
         sampled = model.plan(np.zeros((1000, 1), np.float32))
-        print(f"{kwargs}: {energy_distance(sampled, fresh):.4f}, {seconds:.0f} s", flush=True)
+        print(f"{kwargs}, learning rate {rate}: {energy_distance(sampled, fresh):.4f}, {seconds:.0f} s", flush=True)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
