@@ -96,13 +96,14 @@ robotics:
 	.venv-robotics/bin/python -m pip install --quiet -c constraints-robotics.txt -e ".[all]"
 	OMP_NUM_THREADS=1 .venv-robotics/bin/python -m pytest tests/test_robotics.py
 
-# files of robomimic and LeRobot, each written and read by the library itself in an environment of its own
+# files of OGBench, robomimic and LeRobot, written and read by the libraries themselves; the latter two in environments of their own
 libraries: $(STAMP)
+	$(PY) $(INSTALL) --quiet ogbench
 	$(PYTHON) -m venv build/robomimic-venv
 	build/robomimic-venv/bin/python -m pip install --quiet robomimic six
 	python3.12 -m venv build/lerobot-venv
 	build/lerobot-venv/bin/python -m pip install --quiet "lerobot[dataset]>=0.6"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/test_format_libraries.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or not slow" tests/test_format_libraries.py
 
 constraints: $(DOCS)
 	echo "# The exact versions that CI and the README's commands install. Regenerate: make constraints" > constraints.txt
