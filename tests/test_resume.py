@@ -63,6 +63,11 @@ def test_a_teacher_is_resumed_with_its_actor(tmp_path):
     check(tmp_path, offline_model(CPQL, bc_loss="distill"), pretrain, [135])
 
 
+def test_chunks_and_histories_offline(tmp_path):
+    model = check(tmp_path, offline_model(CPQL, horizon=4, history=2), pretrain, [70])
+    assert model.data.heldout_loss() == model.data.heldout_loss()
+
+
 def test_offline_learn_with_weighted_datasets_and_a_schedule(tmp_path):
     def make(env):
         model = CPQL("MlpPolicy", VectorEnv(), learning_rate=lambda remaining: 1e-3 * remaining, **TINY)
