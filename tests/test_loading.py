@@ -247,6 +247,12 @@ def test_dict_observations_and_her(tmp_path):
     sample = buffer.sample(200)
     same_episode = sample.observations["desired_goal"][:, 0] // 1000 == sample.observations["observation"][:, 0] // 1000
     assert same_episode.all()
+    # SB3 returns the real goals first: batches that are drawn together must all have their share of others
+    replaced = [
+        float((b.observations["desired_goal"] != b.observations["observation"]).any(1).float().mean())
+        for b in model.batches(10, 64)
+    ]
+    assert all(0.3 < share < 0.95 for share in replaced)
     model.pretrain(3)
     model.learn(15)
     assert model.num_timesteps == 15

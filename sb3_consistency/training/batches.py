@@ -101,10 +101,12 @@ def sample(
 
 
 def _sample_goals(buffer: HerReplayBuffer, size: int, env: VecNormalize | None) -> Any:
-    # SB3 would ask the environment for the rewards of no rows: draw more, keep the first
+    # SB3 would ask the environment for the rewards of no rows: draw more, keep some
     drawn = max(size, math.ceil(1 / buffer.her_ratio)) if buffer.her_ratio > 0 else size
     data = _checked(lambda: buffer.sample(drawn, env=env), drawn, lambda data: len(data.rewards))
-    return data if drawn == size else type(data)(*tree_map(lambda x: x[:size], tuple(data)[:5]))
+    # real rows come first, those with other goals after them: mixed, every batch that is cut out of them has its share
+    chosen = th.randperm(drawn, device=data.rewards.device)[:size]
+    return type(data)(*(None if x is None else tree_map(lambda y: y[chosen], x) for x in data))
 
 
 def rewards_of_goals(buffer: HerReplayBuffer, achieved: np.ndarray, desired: np.ndarray, infos: list[Any]) -> np.ndarray:
