@@ -88,7 +88,8 @@ def test_the_trial_of_a_dead_worker_is_tried_again(database, tmp_path):
     dead, *others = trials(database)
     assert dead.state.name == FAIL and [trial.state.name for trial in others] == [COMPLETE, COMPLETE]
     (again,) = [trial for trial in others if trial.system_attrs.get("failed_trial") == dead.number]
-    assert again.params == dead.params and again.user_attrs["offline"] is False
+    # it may have died before it had all of them
+    assert dead.params.items() <= again.params.items() and again.user_attrs["offline"] is False
 
 
 @pytest.mark.skipif(find_spec("grpc") is None, reason="grpcio is not installed")
@@ -166,5 +167,4 @@ def test_sixty_trials_by_three_workers_of_which_each_is_killed_once(behind_proxy
     assert 60 <= finished <= 62 and states.count("RUNNING") == states.count("WAITING") == 0
     again = {trial.system_attrs.get("failed_trial"): trial for trial in trials(database)}
     print("tried again", {trial.number: again[trial.number].number for trial in dead})
-    # it may have died before it had all of them
     assert all(trial.params.items() <= again[trial.number].params.items() for trial in dead)
