@@ -276,7 +276,7 @@ class Killer(threading.Thread):
                 victims = list(workers)
             for victim in victims:
                 with suppress(psutil.Error):
-                    by = self.rng.choice(self.signals)
+                    by = self.signals[len(self.killed) % len(self.signals)]
                     victim.send_signal(by)
                     self.killed.append(by.name)
             if victims:
