@@ -56,8 +56,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(z', s')), \quad a' \sim \pi(s') \\
         \log w &\leftarrow \log w + \mathrm{lr}\, (\mathbb{E}\, c - \bar c), \qquad w \ge 3 \cdot 10^{-4}\, |\mathbb{E}\, Q|
 
-    Source: FLAC (arXiv 2602.12829); its budget is 0.5 per action dimension. One pass, no cloning. Which of the two a model is,
-    its first gradient step decides.
+    Source: FLAC (arXiv 2602.12829); its budget is 0.5 per action dimension, ours 1. One pass, no cloning. Which of the two a
+    model is, its first gradient step decides.
     """
 
     model_class: ClassVar[type[GenerativeModel]]

@@ -9,8 +9,8 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_consistency.options import Options, check_range, option
 from sb3_consistency.values.losses import temperature_gradient
 
-#: budget of the transport cost per action dimension (FLAC)
-BUDGET = 0.5
+#: budget of the transport cost per action dimension; FLAC's 0.5 binds where actions at their bounds are needed (Pendulum)
+BUDGET = 1.0
 #: of the temperature's learning rate to the critics': with SAC's 1 it is still high when the values are known
 RATE = 3.0
 #: of the size of the values, below which a learned temperature does not fall: without any, errors of the critics break the tie
@@ -58,7 +58,7 @@ class TemperatureOptions(Options):
         default="auto",
         check=_check_target_entropy,
         before="auto",
-        doc='minus the transport cost that a learned temperature aims at; "auto" for -0.5 per action dimension',
+        doc='minus the transport cost that a learned temperature aims at; "auto" for -1 per action dimension',
     )
 
 
