@@ -125,23 +125,21 @@ def _time(point: Point, rounds: int) -> dict[str, float]:
 
 def online_figures(counts: tuple[int, ...], rounds: int) -> Iterator[dict[str, Any]]:
     """
-    Learn online from environments in processes of their own, the algorithms in turn.
+    Learn online from environments in processes of their own, SAC and CPQL with their defaults in turn.
 
     :param counts: numbers of environments
     :param rounds: turns of every algorithm, of :data:`STEPS_PER_TURN` steps of all environments
     :return: the figures, per step of one environment; ``cpu_us`` is the processor time of all processes
     """
-    one = system("CPQL", n_candidates=1)._replace(label="CPQL, n_candidates=1")
     for n in tqdm(counts, desc="online", unit="figure"):
         env = make_vec_env(ONLINE_ENV, n, seed=0, vec_env_cls=SubprocVecEnv)
         seconds: dict[tuple[int, str], list[float]] = {}
         processor: dict[tuple[int, str], list[float]] = {}
         models = {}
         for gradient_steps in GRADIENT_STEPS:
-            for peer in (system("SAC"), system("CPQL"), one):
-                options = {"batch_size": 256, "learning_starts": 0, "gradient_steps": gradient_steps, "device": "cpu"}
-                algo, buffer = find_algorithm(peer.algo), {"buffer_size": 100_000, "seed": 0}
-                models[gradient_steps, peer.label] = algo("MlpPolicy", env, **options, **buffer, **peer.options)
+            options = {"learning_starts": 0, "gradient_steps": gradient_steps, "buffer_size": 100_000, "device": "cpu"}
+            for name in ("SAC", "CPQL"):
+                models[gradient_steps, name] = find_algorithm(name)("MlpPolicy", env, seed=0, **options)
         for turn in range(rounds + 1):
             for key, model in models.items():
                 clock = _Clock(STEPS_PER_TURN)
