@@ -23,6 +23,7 @@ from sb3_consistency import (
     ResumableCheckpointCallback,
     load_latest,
 )
+from sb3_consistency.envs.state import capture_env, restore_env
 from sb3_consistency.training.updater import DivergenceError
 from tests.conftest import VectorEnv, make_arrays
 from tests.resuming import (
@@ -188,6 +189,22 @@ def test_wrong_classes_and_environments(tmp_path):
         load_latest(tmp_path, env=VectorEnv()).learn(5).resume()
     with pytest.raises(TypeError, match="SAC can't resume"):
         SAC("MlpPolicy", VectorEnv()).learn(1, callback=ResumableCheckpointCallback(tmp_path / "sac", 1))
+
+
+def test_rl_zoo3s_time_limit_is_gymnasiums():
+    """Importing rl-zoo3 puts its own class in the place of ``TimeLimit``: checkpoints go from its commands to a script."""
+
+    class PatchedTimeLimit(gym.wrappers.TimeLimit):
+        pass
+
+    plain, patched = gym.wrappers.TimeLimit(VectorEnv(), 9), PatchedTimeLimit(VectorEnv(), 9)
+    for source, target in ((plain, patched), (patched, plain)):
+        source.reset(seed=0)
+        for _ in range(3):
+            source.step(source.action_space.sample())
+        target.reset()
+        restore_env(target, capture_env(source))
+        assert target._elapsed_steps == source._elapsed_steps == 3
 
 
 def test_it_must_see_the_rollouts(tmp_path):

@@ -49,7 +49,7 @@ def test_multimodality(tmp_path):
     out = run_example("02_multimodality.py", "--steps", 50, "--algos", *algos, cwd=tmp_path)
     assert "data: 8 of 8 modes" in out
     for algo in algos:
-        name, found = next(line for line in out.splitlines() if line.startswith(f"{algo}, ")).split(": ")
+        name, found = next(line for line in out.splitlines() if line.startswith(f"{algo}, ")).split(": ", 1)
         assert name.endswith("1 pass" if algo.startswith(("ConsistencyBC", "CPQL")) else "passes")
         assert 0 <= float(found.split(", ")[1].split(" %")[0]) < 100
     assert (tmp_path / "multimodality.png").stat().st_size > 10_000

@@ -209,7 +209,8 @@ def _mujoco_data(env: gym.Env) -> Any:
 
 
 def _class_names(layers: Sequence[Any]) -> list[str]:
-    return [type(layer).__name__ for layer in layers]
+    # importing rl-zoo3 puts a subclass in the place of Gymnasium's TimeLimit, with the same state
+    return [type(layer).__name__.replace("PatchedTimeLimit", "TimeLimit") for layer in layers]
 
 
 class _Pickler(pickle.Pickler):
