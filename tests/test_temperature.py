@@ -65,7 +65,7 @@ def test_the_temperature_moves_towards_the_budget():
 
 
 def test_a_learned_temperature_does_not_vanish():
-    """Where ways are equally good, the errors of the critics would choose among them."""
+    """Where the cost stays below its budget it would fall without end, and exploration with it."""
     temperature = Temperature("auto_1e-6", 1e-4, th.device("cpu"))
     temperature.step(th.tensor(0.0), 1.0, th.tensor(-100.0))
     assert temperature.value() == pytest.approx(0.03)
@@ -126,7 +126,7 @@ def test_a_temperature_is_kept_as_sacs_is(cls, tmp_path):
     model = online_model(cls, ent_coef="auto_0.1").learn(30)
     assert 0.05 < model.ent_coef_tensor < 0.2
     theirs = SAC("MlpPolicy", "Pendulum-v1").get_parameters()
-    assert {"ent_coef_optimizer", "log_ent_coef"} <= theirs.keys() & model.get_parameters().keys() | {"log_ent_coef"}
+    assert "ent_coef_optimizer" in theirs.keys() & model.get_parameters().keys()
     model.save(tmp_path / "model")
     model.save_safe(tmp_path / "model")
     assert th.equal(model.ent_coef_tensor, cls.load(tmp_path / "model").ent_coef_tensor)

@@ -17,13 +17,7 @@ from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch, tree_map
 from sb3_consistency.training.temperature import BUDGET, Temperature
 from sb3_consistency.training.updater import LossFn
-from sb3_consistency.values.losses import (
-    batch_normalised,
-    normalised_q_loss,
-    pessimistic_value,
-    td_target,
-    twin_q_loss,
-)
+from sb3_consistency.values.losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
 
 ACTOR_Q = ("random", "min", "mean")
 TARGET_POLICIES = ("ema", "current")
@@ -220,12 +214,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         :param batch: transitions
         :return: pessimistic value of the next state under the target networks, less the cost of a transport's action, (B, 1)
         """
+        obs, critic = batch.next_observations, self.policy.critic_target
         if self.is_transport:
-            actor, critic, obs = self.policy.actor, self.policy.critic_target, batch.next_observations
-            actions, costs = actor.carry(actor.features(obs))
+            actions, costs = self.policy.actor.carry(self.policy.actor.features(obs))
             return pessimistic_value(critic(obs, actions), self._random_pair()) - self.step_ent_coef * costs
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
-        obs, critic = batch.next_observations, self.policy.critic_target
         if not self.max_q_backup:
             actions = actor.sample(actor.features(obs), self.train_sampling_steps)
             return pessimistic_value(critic(obs, actions), self._random_pair())
@@ -241,19 +234,22 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     # the temperature
 
     @property
+    def has_temperature(self) -> bool:
+        """Whether it is to have one from scratch: of a subclass without the option it has none."""
+        return getattr(self, "ent_coef", 0.0) != 0
+
+    @property
     def is_transport(self) -> bool:
         """Whether the policy is a transport of noise; before the first gradient step, whether it has no ``dataset``."""
         from_scratch = not self.run.began_with_data if self.run.from_scratch is None else self.run.from_scratch
-        return from_scratch and getattr(self, "ent_coef", 0) != 0
+        return from_scratch and self.has_temperature
 
     @property
     def policy_defaults(self) -> dict[str, Any]:
         # SAC's networks in SAC's place
-        sacs = {"net_arch": [256, 256], "activation_fn": th.nn.ReLU}
-        return {
-            **super().policy_defaults,
-            **(sacs if not self.run.began_with_data and getattr(self, "ent_coef", 0) != 0 else {}),
-        }
+        takes_its_place = self.has_temperature and not self.run.began_with_data
+        sacs = {"net_arch": [256, 256], "activation_fn": th.nn.ReLU} if takes_its_place else {}
+        return {**super().policy_defaults, **sacs}
 
     @property
     def ent_coef_tensor(self) -> th.Tensor:
@@ -301,7 +297,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
                     "ent_coef=0 it does.",
                     stacklevel=2,
                 )
-        self._batch = batch
+        if not self.in_offline_phase:  # whose logs have no spread; a batch kept holds those drawn together with it
+            self._batch = batch
         metrics = super().gradient_step(batch)
         if "transport_cost" in metrics:
             self.temperature.step(metrics["transport_cost"], self.transport_budget, metrics["q_loss"])

@@ -11,7 +11,7 @@ from sb3_consistency.data.checks import map_observations
 from sb3_consistency.envs.spaces import check_n_envs, check_observation
 from sb3_consistency.generative.model import HorizonOptions
 from sb3_consistency.options import check_range, option
-from sb3_consistency.policies.modules import HistoryOptions
+from sb3_consistency.policies.modules import HistoryOptions, count_rows
 
 #: age of a plan that was never made
 NO_PLAN = 2**31
@@ -182,7 +182,7 @@ class ChunkPolicy(ChunkOptions, BasePolicy):
         :raises ValueError: if they are of different numbers of environments
         """
         first = self.repeat(obs)
-        n = len(next(iter(first.values())) if isinstance(first, dict) else first)
+        n = count_rows(first)
         if memory is None:
             # an image may still be the environment's own array
             history = map_observations(lambda x: x.clone(), first)

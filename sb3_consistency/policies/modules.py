@@ -301,8 +301,7 @@ class GenerativeActor(ActingNetwork, HorizonOptions, BasePolicy):
         :param features: observation features, (B, F)
         :return: scaled actions, (B, H A); cost of the transport, (B, 1)
         """
-        noise = th.randn(features.shape[0], *self.model.event_shape, device=features.device)
-        carried: tuple[th.Tensor, th.Tensor] = self.model.carry(noise, features)
+        carried: tuple[th.Tensor, th.Tensor] = self.model.carry(self.noise(features)[0], features)
         return carried
 
     def action_std(self, obs: PyTorchObs) -> float:
@@ -311,7 +310,7 @@ class GenerativeActor(ActingNetwork, HorizonOptions, BasePolicy):
         :return: standard deviation of the scaled actions in a state, mean over states and dimensions; it leaves the random
             generators alone
         """
-        some = {k: x[:SPREAD_STATES] for k, x in obs.items()} if isinstance(obs, dict) else obs[:SPREAD_STATES]
+        some = map_observations(lambda x: x[:SPREAD_STATES], obs)
         with th.no_grad():
             features = self.features(some).repeat_interleave(SPREAD_ACTIONS, dim=0)
             noise = seeded_noise(self.model.noise_shape(len(features)), 0, 1.0, features.device)
@@ -388,6 +387,30 @@ class ValueNetwork(ValueOptions, FeatureNetwork):
         :return: values, (B, 1)
         """
         return self.value_net(self.features(obs))
+
+
+def count_rows(obs: PyTorchObs) -> int:
+    """
+    :param obs: observations, (B, ...), or a dict of them
+    :return: B
+    """
+    return len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+
+
+def in_parts(function: Callable[[PyTorchObs], th.Tensor], obs: PyTorchObs, at_once: int) -> th.Tensor:
+    """
+    Bound the memory of a function that treats rows alike.
+
+    :param function: function of observations (N, ...), with N rows of results
+    :param obs: observations, (B, ...), or a dict of them
+    :param at_once: rows that it is given at most
+    :return: results, (B, ...)
+    """
+    n_rows = count_rows(obs)
+    if n_rows <= at_once:
+        return function(obs)
+    starts = range(0, n_rows, at_once)
+    return th.cat([function(map_observations(lambda x, s=s: x[s : s + at_once], obs)) for s in starts])
 
 
 @cached

@@ -32,6 +32,7 @@ from sb3_consistency.policies.modules import (
     NoiseOptions,
     ValueNetwork,
     check_net_arch,
+    in_parts,
     present_values,
 )
 from sb3_consistency.values.losses import choose_candidate, gumbel_noise, pessimistic_value
@@ -408,13 +409,8 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
             return self.actor(observation, deterministic)
         noise = self.actor.fixed_noise(n_candidates, self.device) if deterministic else None
         choose = self._compiled_choice or self._best_candidate
-        n_rows = len(next(iter(observation.values())) if isinstance(observation, dict) else observation)
         at_once = max(1, MAX_CANDIDATE_ROWS // n_candidates)
-        if n_rows <= at_once:
-            return choose(observation, n_candidates, noise)
-        parts = [slice(start, start + at_once) for start in range(0, n_rows, at_once)]
-        rows = [{k: v[p] for k, v in observation.items()} if isinstance(observation, dict) else observation[p] for p in parts]
-        return th.cat([choose(part, n_candidates, noise) for part in rows])
+        return in_parts(lambda part: choose(part, n_candidates, noise), observation, at_once)
 
     _compiled_choice: Compiled | None = option(init=False)
 

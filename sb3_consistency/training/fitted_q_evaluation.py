@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.options import check_keys, check_range
-from sb3_consistency.policies.modules import GenerativeCritic, Network
+from sb3_consistency.policies.modules import GenerativeCritic, Network, in_parts
 from sb3_consistency.training.batches import tree_map
 from sb3_consistency.training.offline_data import heldout_tensor
 from sb3_consistency.values.losses import td_target, twin_q_loss
@@ -92,8 +92,7 @@ def fitted_q_evaluation(
     return value * _scale(model)
 
 
-def _heldout(model: Any) -> dict[str, Any]:
-    """Observations as networks take them, actions (N, A), terminations and rewards (N, 1), these of the critics' size."""
+def _check_heldout(model: Any) -> None:
     heldout = model.data.heldout
     if heldout is None:
         raise DatasetError(
@@ -103,6 +102,12 @@ def _heldout(model: Any) -> dict[str, Any]:
         raise ValueError("fitted Q evaluation takes policies of single observations and actions, not of chunks or histories.")
     if heldout["rewards"] is None:
         raise DatasetError("fitted Q evaluation: the held-out episodes have no rewards.")
+
+
+def _heldout(model: Any) -> dict[str, Any]:
+    """Observations as networks take them, actions (N, A), terminations and rewards (N, 1), these of the critics' size."""
+    _check_heldout(model)
+    heldout = model.data.heldout
 
     def column(x: np.ndarray) -> th.Tensor:
         return th.as_tensor(x, dtype=th.float32, device=model.device).unsqueeze(1)
@@ -128,9 +133,7 @@ def _scale(model: Any) -> float:
 @th.no_grad()
 def _actions(policy: Any, obs: PyTorchObs, deterministic: bool) -> th.Tensor:
     """Scaled actions, (B, A), a part of the rows at a time."""
-    n_rows = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-    parts = [slice(start, start + ROWS) for start in range(0, n_rows, ROWS)]
-    return th.cat([policy._predict(tree_map(lambda x, part=part: x[part], obs), deterministic) for part in parts])
+    return in_parts(lambda part: policy._predict(part, deterministic), obs, ROWS)
 
 
 class FittedQEvaluationCallback(BaseCallback):
@@ -153,7 +156,7 @@ class FittedQEvaluationCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         # before hours of training, rather than after
-        _heldout(self.model)
+        _check_heldout(self.model)
 
     def _on_step(self) -> bool:
         if self.eval_freq is not None and self.n_calls % self.eval_freq == 0:

@@ -13,18 +13,12 @@ from sb3_consistency.values.losses import temperature_gradient
 BUDGET = 1.0
 #: of the temperature's learning rate to the critics': with SAC's 1 it is still high when the values are known
 RATE = 3.0
-#: of the size of the values, below which a learned temperature does not fall: without any, errors of the critics break the tie
-#: between ways that are equally good
+#: of the size of the values, below which a learned temperature does not fall, where the cost stays below its budget: a policy
+#: goes on exploring
 FLOOR = 3e-4
 
 
-def check_ent_coef(name: str, value: Any) -> None:
-    """
-    :param name: name of the argument, for the message
-    :param value: a temperature
-    :raises ValueError: if it is neither "auto", "auto_" and a positive number, nor a number of at least 0
-    :raises TypeError: if it is neither text nor a number
-    """
+def _check_ent_coef(name: str, value: Any) -> None:
     if not isinstance(value, str):
         check_range(name, value, 0)
         return
@@ -47,7 +41,7 @@ class TemperatureOptions(Options):
 
     ent_coef: str | float = option(
         default="auto",
-        check=check_ent_coef,
+        check=_check_ent_coef,
         fixed=True,
         before=0.0,
         doc='online from scratch, the temperature: weight of the transport cost against Q. "auto" is learned, "auto_0.1" from '

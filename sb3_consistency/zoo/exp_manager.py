@@ -27,7 +27,7 @@ from sb3_consistency.resume.callback import load_checkpoint
 from sb3_consistency.resume.folder import MANIFEST, verify
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
 from sb3_consistency.zoo.linear_schedules import LinearStepSchedule, parse_linear
-from sb3_consistency.zoo.register import algorithm_names, canonical, default_config
+from sb3_consistency.zoo.register import algorithm_names, default_config, is_ours
 from sb3_consistency.zoo.safe_files import BUFFER, STATISTICS, SaveStatisticsCallback, find_statistics, normalised, save_buffer
 from sb3_consistency.zoo.search_spaces import OFFLINE
 from sb3_consistency.zoo.studies import Repetition, open_storage, patiently, report_seeds
@@ -84,7 +84,7 @@ class GenerativeExperimentManager(ExperimentManager):
         self.hyperparams_id: str | None = getattr(args, "hyperparams_id", None)
         self.seeds_per_trial: int = getattr(args, "seeds_per_trial", 1)
         self.heartbeat: int = getattr(args, "heartbeat", 60)
-        if canonical(algo) in algorithm_names():
+        if is_ours(algo):
             config = config or str(default_config(algo, offline=self.dataset is not None))
         elif self.dataset is not None or self.pretrain_steps is not None:
             raise ValueError(f"dataset: {algo!r} does not learn from datasets; use one of {list(algorithm_names())}.")
@@ -96,7 +96,7 @@ class GenerativeExperimentManager(ExperimentManager):
 
     @property
     def _is_ours(self) -> bool:
-        return canonical(self.algo) in algorithm_names()
+        return is_ours(self.algo)
 
     @property
     def _offline_only(self) -> bool:

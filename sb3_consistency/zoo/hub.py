@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_consistency.zoo.register import algorithm_names, canonical
+from sb3_consistency.zoo.register import is_ours
 
 CARD = """
 # **{class_name}** agent for **{env_id}**
@@ -64,7 +64,7 @@ def use_our_card(module: Any) -> None:
         hyperparams: dict[str, Any],
         env_kwargs: dict[str, Any],
     ) -> tuple[str, dict[str, Any]]:
-        if canonical(algo_name) not in algorithm_names():
+        if not is_ours(algo_name):
             card: tuple[str, dict[str, Any]] = original(
                 algo_name, algo_class_name, organization, env_id, mean_reward, std_reward, hyperparams, env_kwargs
             )

@@ -29,6 +29,14 @@ def canonical(algo: str) -> str:
     return spellings.get(algo.lower(), algo)
 
 
+def is_ours(algo: str) -> bool:
+    """
+    :param algo: key of an algorithm
+    :return: whether it is one of this package's
+    """
+    return canonical(algo) in algorithm_names()
+
+
 def default_config(algo: str, offline: bool) -> Path:
     """
     :param algo: key of an algorithm of this package

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_n
 from sb3_consistency.data.recognise import BUFFERS
 from sb3_consistency.data.safe_file import warn_of_pickle
 from sb3_consistency.data.safe_state import load_vec_normalize, save_vec_normalize
-from sb3_consistency.zoo.register import algorithm_names, canonical
+from sb3_consistency.zoo.register import is_ours
 
 #: in a run's folder
 BUFFER, STATISTICS = BUFFERS[0], "vecnormalize.safetensors"
@@ -100,7 +100,7 @@ def read_our_statistics(module: Any) -> None:
     ) -> VecEnv:
         given, statistics = dict(hyperparams or {}), None
         # <folder>/<algorithm>[/<run>]/<environment>
-        if stats_path is not None and {canonical(part) for part in Path(stats_path).parts[-3:-1]} & algorithm_names().keys():
+        if stats_path is not None and any(map(is_ours, Path(stats_path).parts[-3:-1])):
             statistics = find_statistics(stats_path) if given.get("normalize") else None
         n_stack = 0
         if statistics is not None:
@@ -126,7 +126,7 @@ def fetch_safe_files(module: Any) -> None:
         algo: str, env_name: Any, exp_id: int, folder: str, organization: str, repo_name: str | None, force: bool
     ) -> None:
         original(algo, env_name, exp_id, folder, organization, repo_name, force)
-        if canonical(algo) not in algorithm_names():
+        if not is_ours(algo):
             return
         run = Path(folder, algo)
         exp_id = get_latest_run_id(str(run), env_name) if exp_id == 0 else exp_id
@@ -160,7 +160,7 @@ def push_safe_files(module: Any) -> None:
     def save_model_card(repository: Path, card: str, metadata: dict[str, Any]) -> None:
         # the script's own variables, as its last step before the upload finds them
         script = vars(module)
-        if canonical(script.get("algo", "")) in algorithm_names():
+        if is_ours(script.get("algo", "")):
             card += _write_safe_files(Path(repository), script)
         original(repository, card, metadata)
 
