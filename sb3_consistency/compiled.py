@@ -1,5 +1,7 @@
 """Functions that PyTorch compiles, if it can."""
 
+import os
+import shutil
 import types
 import warnings
 from collections.abc import Callable
@@ -7,6 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch as th
+
+
+def can_compile(device: th.device) -> bool:
+    """
+    :param device: where tensors are
+    :return: whether compiling can be expected to work: on a CPU it needs a C++ compiler
+    """
+    return device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class Compiled:

@@ -22,6 +22,7 @@ from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger,
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_consistency import CPQL, ConsistencyBC
+from sb3_consistency.training.algorithm import COMPILING_PAYS
 from sb3_consistency.training.updater import RunningMeans
 from tests.conftest import (
     ONLINE,
@@ -193,6 +194,22 @@ def test_tensorboard(cls, tmp_path):
         model.learn(30)
     names = {p.name for p in tmp_path.iterdir()}
     assert f"{cls.__name__}_pretrain_1" in names and len(names) == (1 if cls.offline_only else 2)
+
+
+@pytest.mark.parametrize("cpus_compiler", [True, False])
+def test_long_runs_are_told_that_compiling_pays(monkeypatch, tmp_path, cpus_compiler):
+    monkeypatch.setattr("sb3_consistency.compiled.shutil.which", lambda name: "/usr/bin/g++" if cpus_compiler else None)
+
+    def told(n_steps: int, **kwargs) -> bool:
+        model = CPQL("MlpPolicy", "Pendulum-v1", **kwargs)
+        model.set_logger(configure(str(tmp_path), ["log"]))
+        model.learn(n_steps, callback=lambda *_: False)
+        return "compile=True" in (tmp_path / "log.txt").read_text()
+
+    assert told(COMPILING_PAYS) == cpus_compiler
+    assert not told(COMPILING_PAYS, compile=True)
+    assert not told(COMPILING_PAYS - 1) and not told(COMPILING_PAYS, train_freq=4)
+    assert told(COMPILING_PAYS, train_freq=4, gradient_steps=-1) == cpus_compiler
 
 
 def test_user_logger_is_kept(tmp_path):

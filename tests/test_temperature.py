@@ -9,8 +9,7 @@ import torch as th
 from stable_baselines3 import SAC
 
 from sb3_consistency import CPQL, ConsistencyAC
-from sb3_consistency.generative.transport import TransportModel
-from sb3_consistency.training.temperature import Temperature
+from sb3_consistency.generative.transport import TransportModel, pair_entropy
 from sb3_consistency.values.losses import temperature_gradient
 from tests.conftest import SMALL, loaded, make_arrays
 
@@ -51,29 +50,30 @@ def test_noise_has_a_path_to_the_action():
     assert model_of_actions(transport=False).sample(noise, cond).std() < 0.05
 
 
-def test_the_temperature_moves_towards_the_budget():
+def test_distances_of_pairs_tell_the_entropy_of_a_gaussian():
+    std = th.tensor([0.02, 0.1, 0.5])
+    actions, others = (std * th.randn(200_000, 3, generator=th.Generator().manual_seed(i)) for i in range(2))
+    entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
+    # no distance counts as less than 0.001: a little above
+    assert pair_entropy(actions, others).mean() == pytest.approx(float(entropy), abs=0.1)
+    # a second way adds to it; actions that are all one have the least there is, and no infinity
+    sides = th.tensor([-0.5, 0.5])[th.arange(200_000) % 2, None]
+    assert pair_entropy(actions + sides, others + sides[th.randperm(200_000)]).mean() > entropy
+    assert pair_entropy(actions, actions).isfinite().all()
+
+
+def test_the_temperature_moves_towards_the_target_entropy():
     log_temperature = th.zeros(1, requires_grad=True)
-    cost, budget = th.tensor(2.5), 1.0
-    (expected,) = th.autograd.grad(-(log_temperature * (cost - budget)).sum(), log_temperature)
-    assert temperature_gradient(cost, budget) == expected
-    assert temperature_gradient(th.tensor(float("nan")), budget) == 0
+    entropy, target = th.tensor(-2.5), -1.0
+    (expected,) = th.autograd.grad((log_temperature * (entropy - target)).sum(), log_temperature)
+    assert temperature_gradient(entropy, target) == expected
+    assert temperature_gradient(th.tensor(float("nan")), target) == 0
 
-    model = online_model(target_entropy=-1e-6).learn(40)
-    assert model.log_ent_coef > 0  # the cost is above: its weight grows
-    model = online_model(target_entropy=-1e6).learn(40)
+    assert online_model().entropy_aim == SAC("MlpPolicy", "Pendulum-v1").target_entropy
+    model = online_model(target_entropy=2.0).learn(40)
+    assert model.log_ent_coef > 0  # it is below: the temperature grows
+    model = online_model(target_entropy=-20).learn(40)
     assert model.log_ent_coef < 0
-
-
-def test_a_learned_temperature_does_not_vanish():
-    """Where the cost stays below its budget it would fall without end, and exploration with it."""
-    temperature = Temperature("auto_1e-6", 1e-4, th.device("cpu"))
-    temperature.step(th.tensor(0.0), 1.0, th.tensor(-100.0))
-    assert temperature.value() == pytest.approx(0.03)
-    temperature.step(th.tensor(float("nan")), 1.0, th.tensor(float("nan")))
-    assert temperature.value() == pytest.approx(0.03, rel=0.01)
-    fixed = Temperature(1e-6, 1e-4, th.device("cpu"))
-    fixed.step(th.tensor(0.0), 1.0, th.tensor(-100.0))
-    assert fixed.value() == pytest.approx(1e-6)
 
 
 def test_the_target_pays_for_the_next_action():
@@ -145,9 +145,10 @@ def test_a_wrong_temperature_is_refused(value):
         online_model(ent_coef=value)
 
 
-def test_a_cost_below_0_can_not_be_aimed_at():
-    with pytest.raises(ValueError, match="target_entropy must be"):
-        online_model(target_entropy=1.0)
+@pytest.mark.parametrize("value", ["automatic", float("nan"), -math.inf, math.inf])
+def test_a_wrong_target_entropy_is_refused(value):
+    with pytest.raises((ValueError, TypeError), match="target_entropy must be"):
+        online_model(target_entropy=value)
 
 
 def test_one_candidate_is_drawn_where_the_temperature_explores():
@@ -191,7 +192,7 @@ def test_what_is_logged_of_it():
     logged = model.logger.name_to_value
     model.train(1, 16)
     assert logged["train/ent_coef"] == pytest.approx(float(model.ent_coef_tensor), rel=1e-2)
-    assert logged["train/transport_cost"] > 0
+    assert logged["train/transport_cost"] > 0 and -1 < logged["train/entropy"] < 1
     state = th.get_rng_state()
     spread = model.actor.action_std(th.zeros(100, 3))
     assert th.equal(state, th.get_rng_state()) and 0.2 < spread < 0.8

@@ -9,13 +9,13 @@ import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.generative.transport import TransportModel
+from sb3_consistency.generative.transport import TransportModel, pair_entropy
 from sb3_consistency.options import StepSchedule, at_step, option
 from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch, tree_map
-from sb3_consistency.training.temperature import BUDGET, Temperature
+from sb3_consistency.training.temperature import Temperature
 from sb3_consistency.training.updater import LossFn
 from sb3_consistency.values.losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
 
@@ -48,10 +48,12 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         a &= \tanh(z + v(z, s)), \qquad c(z, s) = |v(z, s)|^2 / 2, \qquad z \sim N(0, 1) \text{ cut to } [-1, 1] \\
         L_\mathrm{actor} &= \mathbb{E}\, w\, c(z, s) - \eta\, Q(s, a), \qquad
         y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(z', s')), \quad a' \sim \pi(s') \\
-        \log w &\leftarrow \log w + \mathrm{lr}\, (\mathbb{E}\, c - \bar c), \qquad w \ge 3 \cdot 10^{-4}\, |\mathbb{E}\, Q|
+        \log w &\leftarrow \log w - \mathrm{lr}\, (\hat H - \bar H), \qquad
+            \hat H = \textstyle\sum_i \mathbb{E} \log |a_i - a'_i| + \mathrm{const}, \quad a, a' \sim \pi(s)
 
-    Source: FLAC (arXiv 2602.12829); its budget is 0.5 per action dimension, ours 1. One pass, no cloning. Which of the two a
-    model is, its first gradient step decides.
+    Source: FLAC (arXiv 2602.12829), whose temperature aims at a cost instead: one that allows actions at their bounds
+    (Pendulum) lets noise die where they are not needed (Hopper). Ours aims at SAC's entropy, estimated by how far two actions
+    lie apart. One pass, no cloning. Which of the two a model is, its first gradient step decides.
     """
 
     model_class: ClassVar[type[GenerativeModel]]
@@ -141,8 +143,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         features = self.policy.actor.features(batch.observations)
         if self.is_transport:
             actions, costs = self.policy.actor.carry(features)
+            with th.no_grad():
+                entropy = pair_entropy(actions, self.policy.actor.carry(features)[0]).mean()
             q_loss, cost = self.q_term(batch, actions), costs.mean()
-            told = {"transport_cost": cost.detach(), "ent_coef": self.step_ent_coef, "q_loss": q_loss.detach()}
+            told = {"entropy": entropy, "transport_cost": cost.detach()}
+            told |= {"ent_coef": self.step_ent_coef, "q_loss": q_loss.detach()}
             return self.step_ent_coef * cost + self.step_eta * q_loss, told
         noise = self.actor_noise(features)
         actions = self.policy.actor.model.sample(noise, features)
@@ -267,11 +272,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         return self.temperature.optimizer
 
     @property
-    def transport_budget(self) -> float:
-        """Transport cost that a learned temperature aims at."""
+    def entropy_aim(self) -> float:
+        """Entropy of the scaled actions that a learned temperature aims at."""
         if self.target_entropy == "auto":
-            return BUDGET * math.prod(self.policy.actor.model.event_shape)
-        return -float(self.target_entropy)
+            return -float(math.prod(self.policy.actor.model.event_shape))
+        return float(self.target_entropy)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -300,8 +305,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         if not self.in_offline_phase:  # whose logs have no spread; a batch kept holds those drawn together with it
             self._batch = batch
         metrics = super().gradient_step(batch)
-        if "transport_cost" in metrics:
-            self.temperature.step(metrics["transport_cost"], self.transport_budget, metrics["q_loss"])
+        if "entropy" in metrics:
+            self.temperature.step(metrics["entropy"], self.entropy_aim)
         return metrics
 
     def dump_logs(self) -> None:

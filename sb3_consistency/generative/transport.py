@@ -7,6 +7,25 @@ import torch as th
 from sb3_consistency.generative.consistency import ConsistencyModel
 from sb3_consistency.options import option
 
+#: what the mean of log |x - x'| lacks to the entropy, for a Gaussian number: (1 + log(2 pi) + Euler's constant) / 2
+GAUSSIAN_ENTROPY = 0.5 * (1 + math.log(2 * math.pi) + 0.5772156649)
+SMALLEST_DISTANCE = 1e-3
+
+
+def pair_entropy(actions: th.Tensor, others: th.Tensor) -> th.Tensor:
+    """
+    How far two independent actions of a policy in the same state lie apart, as an entropy: the mean logarithm of their
+    distance, plus the constant that makes it the entropy of a Gaussian. Dimensions are taken alone, and added.
+
+    It needs no density, which a policy that transports noise doesn't have; a policy of several modes has more of it.
+
+    :param actions: (B, A)
+    :param others: of the same states, (B, A)
+    :return: estimates, whose mean over states is meant, (B, 1)
+    """
+    log_distance = 0.5 * ((actions - others).square() + SMALLEST_DISTANCE**2).log()
+    return (log_distance + GAUSSIAN_ENTROPY).sum(dim=1, keepdim=True)
+
 
 class TransportModel(ConsistencyModel):
     """

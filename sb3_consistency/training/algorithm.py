@@ -19,11 +19,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
+from sb3_consistency.compiled import can_compile
 from sb3_consistency.data.checks import DatasetError, as_count
 from sb3_consistency.data.frames import FrameReplayBuffer
 from sb3_consistency.data.opening import dataset_spaces, open_datasets
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
 
 #: buffers whose windows can be read in the place of what they sample
 KNOWN_BUFFERS = (ReplayBuffer, DictReplayBuffer, FrameReplayBuffer, HerReplayBuffer)
+#: gradient steps of a run from which on compiling saves more time than it takes (docs/performance.md)
+COMPILING_PAYS = 20_000
 KNOWN_SAMPLING = [(buffer.sample, buffer._get_samples) for buffer in KNOWN_BUFFERS]
 
 
@@ -657,12 +660,21 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._logger = with_scores(self._logger, self.run.reference_returns)
+        if not self.compile and self._gradient_steps_ahead() >= COMPILING_PAYS and can_compile(self.device):
+            self.logger.info("This run is long enough for compile=True to save time: the same losses, compiled at the start.")
         callbacks = super()._init_callback(callback, False)
         if progress_bar:
             phase = "Pretraining" if self.in_offline_phase else "Training"
             callbacks = CallbackList([callbacks, PhaseProgress(phase)])
             callbacks.init_callback(self)
         return self.resumption.init_callback(self, callbacks)
+
+    def _gradient_steps_ahead(self) -> int:
+        n_steps, every = self._total_timesteps - self.num_timesteps, self.train_freq
+        assert isinstance(every, TrainFreq)
+        if self.in_offline_phase or self.gradient_steps < 0 or every.unit is TrainFrequencyUnit.EPISODE:
+            return n_steps
+        return n_steps // (self.n_envs * every.frequency) * self.gradient_steps
 
     def plan(self, observation: Any, *, deterministic: bool = False) -> np.ndarray:
         """

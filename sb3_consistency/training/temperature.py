@@ -9,13 +9,8 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_consistency.options import Options, check_range, option
 from sb3_consistency.values.losses import temperature_gradient
 
-#: budget of the transport cost per action dimension; FLAC's 0.5 binds where actions at their bounds are needed (Pendulum)
-BUDGET = 1.0
 #: of the temperature's learning rate to the critics': with SAC's 1 it is still high when the values are known
 RATE = 3.0
-#: of the size of the values, below which a learned temperature does not fall, where the cost stays below its budget: a policy
-#: goes on exploring
-FLOOR = 3e-4
 
 
 def _check_ent_coef(name: str, value: Any) -> None:
@@ -33,7 +28,7 @@ def _check_ent_coef(name: str, value: Any) -> None:
 
 def _check_target_entropy(name: str, value: Any) -> None:
     if value != "auto":
-        check_range(name, value, -math.inf, 0, open_low=True)
+        check_range(name, value, -math.inf, math.inf, open_low=True)
 
 
 class TemperatureOptions(Options):
@@ -52,7 +47,7 @@ class TemperatureOptions(Options):
         default="auto",
         check=_check_target_entropy,
         before="auto",
-        doc='minus the transport cost that a learned temperature aims at; "auto" for -1 per action dimension',
+        doc='entropy of the scaled actions that a learned temperature aims at; "auto" for -1 per action dimension',
     )
 
 
@@ -88,16 +83,13 @@ class Temperature:
         if self.optimizer is not None:
             update_learning_rate(self.optimizer, RATE * rate)
 
-    def step(self, cost: th.Tensor, budget: float, value: th.Tensor) -> None:
+    def step(self, entropy: th.Tensor, target: float) -> None:
         """
-        Move a learned temperature: up where the cost is above its budget, down where it is below.
+        Move a learned temperature: up where the entropy is below its target, down where it is above.
 
-        :param cost: mean cost of the batch, scalar
-        :param budget: what it may be
-        :param value: mean value of the policy's actions, scalar
+        :param entropy: of the policy in the states of the batch, mean, scalar
+        :param target: what it should be
         """
         if self.log is not None and self.optimizer is not None:
-            self.log.grad = temperature_gradient(cost, budget).reshape(1)
+            self.log.grad = temperature_gradient(entropy, target).reshape(1)
             self.optimizer.step()
-            with th.no_grad():
-                self.log.clamp_(min=th.where(value.isfinite(), FLOOR * value.abs(), 0.0).log())

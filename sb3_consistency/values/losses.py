@@ -78,20 +78,19 @@ def normalised_q_loss(q_values: th.Tensor, scale_values: th.Tensor) -> th.Tensor
     return -q_values.mean() / scale_values.detach().abs().mean().clamp(min=1e-6)
 
 
-def temperature_gradient(cost: th.Tensor, budget: float) -> th.Tensor:
+def temperature_gradient(entropy: th.Tensor, target: float) -> th.Tensor:
     """
-    Gradient of -log(temperature) (cost - budget) by log(temperature): a cost above its budget raises the temperature.
+    Gradient of log(temperature) (entropy - target) by log(temperature): an entropy below its target raises the temperature.
 
-    It is 0 where the cost is not finite.
+    It is 0 where the entropy is not finite.
 
-    Source: Haarnoja et al. 2018 (SAC), equation 18, with the cost in place of the log-probability, the budget in that of minus
-    the target entropy.
+    Source: Haarnoja et al. 2018 (SAC), equation 18.
 
-    :param cost: mean cost of the batch, scalar
-    :param budget: what it may be
+    :param entropy: of the policy, mean over a batch, scalar
+    :param target: what it should be
     :return: scalar
     """
-    return th.where(cost.isfinite(), budget - cost, 0.0)
+    return th.where(entropy.isfinite(), entropy - target, 0.0)
 
 
 def batch_normalised(target: th.Tensor) -> th.Tensor:

@@ -31,7 +31,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    policy: str = "gauss"  # gauss, head (K = 1) and mix (K > 1), transport, greedy
+    policy: str = "gauss"  # gauss, head (K = 1) and mix (K > 1), transport, pair, greedy
     width: int = 256
     depth: int = 2
     actor_width: int = 0  # 0: as width
@@ -52,6 +52,7 @@ class Config:
     ent0: float = 1.0
     ent_fixed: int = 0
     budget: float = 1.0  # per action dimension
+    spread: int = 0  # transport only: the temperature aims at an entropy of -budget, estimated by distances of pairs
     starts: int = 1000
     batch: int = 256
     utd: int = 1
@@ -75,6 +76,8 @@ BASES = {
     "A": dict(policy="head"),
     "D": dict(policy="head", K=8, late=1),
     "B": dict(policy="transport", budget=0.5, lr_ent=3e-5),
+    "E": dict(policy="pair", K=2),
+    "F": dict(policy="transport", spread=1),
     "G": dict(policy="greedy", delay=2),
 }
 
@@ -110,6 +113,21 @@ def mixture_log_prob(u: th.Tensor, mean: th.Tensor, log_std: th.Tensor) -> th.Te
 def transport_cost(v: th.Tensor) -> th.Tensor:
     """|v|^2 / 2 summed over action dimensions."""
     return 0.5 * v.square().sum(-1)
+
+
+# what the mean log distance of two Gaussian numbers lacks to their entropy
+PAIRS_TO_ENTROPY = 0.5 * math.log(2 * math.pi * math.e) - 0.5 * math.log(2) + 0.5 * (0.5772156649 + math.log(2))
+
+
+def log_distance(u: th.Tensor, other: th.Tensor) -> th.Tensor:
+    """
+    log |tanh(u) - tanh(other)|, summed over the last dimension, plus what makes its mean the entropy if both are Gaussian:
+    tanh u - tanh u' = sinh(u - u') / (cosh u cosh u'); E log |e - e'| = log(std) + log(sqrt 2) - (gamma + log 2) / 2.
+    """
+    distance = ((u - other).square() + 1e-6).sqrt()
+    log_sinh = distance + th.log1p(-(-2 * distance).exp())
+    log_cosh = u.abs() + other.abs() + F.softplus(-2 * u.abs()) + F.softplus(-2 * other.abs())
+    return (log_sinh - log_cosh + math.log(2) + PAIRS_TO_ENTROPY).sum(-1)
 
 
 def actor_loss(q: th.Tensor, cost: th.Tensor, weight: th.Tensor) -> th.Tensor:
@@ -210,7 +228,7 @@ class Actor(nn.Module):
         super().__init__()
         self.cfg, self.n_act = cfg, n_act
         width, depth = cfg.actor_width or cfg.width, cfg.actor_depth or cfg.depth
-        self.has_z = cfg.policy in ("head", "transport")
+        self.has_z = cfg.policy in ("head", "transport", "pair")
         self.n_out = n_act * (2 if cfg.policy in ("gauss", "head") else 1)
         early = self.has_z and not cfg.late
         sizes = [n_obs + n_act * early] + [width] * depth
@@ -255,12 +273,19 @@ class Actor(nn.Module):
     def noise(self, n: int, k: int | None = None):
         k = self.cfg.K if k is None else k
         z = th.randn(k, n, self.n_act) if self.has_z else None
-        if self.cfg.policy == "transport" and self.cfg.z_clip:
+        if self.cfg.policy in ("transport", "pair") and self.cfg.z_clip:
             z.clamp_(-self.cfg.z_clip, self.cfg.z_clip)
-        return z, (th.randn(n, self.n_act) if self.cfg.policy != "transport" else None)
+        return z, (th.randn(n, self.n_act) if self.cfg.policy not in ("transport", "pair") else None)
 
     def forward(self, obs, z, eps):
         cfg = self.cfg
+        if cfg.policy == "pair":
+            u = z[0] + self.raw(obs, z[:1])[0]
+            with th.no_grad():
+                other = z[1] + self.raw(obs, z[1:])[0]
+            spread = log_distance(u, other)
+            # the other's gradient is of the same mean: it is counted here
+            return th.tanh(u), -(2 * spread - spread.detach())
         raw = self.raw(obs, z)
         if cfg.policy == "transport":
             v = raw[0]
@@ -281,7 +306,7 @@ class Actor(nn.Module):
         zero = obs.new_zeros(obs.shape[0], self.n_act)
         z = zero[None] if z is None and self.has_z else z
         raw = self.raw(obs, z)[0]
-        if self.cfg.policy == "transport":
+        if self.cfg.policy in ("transport", "pair"):
             return th.tanh(z[0] + raw)
         if self.cfg.policy == "greedy":
             return th.tanh(raw) if eps is None else (th.tanh(raw) + self.cfg.noise * eps).clamp(-1, 1)
@@ -402,8 +427,15 @@ class Agent:
             actor_loss(value, cost, weight).backward(inputs=self.actor_params)
             self.actor_opt.step()
             if self.learn_weight:
-                weight_loss(self.log_weight, cost, self.budget).backward()
+                if cfg.spread:
+                    with th.no_grad():
+                        other = self.actor(obs, *self.actor.noise(cfg.batch))[0]
+                        told = -(0.5 * ((pi - other).square() + 1e-6).log() + PAIRS_TO_ENTROPY).sum(-1)
+                else:
+                    told = cost
+                weight_loss(self.log_weight, told, self.budget).backward()
                 self.weight_opt.step()
+                cost = told
             self.last = {"q": value.detach(), "cost": cost.detach()}
         th._foreach_lerp_(self.target_params, self.critic_params, cfg.tau)
 
