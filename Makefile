@@ -59,7 +59,7 @@ docs: $(DOCS)
 figures: $(STAMP)
 	$(PY) docs/figures.py
 
-# the quickstart, run as a notebook into docs/examples: two minutes
+# the examples, run as notebooks into docs/examples: a quarter of an hour
 notebooks: $(DOCS)
 	OMP_NUM_THREADS=1 $(PY) docs/notebooks.py
 

@@ -508,6 +508,15 @@ def test_offline_then_online(minari, tmp_path):
     assert load("cpql", tmp_path / "cpql/Pendulum-v1_2/Pendulum-v1.zip").n_updates == 50
 
 
+def test_a_model_that_never_was_pretrained_takes_the_hyperparameters_steps_first(minari, tmp_path):
+    command = ["train", "--algo", "cpql", "-f", tmp_path, "--eval-freq", -1, "-n", 20]
+    zoo(*command, "--env", "Pendulum-v1", *TINY)
+    first = tmp_path / "cpql/Pendulum-v1_1/Pendulum-v1.zip"
+    taken = load("cpql", first).n_updates
+    zoo(*command, "--dataset", DATASET, "-i", first, *TINY, "pretrain_steps:30")
+    assert load("cpql", tmp_path / "cpql/Pendulum-v1_2/Pendulum-v1.zip").n_updates == taken + 30 + 20
+
+
 @pytest.mark.parametrize(("kill_at", "online"), [(70, False), (35, True)])
 def test_a_killed_run_continues_from_its_checkpoints(kill_at, online, minari, tmp_path):
     checkpoints = tmp_path / "checkpoints"
@@ -769,6 +778,9 @@ def test_samples_are_valid_and_merged():
                 assert ("n_eval_candidates" in sampled, "n_candidates" in sampled) == (offline, not offline)
                 # the default from scratch
                 assert offline or 0 in trial.distributions["alpha"].choices
+            if key in ("cpql", "consistency_ac"):  # from scratch nothing is cloned, nor are there several steps
+                assert {"alpha", "bc_loss", "sampling_steps"} <= sampled.keys() if offline else "ent_coef" in sampled
+                assert offline or not {"alpha", "bc_loss", "sampling_steps"} & sampled.keys()
             sampled.pop("replay_buffer_kwargs", None)
             sampled["policy_kwargs"]["net_arch"] = [8]
             getattr(sb3_consistency, name)("MlpPolicy", "Pendulum-v1", buffer_size=10, **sampled)

@@ -45,11 +45,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     .. math::
 
-        a &= \tanh(z + v(z, s)), \qquad c(z, s) = |v(z, s)|^2 / 2, \qquad z \sim N(0, 1) \text{ cut to } [-1, 1] \\
+        a &= \tanh(z + v(z, s)), \qquad c(z, s) = |v(z, s)|^2 / 2, \qquad z \sim N(0, 1) \text{ clipped to } [-1, 1] \\
         L_\mathrm{actor} &= \mathbb{E}\, w\, c(z, s) - \eta\, Q(s, a), \qquad
         y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(z', s')), \quad a' \sim \pi(s') \\
         \log w &\leftarrow \log w - \mathrm{lr}\, (\hat H - \bar H), \qquad
-            \hat H = \textstyle\sum_i \mathbb{E} \log |a_i - a'_i| + \mathrm{const}, \quad a, a' \sim \pi(s)
+            \hat H = \textstyle\sum_i (\mathbb{E} \log |a_i - a'_i| + \mathrm{const}), \quad a, a' \sim \pi(s)
 
     Source: FLAC (arXiv 2602.12829), whose temperature aims at a cost instead: one that allows actions at their bounds
     (Pendulum) lets noise die where they are not needed (Hopper). Ours aims at SAC's entropy, estimated by how far two actions

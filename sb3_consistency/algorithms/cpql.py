@@ -63,8 +63,8 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     learning rate is 3e-3 offline (3e-4), and learning rates fall to 0 offline; the noise embedding is smooth
     (``policy_kwargs=dict(embedding_scale=250.0)`` is the code); critics have LayerNorm online too
     (``policy_kwargs=dict(layer_norm=False)`` switches it off); V of CPIQL has LayerNorm, regresses on the target critics,
-    has its own optimizer and is not clipped with them; online, the Q term is normalised, from scratch it stands alone
-    (there with alpha 0.05), and time-limits bootstrap.
+    has its own optimizer and is not clipped with them; online the Q term is normalised (from scratch the policy is
+    another one; with ``ent_coef=0`` the Q term stands alone, there with alpha 0.05), and time-limits bootstrap.
     """
 
     model_class: ClassVar[type[GenerativeModel]] = TransportModel

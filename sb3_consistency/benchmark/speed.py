@@ -79,18 +79,20 @@ def build(system: System, device: str) -> Any:
     """
     :param system: what to build
     :param device: device to build it on
-    :return: the model, with a replay buffer full of random transitions
+    :return: the model, with random transitions to learn from: ours is that of an offline phase
     """
     env = DummyVecEnv([_random_env])
     # SAC adds to its policy_kwargs
     given = deepcopy(system.options)
     options = {"buffer_size": N_TRANSITIONS, "batch_size": BATCH_SIZE, "seed": 0, "device": device, **given}
-    model = find_algorithm(system.algo)("MlpPolicy", env, **options)
+    cls, data = find_algorithm(system.algo), random_transitions()
+    if hasattr(cls, "load_dataset"):
+        model = cls("MlpPolicy", env, dataset=data, **options)
+        model.set_logger(Logger(None, []))
+        # the first gradient step makes it the policy that it is on data
+        return model.pretrain(1)
+    model = cls("MlpPolicy", env, **options)
     model.set_logger(Logger(None, []))
-    data = random_transitions()
-    if hasattr(model, "load_dataset"):
-        model.load_dataset(data)
-        return model
     for name in ("observations", "next_observations", "actions", "rewards"):
         array = getattr(model.replay_buffer, name)
         array[:] = data[name].reshape(array.shape)

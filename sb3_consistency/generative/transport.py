@@ -29,7 +29,7 @@ def pair_entropy(actions: th.Tensor, others: th.Tensor) -> th.Tensor:
 
 class TransportModel(ConsistencyModel):
     """
-    A consistency model that, told so, acts as a transport of noise: a = tanh(z + v(z, s)), with z cut to [-1, 1].
+    A consistency model that, told so, acts as a transport of noise: a = tanh(z + v(z, s)), with z clipped to [-1, 1].
 
     At its highest noise level a consistency model has no path from the noise to the action but through the network (c_skip
     sigma_max is 0.003): a Q term makes one action of all noise. Here the noise is added to what the network says, and the cost

@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_consistency.options import Options, check_range, option
 from sb3_consistency.values.losses import temperature_gradient
 
-#: of the temperature's learning rate to the critics': with SAC's 1 it is still high when the values are known
+#: the temperature's learning rate, in units of the critics'; with 1, as in SAC, it is still high when they know the values
 RATE = 3.0
 
 
@@ -39,15 +39,17 @@ class TemperatureOptions(Options):
         check=_check_ent_coef,
         fixed=True,
         before=0.0,
-        doc='online from scratch, the temperature: weight of the transport cost against Q. "auto" is learned, "auto_0.1" from '
-        "there on; 0 learns the offline phase's kind of policy, which explores by ``action_noise`` and ``n_candidates`` only",
+        doc='online from scratch, the temperature: weight of the transport cost against Q. "auto" is learned, so that the '
+        'entropy stays near ``target_entropy``, "auto_0.1" from there on; 0 learns the offline phase\'s kind of policy, which '
+        "explores by ``action_noise`` and ``n_candidates`` only",
         search={"online": ["auto", "auto_0.1", 0.05]},
     )
     target_entropy: str | float = option(
         default="auto",
         check=_check_target_entropy,
         before="auto",
-        doc='entropy of the scaled actions that a learned temperature aims at; "auto" for -1 per action dimension',
+        doc='entropy of the scaled actions that a learned temperature aims at; "auto" for -1 per action dimension, of a '
+        "chunk for each of its actions",
     )
 
 

@@ -201,7 +201,7 @@ class GenerativeExperimentManager(ExperimentManager):
         if self._is_ours and (folder / BUFFER).is_file():
             print("Loading replay buffer")
             model.load_replay_buffer(folder / BUFFER, self.truncate_last_trajectory)  # type: ignore[attr-defined]
-        if steps and getattr(model, "_pretrain_start", 0) is None:
+        if steps and self._is_ours and model.run.pretrain_start is None:  # type: ignore[attr-defined]
             model.pretrain_steps = steps  # type: ignore[attr-defined]
         self._move_schedules(model)
         return model

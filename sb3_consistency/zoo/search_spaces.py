@@ -11,6 +11,8 @@ OFFLINE = "offline"
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "large": [256, 256, 256], "verybig": [512, 512, 512]}
 #: what means something only where critics are trained beside an actor
 OF_ACTOR_CRITICS = ("tau", "actor_learning_rate")
+#: what has no effect online on an algorithm with a temperature, which is sampled
+OF_DATA = ("alpha", "bc_loss", "sampling_steps", "max_q_backup")
 
 
 def _suggest(trial: optuna.Trial, declared: Option) -> Any:
@@ -49,7 +51,9 @@ def sample(
         trial.set_user_attr("gamma", 1 - sampled["one_minus_gamma"])
     for o in declared.values():
         search = o.search.get(phase) if isinstance(o.search, dict) else o.search
-        if search is not None and not (cls.offline_only and o.name in OF_ACTOR_CRITICS):
+        without_effect = cls.offline_only and o.name in OF_ACTOR_CRITICS
+        without_effect |= phase == "online" and "ent_coef" in declared and o.name in OF_DATA
+        if search is not None and not without_effect:
             sampled[o.name] = _suggest(trial, o.changed(search=search))
     trial.set_user_attr("batch_size", 2 ** sampled["batch_size_pow"])
     if additional_args.get("using_her_replay_buffer"):
