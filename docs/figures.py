@@ -1,8 +1,8 @@
 """
 Draws the pictures of docs/results from the records of docs/notebook/records, and prints their numbers (`make figures`).
 
-Only runs with default options are drawn: options that change speed alone are allowed, any other option is an experiment and
-belongs to the notebook. Where a default has changed since, the name says so.
+Only runs with today's default options are drawn: options that change speed alone are allowed, any other is an experiment and
+belongs to the notebook.
 """
 
 import ast
@@ -23,8 +23,8 @@ from sb3_consistency.benchmark.intervals import estimate
 DOCS = Path(__file__).parent
 RECORDS, RESULTS = DOCS / "notebook" / "records", DOCS / "results"
 SPEED_OPTIONS = {"compile", "precision"}
-#: (suite, algorithm) -> day on which its defaults there last changed, and what older runs had instead
-CHANGED = {("online", "CPQL"): ("2026-11-29", "ent_coef=0")}
+#: (suite, algorithm) -> day since which its defaults there are today's; older runs are the notebook's
+SINCE = {("online", "CPQL"): "2026-11-29"}
 DATA = "0.6"
 
 
@@ -37,21 +37,13 @@ def records(suite: str, name: str = "runs.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RECORDS / suite / name).read_text().splitlines()]
 
 
-def name_of(run: dict[str, Any]) -> str:
-    """
-    :param run: record of a run by default options
-    :return: its algorithm, and the option that makes today what was the default then
-    """
-    day, option = CHANGED.get((run["suite"], run["algo"]), ("", ""))
-    return f"{run['algo']}, {option}" if run["date"] < day else run["algo"]
-
-
 def by_default(run: dict[str, Any]) -> bool:
     """
     :param run: record of a run
-    :return: whether it had the default options
+    :return: whether it had the default options of today
     """
-    return set(ast.literal_eval(run["options"] or "{}")) <= SPEED_OPTIONS
+    today = run["date"] >= SINCE.get((run["suite"], run["algo"]), "")
+    return today and set(ast.literal_eval(run["options"] or "{}")) <= SPEED_OPTIONS
 
 
 def short(dataset: str) -> str:
@@ -129,24 +121,25 @@ def offline(steps: int = 50_000) -> None:
 
 
 def online() -> None:
-    """Learning curves from scratch, and their last points."""
+    """Learning curves from scratch, and the mean of their last three points."""
     tasks = [("Pendulum-v1", 8_000), ("Hopper-v5", 30_000), ("HalfCheetah-v5", 30_000)]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     for axis, (env, steps) in zip(axes, tasks, strict=True):
         curves: dict[str, list[list[float]]] = {}
         for run in records("online"):
             if run["data"] == env and run["online_steps"] == steps and by_default(run):
-                curves.setdefault(name_of(run), []).append([point["return"] for point in run["curve"]])
+                curves.setdefault(run["algo"], []).append([point["return"] for point in run["curve"]])
                 x = [point["step"] for point in run["curve"]]
         ends = []
         for name, values in curves.items():
             lines, colour = np.array(values), colour_of(name)
-            axis.plot(x, lines.mean(axis=0), color=colour, linewidth=2)
-            axis.fill_between(x, lines.min(axis=0), lines.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-            end = float(lines.mean(axis=0)[-1])
-            seeds = f"{len(lines)} seed{'s' * (len(lines) > 1)}"
-            ends.append((end, f"{name.replace(', ', chr(10))}\n({seeds})", colour))
-            print(f"online, {env}, {steps:,} steps, {name}: {end:.0f} ({seeds})")
+            axis.plot(x, lines.T, color=colour, linewidth=0.8, alpha=0.5)
+            axis.plot(x, lines.mean(axis=0), color=colour, linewidth=2.5)
+            finals = lines[:, -3:].mean(axis=1)
+            ends.append((float(lines.mean(axis=0)[-1]), name, colour))
+            print(
+                f"online, {env}, {steps:,} steps, {name}: {finals.mean():.0f}, by seed {finals.round().astype(int).tolist()}"
+            )
         axis.set(title=env, xlabel="steps in the environment")
         thousands(axis)
         tidy(axis)

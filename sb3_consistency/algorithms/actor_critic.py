@@ -45,15 +45,16 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     .. math::
 
-        a &= \tanh(z + v(z, s)), \qquad c(z, s) = |v(z, s)|^2 / 2, \qquad z \sim N(0, 1) \text{ clipped to } [-1, 1] \\
+        a &= \tanh u, \qquad u = z + v(z, s), \qquad z \sim N(0, 1) \text{ clipped to } [-1, 1] \\
+        c(z, s) &= |v(z, s)|^2 / 2 \\
         L_\mathrm{actor} &= \mathbb{E}\, w\, c(z, s) - \eta\, Q(s, a), \qquad
         y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(z', s')), \quad a' \sim \pi(s') \\
         \log w &\leftarrow \log w - \mathrm{lr}\, (\hat H - \bar H), \qquad
-            \hat H = \textstyle\sum_i (\mathbb{E} \log |a_i - a'_i| + \mathrm{const}), \quad a, a' \sim \pi(s)
+            \hat H = \textstyle\sum_i (\mathbb{E} \log |u_i - u'_i| + \mathrm{const})
 
     Source: FLAC (arXiv 2602.12829), whose temperature aims at a cost instead: one that allows actions at their bounds
-    (Pendulum) lets noise die where they are not needed (Hopper). Ours aims at SAC's entropy, estimated by how far two actions
-    lie apart. One pass, no cloning. Which of the two a model is, its first gradient step decides.
+    (Pendulum) lets noise die where they are not needed (Hopper). Ours aims at SAC's entropy, of u, estimated by how far
+    two of a state lie apart. One pass, no cloning. Which of the two a model is, its first gradient step decides.
     """
 
     model_class: ClassVar[type[GenerativeModel]]
@@ -142,10 +143,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         # once for both terms: of images they cost most of the step
         features = self.policy.actor.features(batch.observations)
         if self.is_transport:
-            actions, costs = self.policy.actor.carry(features)
+            ends, costs = self.policy.actor.carry(features)
             with th.no_grad():
-                entropy = pair_entropy(actions, self.policy.actor.carry(features)[0]).mean()
-            q_loss, cost = self.q_term(batch, actions), costs.mean()
+                # before tanh: where actions at the bounds are good, it is no lack of exploration that they lie together
+                entropy = pair_entropy(ends, self.policy.actor.carry(features)[0]).mean()
+            q_loss, cost = self.q_term(batch, ends.tanh()), costs.mean()
             told = {"entropy": entropy, "transport_cost": cost.detach()}
             told |= {"ent_coef": self.step_ent_coef, "q_loss": q_loss.detach()}
             return self.step_ent_coef * cost + self.step_eta * q_loss, told
@@ -221,8 +223,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         """
         obs, critic = batch.next_observations, self.policy.critic_target
         if self.is_transport:
-            actions, costs = self.policy.actor.carry(self.policy.actor.features(obs))
-            return pessimistic_value(critic(obs, actions), self._random_pair()) - self.step_ent_coef * costs
+            ends, costs = self.policy.actor.carry(self.policy.actor.features(obs))
+            return pessimistic_value(critic(obs, ends.tanh()), self._random_pair()) - self.step_ent_coef * costs
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         if not self.max_q_backup:
             actions = actor.sample(actor.features(obs), self.train_sampling_steps)
@@ -273,7 +275,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     @property
     def entropy_aim(self) -> float:
-        """Entropy of the scaled actions that a learned temperature aims at."""
+        """Entropy before tanh that a learned temperature aims at."""
         if self.target_entropy == "auto":
             return -float(math.prod(self.policy.actor.model.event_shape))
         return float(self.target_entropy)

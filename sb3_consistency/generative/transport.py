@@ -12,18 +12,18 @@ GAUSSIAN_ENTROPY = 0.5 * (1 + math.log(2 * math.pi) + 0.5772156649)
 SMALLEST_DISTANCE = 1e-3
 
 
-def pair_entropy(actions: th.Tensor, others: th.Tensor) -> th.Tensor:
+def pair_entropy(samples: th.Tensor, others: th.Tensor) -> th.Tensor:
     """
-    How far two independent actions of a policy in the same state lie apart, as an entropy: the mean logarithm of their
-    distance, plus the constant that makes it the entropy of a Gaussian. Dimensions are taken alone, and added.
+    How far two independent samples of one distribution lie apart, as an entropy: the mean logarithm of their distance, plus
+    the constant that makes it the entropy of a Gaussian. Dimensions are taken alone, and added.
 
-    It needs no density, which a policy that transports noise doesn't have; a policy of several modes has more of it.
+    It needs no density, which what is made of transported noise doesn't have; a distribution of several modes has more of it.
 
-    :param actions: (B, A)
-    :param others: of the same states, (B, A)
-    :return: estimates, whose mean over states is meant, (B, 1)
+    :param samples: one of each distribution, (B, A)
+    :param others: another of each, (B, A)
+    :return: estimates, whose mean is meant, (B, 1)
     """
-    log_distance = 0.5 * ((actions - others).square() + SMALLEST_DISTANCE**2).log()
+    log_distance = 0.5 * ((samples - others).square() + SMALLEST_DISTANCE**2).log()
     return (log_distance + GAUSSIAN_ENTROPY).sum(dim=1, keepdim=True)
 
 
@@ -48,11 +48,12 @@ class TransportModel(ConsistencyModel):
         """
         :param noise: standard normal noise, (B, A)
         :param cond: condition, (B, F)
-        :return: actions, (B, A), in [-1, 1]; cost of the transport, |v|^2 / 2 summed over the action's dimensions, (B, 1)
+        :return: where it gets to, of which tanh is the action, (B, A); cost of the transport, |v|^2 / 2 summed over the
+            dimensions, (B, 1)
         """
         z = noise.clamp(-1, 1)
         velocity = self.network.at_levels((math.log(self.sigma_max),), cond)(z, 0, 1.0)
-        return th.tanh(z + velocity), 0.5 * velocity.square().sum(dim=1, keepdim=True)
+        return z + velocity, 0.5 * velocity.square().sum(dim=1, keepdim=True)
 
     def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -60,7 +61,7 @@ class TransportModel(ConsistencyModel):
 
         See :meth:`GenerativeModel.sample` for the parameters.
         """
-        return self.carry(noise[0], cond)[0] if self.transport else super().sample(noise, cond)
+        return self.carry(noise[0], cond)[0].tanh() if self.transport else super().sample(noise, cond)
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
         return super().noise_shape(batch_size, 1 if self.transport else n_steps)

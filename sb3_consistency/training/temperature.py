@@ -48,7 +48,7 @@ class TemperatureOptions(Options):
         default="auto",
         check=_check_target_entropy,
         before="auto",
-        doc='entropy of the scaled actions that a learned temperature aims at; "auto" for -1 per action dimension, of a '
+        doc='entropy, before tanh, that a learned temperature aims at; "auto" for -1 per action dimension, of a '
         "chunk for each of its actions",
     )
 

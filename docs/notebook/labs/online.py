@@ -52,7 +52,7 @@ class Config:
     ent0: float = 1.0
     ent_fixed: int = 0
     budget: float = 1.0  # per action dimension
-    spread: int = 0  # transport only: the temperature aims at an entropy of -budget, estimated by distances of pairs
+    spread: int = 0  # transport only: the temperature aims at an entropy of -budget, by distances of pairs; 2: before tanh
     starts: int = 1000
     batch: int = 256
     utd: int = 1
@@ -429,8 +429,10 @@ class Agent:
             if self.learn_weight:
                 if cfg.spread:
                     with th.no_grad():
-                        other = self.actor(obs, *self.actor.noise(cfg.batch))[0]
-                        told = -(0.5 * ((pi - other).square() + 1e-6).log() + PAIRS_TO_ENTROPY).sum(-1)
+                        other, mine = self.actor(obs, *self.actor.noise(cfg.batch))[0], pi
+                        if cfg.spread == 2:
+                            other, mine = (x.clamp(-1 + 1e-6, 1 - 1e-6).atanh() for x in (other, mine))
+                        told = -(0.5 * ((mine - other).square() + 1e-6).log() + PAIRS_TO_ENTROPY).sum(-1)
                 else:
                     told = cost
                 weight_loss(self.log_weight, told, self.budget).backward()
