@@ -17,8 +17,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sb3_consistency.benchmark.drawing import colour_of, name_lines, thousands, with_interval
+from sb3_consistency.benchmark.drawing import name_lines, thousands, with_interval
 from sb3_consistency.benchmark.intervals import estimate
+from sb3_consistency.registry import colour_of
 
 DOCS = Path(__file__).parent
 RECORDS, RESULTS = DOCS / "notebook" / "records", DOCS / "results"

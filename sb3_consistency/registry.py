@@ -1,5 +1,6 @@
-"""Where everything public lives: names are looked up here, and imported only when they are used."""
+"""Names: where everything public lives, imported only when it is used, and what colour an algorithm has in every picture."""
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -43,6 +44,24 @@ TOOLS = {
     "save_vec_normalize": "data.safe_state",
     "swing_up": "data.record",
 }
+#: algorithm -> its colour in every picture: Okabe and Ito's palette, which colour-blind readers can tell apart, for this
+#: package and SB3; the peers get what is left
+COLOURS = {
+    "CPQL": "#d55e00",
+    "ConsistencyAC": "#0072b2",
+    "ConsistencyBC": "#56b4e9",
+    "DiffusionQL": "#009e73",
+    "DiffusionBC": "#b8a800",
+    "RACTD": "#cc79a7",
+    "SAC": "#000000",
+    "TD3": "#8c564b",
+    "TQC": "#e69f00",
+    "sbx:SAC": "#a0a0a0",
+    "d3rlpy:TD3PlusBC": "#7b3294",
+    "d3rlpy:IQL": "#b2182b",
+    "d3rlpy:ReBRAC": "#1a1a8c",
+}
+OTHER = "#606060"
 
 
 def algorithm(name: str) -> type[Any]:
@@ -96,3 +115,12 @@ def how_to_install(extra: str) -> str:
     :return: how to install what it brings, from a package index or in a checkout
     """
     return f'pip install "sb3-consistency[{extra}]", or in a checkout: pip install -e ".[{extra}]"'
+
+
+def colour_of(label: str) -> str:
+    """
+    :param label: an algorithm, and whatever comes after it
+    :return: its colour
+    """
+    match = re.match(r"[\w:]+", label)
+    return COLOURS.get(match[0] if match else "", OTHER)

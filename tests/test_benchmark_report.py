@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from sb3_consistency.__main__ import main
-from sb3_consistency.benchmark.drawing import COLOURS
 from sb3_consistency.benchmark.intervals import (
     aggregates,
     comparable,
@@ -23,6 +22,7 @@ from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import latest, score_table, write_report
 from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
 from sb3_consistency.benchmark.speed_report import ratio_table
+from sb3_consistency.registry import COLOURS
 
 
 def record(algo="CPQL", data="mujoco/hopper/medium-v0", seed=0, score=50.0, **more):

@@ -1,45 +1,20 @@
 """Tables and figures, whatever is in them: the same colour for an algorithm everywhere."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_consistency.registry import colour_of
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, for this package and SB3; the peers get what is left
-COLOURS = {
-    "CPQL": "#d55e00",
-    "ConsistencyAC": "#0072b2",
-    "ConsistencyBC": "#56b4e9",
-    "DiffusionQL": "#009e73",
-    "DiffusionBC": "#b8a800",
-    "RACTD": "#cc79a7",
-    "SAC": "#000000",
-    "TD3": "#8c564b",
-    "TQC": "#e69f00",
-    "sbx:SAC": "#a0a0a0",
-    "d3rlpy:TD3PlusBC": "#7b3294",
-    "d3rlpy:IQL": "#b2182b",
-    "d3rlpy:ReBRAC": "#1a1a8c",
-}
-OTHER = "#606060"
 # of an algorithm with several settings in a figure
 STYLES = ("-", "--", ":", "-.")
 # height of a line of text beside a panel, in inches
 LINE_OF_TEXT = 0.27
-
-
-def colour_of(label: str) -> str:
-    """
-    :param label: an algorithm, and whatever comes after it
-    :return: its colour
-    """
-    match = re.match(r"[\w:]+", label)
-    return COLOURS.get(match[0] if match else "", OTHER)
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, str]:

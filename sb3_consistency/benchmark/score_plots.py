@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_consistency.benchmark.drawing import LINE_OF_TEXT, colour_of, name_lines, new_figure, styles_of, thousands
+from sb3_consistency.benchmark.drawing import LINE_OF_TEXT, name_lines, new_figure, styles_of, thousands
 from sb3_consistency.benchmark.intervals import (
     ACTINGS,
     BEHAVIOUR,
@@ -22,6 +22,7 @@ from sb3_consistency.benchmark.intervals import (
 )
 from sb3_consistency.benchmark.records import had_the_machine
 from sb3_consistency.benchmark.suites import STEPS_OPTION
+from sb3_consistency.registry import colour_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

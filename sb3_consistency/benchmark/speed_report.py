@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_consistency.benchmark.drawing import colour_of, markdown, name_lines, new_figure, save
+from sb3_consistency.benchmark.drawing import markdown, name_lines, new_figure, save
 from sb3_consistency.benchmark.load import LOAD_LIMIT
 from sb3_consistency.benchmark.speed import ACTION_SIZE, BATCH_SIZE, OBSERVATION_SIZE, WIDTHS
+from sb3_consistency.registry import colour_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_consistency.registry import colour_of
 from sb3_consistency.zoo.register import is_ours
 
 CARD = """
@@ -83,7 +84,7 @@ def use_our_card(module: Any) -> None:
             organization=organization,
             repo_name=f" -name {name}" if name != str(script["model_name"]) else "",
             score=_score(mean_reward, std_reward, json.loads((upload / "results.json").read_text())),
-            pictures=_pictures(run, upload),
+            pictures=_pictures(run, upload, algo_class_name),
             training=_training(hyperparams),
             command=_command(run, algo_name, env_id, hyperparams),
             hyperparams=pformat(dict(hyperparams)),
@@ -113,10 +114,11 @@ def _score(mean: float, std: float, results: dict[str, Any]) -> str:
     )
 
 
-def _pictures(run: Path, upload: Path) -> str:
+def _pictures(run: Path, upload: Path, class_name: str) -> str:
     """
     :param run: the run's folder
     :param upload: the folder to be pushed
+    :param class_name: of the algorithm
     :return: Markdown of the learning curve, which is drawn, and of the film, if there are any
     """
     lines = []
@@ -126,14 +128,15 @@ def _pictures(run: Path, upload: Path) -> str:
     phases = {"offline": run / "pretrain" / "evaluations.npz", "": run / "evaluations.npz"}
     curves = {name: np.load(path) for name, path in phases.items() if path.is_file()}
     if curves:
-        _draw(curves, upload / "learning_curve.png")
+        _draw(curves, colour_of(class_name), upload / "learning_curve.png")
         lines.append("![Returns of the evaluations during training](learning_curve.png)\n")
     return "\n" + "\n".join(lines) if lines else ""
 
 
-def _draw(curves: dict[str, Any], path: Path) -> None:
+def _draw(curves: dict[str, Any], colour: str, path: Path) -> None:
     """
     :param curves: name of a phase -> what SB3's EvalCallback saved of it
+    :param colour: of the algorithm
     :param path: picture to draw: the means, and the range of the episodes, with one panel per phase
     """
     from matplotlib.figure import Figure
@@ -142,8 +145,8 @@ def _draw(curves: dict[str, Any], path: Path) -> None:
     axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axis, (name, saved) in zip(axes, curves.items(), strict=True):
         steps, returns = saved["timesteps"], saved["results"]
-        axis.fill_between(steps, returns.min(axis=1), returns.max(axis=1), color="#0072b2", alpha=0.2, linewidth=0)
-        axis.plot(steps, returns.mean(axis=1), color="#0072b2", linewidth=2, marker="o" if len(steps) < 2 else None)
+        axis.fill_between(steps, returns.min(axis=1), returns.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+        axis.plot(steps, returns.mean(axis=1), color=colour, linewidth=2, marker="o" if len(steps) < 2 else None)
         axis.set(xlabel="gradient steps on the data" if name == "offline" else "steps")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel=f"return: mean and range of {returns.shape[1]} episodes")
