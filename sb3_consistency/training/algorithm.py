@@ -63,10 +63,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-#: buffers whose windows can be read in the place of what they sample
-KNOWN_BUFFERS = (ReplayBuffer, DictReplayBuffer, FrameReplayBuffer, HerReplayBuffer)
 #: gradient steps of a run from which on compiling saves more time than it takes (docs/performance.md)
 COMPILING_PAYS = 20_000
+#: buffers whose windows can be read in the place of what they sample
+KNOWN_BUFFERS = (ReplayBuffer, DictReplayBuffer, FrameReplayBuffer, HerReplayBuffer)
 KNOWN_SAMPLING = [(buffer.sample, buffer._get_samples) for buffer in KNOWN_BUFFERS]
 
 
