@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -50,7 +50,7 @@ from sb3_consistency.policies.policy import CnnPolicy, MlpPolicy, MultiInputPoli
 from sb3_consistency.registry import ALGORITHMS
 from sb3_consistency.resume.callback import Resumption
 from sb3_consistency.resume.run_state import truncate_last_episodes
-from sb3_consistency.training.arguments import TrainingOptions, check_policy_kwargs, explain_unknown
+from sb3_consistency.training.arguments import TrainingOptions, check_policy_kwargs, explain_unknown, gradient_steps_online
 from sb3_consistency.training.batches import CHUNK, CHUNK_BYTES, bytes_per_transition, samples_as_sb3
 from sb3_consistency.training.gradient import check_precision
 from sb3_consistency.training.offline_data import OfflineData
@@ -671,10 +671,10 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
 
     def _gradient_steps_ahead(self) -> int:
         n_steps, every = self._total_timesteps - self.num_timesteps, self.train_freq
-        assert isinstance(every, TrainFreq)
-        if self.in_offline_phase or self.gradient_steps < 0 or every.unit is TrainFrequencyUnit.EPISODE:
+        if self.in_offline_phase:
             return n_steps
-        return n_steps // (self.n_envs * every.frequency) * self.gradient_steps
+        assert isinstance(every, TrainFreq)
+        return gradient_steps_online(n_steps, every.frequency, every.unit.value, self.gradient_steps, self.n_envs)
 
     def plan(self, observation: Any, *, deterministic: bool = False) -> np.ndarray:
         """

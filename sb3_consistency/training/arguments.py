@@ -241,6 +241,20 @@ class TrainingOptions(Options):
             )
 
 
+def gradient_steps_online(n_timesteps: int, frequency: int, unit: str, gradient_steps: int, n_envs: int) -> int:
+    """
+    :param n_timesteps: environment steps, of all environments
+    :param frequency: of ``train_freq``
+    :param unit: of ``train_freq``, "step" or "episode"
+    :param gradient_steps: per rollout; negative for as many as environment steps
+    :param n_envs: number of environments
+    :return: gradient steps that they bring; by the episode, whose length is not known, the most that can be
+    """
+    if gradient_steps < 0:
+        return n_timesteps
+    return n_timesteps * gradient_steps // (frequency * n_envs if unit == "step" else 1)
+
+
 def explain_unknown(cls: type[Any], name: str) -> str:
     """
     :param cls: an algorithm

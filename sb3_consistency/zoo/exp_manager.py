@@ -25,6 +25,7 @@ from sb3_consistency.data.safe_state import save_vec_normalize
 from sb3_consistency.envs.spaces import fitting_policy
 from sb3_consistency.resume.callback import load_checkpoint
 from sb3_consistency.resume.folder import MANIFEST, verify
+from sb3_consistency.training.arguments import gradient_steps_online
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
 from sb3_consistency.zoo.linear_schedules import LinearStepSchedule, parse_linear
 from sb3_consistency.zoo.register import algorithm_names, default_config, is_ours
@@ -172,11 +173,9 @@ class GenerativeExperimentManager(ExperimentManager):
             return n_timesteps
         train_freq, gradient_steps = hyperparams.get("train_freq", 1), hyperparams.get("gradient_steps", 1)
         number, unit = train_freq if isinstance(train_freq, (list, tuple)) else (train_freq, "step")
-        # how long episodes are is not known
-        collected = number * hyperparams.get("n_envs", 1) if unit == "step" else 1
         pretrain_steps = hyperparams.get("pretrain_steps", 0)
         trained = max(0, n_timesteps - (0 if pretrain_steps else hyperparams.get("learning_starts", 100)))
-        return int(pretrain_steps + (trained if gradient_steps < 0 else trained * gradient_steps // collected))
+        return int(pretrain_steps + gradient_steps_online(trained, number, unit, gradient_steps, hyperparams.get("n_envs", 1)))
 
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
