@@ -86,13 +86,12 @@ def build(system: System, device: str) -> Any:
     given = deepcopy(system.options)
     options = {"buffer_size": N_TRANSITIONS, "batch_size": BATCH_SIZE, "seed": 0, "device": device, **given}
     cls, data = find_algorithm(system.algo), random_transitions()
-    if hasattr(cls, "load_dataset"):
-        model = cls("MlpPolicy", env, dataset=data, **options)
-        model.set_logger(Logger(None, []))
+    is_ours = hasattr(cls, "load_dataset")
+    model = cls("MlpPolicy", env, **options, **({"dataset": data} if is_ours else {}))
+    model.set_logger(Logger(None, []))
+    if is_ours:
         # the first gradient step makes it the policy that it is on data
         return model.pretrain(1)
-    model = cls("MlpPolicy", env, **options)
-    model.set_logger(Logger(None, []))
     for name in ("observations", "next_observations", "actions", "rewards"):
         array = getattr(model.replay_buffer, name)
         array[:] = data[name].reshape(array.shape)
