@@ -148,9 +148,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
                 # before tanh: where actions at the bounds are good, it is no lack of exploration that they lie together
                 entropy = pair_entropy(ends, self.policy.actor.carry(features)[0]).mean()
             q_loss, cost = self.q_term(batch, ends.tanh()), costs.mean()
-            told = {"entropy": entropy, "transport_cost": cost.detach()}
-            told |= {"ent_coef": self.step_ent_coef, "q_loss": q_loss.detach()}
-            return self.step_ent_coef * cost + self.step_eta * q_loss, told
+            told = {"entropy": entropy, "transport_cost": cost, "ent_coef": self.step_ent_coef, "q_loss": q_loss}
+            return self.step_ent_coef * cost + self.step_eta * q_loss, {name: value.detach() for name, value in told.items()}
         noise = self.actor_noise(features)
         actions = self.policy.actor.model.sample(noise, features)
         q_loss = self.q_term(batch, actions)
