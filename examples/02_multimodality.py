@@ -20,7 +20,7 @@ import torch as th
 from gymnasium import spaces
 
 import sb3_consistency
-from sb3_consistency.benchmark.drawing import colour_of
+from sb3_consistency.registry import colour_of
 
 MODES = 0.8 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
 STD = 0.1

@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_consistency import RACTD
-from sb3_consistency.benchmark.drawing import colour_of
+from sb3_consistency.registry import colour_of
 
 HORIZON, SPEED = 16, 0.1
 ABOUT = "One way is better rewarded: a teacher, its student without rewards, and RACTD. Draws a PNG."
