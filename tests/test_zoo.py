@@ -956,7 +956,7 @@ def test_card_of_an_offline_model(tmp_path, monkeypatch):
     assert "`a/x-v0`, `b/x-v0`, 10 gradient steps (with {'top_fraction': 0.5})" in card
     # Student's interval of five episodes: 2.776 * 0.1 / sqrt(4)
     assert "Mean return 1.00, 95 % interval [0.86, 1.14], over 5 episodes with deterministic actions" in card
-    assert "(learning_curve.png)" in card
+    assert "(learning_curve.png)" in card and (upload / "learning_curve.png").stat().st_size > 5_000
     picture = np.uint8(255 * plt.imread(upload / "learning_curve.png")[..., :3])
     assert (picture == np.uint8([0xD5, 0x5E, 0x00])).all(axis=-1).any()  # CPQL's colour, as everywhere
     assert module.generate_model_card("sac", "SAC", "me", "Hopper-v5", 1.0, 0.1, {}, {}) == "theirs"
