@@ -115,7 +115,7 @@ panels["Gaussian policy"] = np.clip(rng.multivariate_normal(data.mean(0), np.cov
 # ## Which modes are kept?
 
 # %%
-columns = min(len(panels), 4)
+columns = 3 if len(panels) % 3 == 0 else min(len(panels), 4)
 rows = -(-len(panels) // columns)
 figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.7 * rows), squeeze=False, layout="constrained")
 for axis in axes.flat[len(panels) :]:

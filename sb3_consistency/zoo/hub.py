@@ -1,6 +1,7 @@
 """The model card that ``push-to-hub`` writes: our names, what was measured and how, and usage lines that work."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from pprint import pformat
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from sb3_consistency.registry import colour_of
 from sb3_consistency.zoo.register import is_ours
+from sb3_consistency.zoo.workarounds import around
 
 CARD = """
 # **{class_name}** agent for **{env_id}**
@@ -53,9 +55,10 @@ def use_our_card(module: Any) -> None:
 
     :param module: the module ``rl_zoo3.push_to_hub``
     """
-    original = getattr(module.generate_model_card, "original", module.generate_model_card)
 
+    @around(module, "generate_model_card")
     def generate_model_card(
+        original: Callable[..., tuple[str, dict[str, Any]]],
         algo_name: str,
         algo_class_name: str,
         organization: str,
@@ -66,10 +69,7 @@ def use_our_card(module: Any) -> None:
         env_kwargs: dict[str, Any],
     ) -> tuple[str, dict[str, Any]]:
         if not is_ours(algo_name):
-            card: tuple[str, dict[str, Any]] = original(
-                algo_name, algo_class_name, organization, env_id, mean_reward, std_reward, hyperparams, env_kwargs
-            )
-            return card
+            return original(algo_name, algo_class_name, organization, env_id, mean_reward, std_reward, hyperparams, env_kwargs)
         # rl-zoo3 finds a model again by the key that it derives from the name in the metadata
         metadata = module.generate_metadata(algo_name, env_id, mean_reward, std_reward)
         metadata["tags"] = [*metadata.get("tags", []), "sb3-consistency", algo_class_name]
@@ -90,9 +90,6 @@ def use_our_card(module: Any) -> None:
             hyperparams=pformat(dict(hyperparams)),
         )
         return text + (ENV_KWARGS.format(env_kwargs=pformat(env_kwargs)) if env_kwargs else ""), metadata
-
-    generate_model_card.original = original  # type: ignore[attr-defined]
-    module.generate_model_card = generate_model_card
 
 
 def _score(mean: float, std: float, results: dict[str, Any]) -> str:

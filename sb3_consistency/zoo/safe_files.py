@@ -1,5 +1,6 @@
 """What a run of ours saves and shares beside its model: files that execute nothing, in the place of rl-zoo3's pickles."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sb3_consistency.data.recognise import BUFFERS
 from sb3_consistency.data.safe_file import warn_of_pickle
 from sb3_consistency.data.safe_state import load_vec_normalize, save_vec_normalize
 from sb3_consistency.zoo.register import is_ours
+from sb3_consistency.zoo.workarounds import around
 
 #: in a run's folder
 BUFFER, STATISTICS = BUFFERS[0], "vecnormalize.safetensors"
@@ -93,10 +95,16 @@ def read_our_statistics(module: Any) -> None:
 
     :param module: a module of rl-zoo3 that makes such environments
     """
-    original = getattr(module.create_test_env, "original", module.create_test_env)
 
+    @around(module, "create_test_env")
     def create_test_env(
-        env_id: str, n_envs: int = 1, stats_path: str | None = None, *args: Any, hyperparams: Any = None, **kwargs: Any
+        original: Callable[..., VecEnv],
+        env_id: str,
+        n_envs: int = 1,
+        stats_path: str | None = None,
+        *args: Any,
+        hyperparams: Any = None,
+        **kwargs: Any,
     ) -> VecEnv:
         given, statistics = dict(hyperparams or {}), None
         # <folder>/<algorithm>[/<run>]/<environment>
@@ -105,13 +113,10 @@ def read_our_statistics(module: Any) -> None:
         n_stack = 0
         if statistics is not None:
             n_stack, given["normalize"] = given.pop("frame_stack", 0), False
-        env: VecEnv = original(env_id, n_envs, stats_path, *args, hyperparams=given, **kwargs)
+        env = original(env_id, n_envs, stats_path, *args, hyperparams=given, **kwargs)
         if statistics is not None:
             env = normalised(statistics, env, eval_env=True)
         return VecFrameStack(env, n_stack) if n_stack > 0 else env
-
-    create_test_env.original = original  # type: ignore[attr-defined]
-    module.create_test_env = create_test_env
 
 
 def fetch_safe_files(module: Any) -> None:
@@ -120,10 +125,17 @@ def fetch_safe_files(module: Any) -> None:
 
     :param module: the module ``rl_zoo3.load_from_hub``
     """
-    original = getattr(module.download_from_hub, "original", module.download_from_hub)
 
+    @around(module, "download_from_hub")
     def download_from_hub(
-        algo: str, env_name: Any, exp_id: int, folder: str, organization: str, repo_name: str | None, force: bool
+        original: Callable[..., None],
+        algo: str,
+        env_name: Any,
+        exp_id: int,
+        folder: str,
+        organization: str,
+        repo_name: str | None,
+        force: bool,
     ) -> None:
         original(algo, env_name, exp_id, folder, organization, repo_name, force)
         if not is_ours(algo):
@@ -145,9 +157,6 @@ def fetch_safe_files(module: Any) -> None:
             if local.name == STATISTICS:
                 local.with_suffix(".pkl").unlink(missing_ok=True)
 
-    download_from_hub.original = original  # type: ignore[attr-defined]
-    module.download_from_hub = download_from_hub
-
 
 def push_safe_files(module: Any) -> None:
     """
@@ -155,17 +164,14 @@ def push_safe_files(module: Any) -> None:
 
     :param module: the module ``rl_zoo3.push_to_hub``
     """
-    original = getattr(module.save_model_card, "original", module.save_model_card)
 
-    def save_model_card(repository: Path, card: str, metadata: dict[str, Any]) -> None:
+    @around(module, "save_model_card")
+    def save_model_card(original: Callable[..., None], repository: Path, card: str, metadata: dict[str, Any]) -> None:
         # the script's own variables, as its last step before the upload finds them
         script = vars(module)
         if is_ours(script.get("algo", "")):
             card += _write_safe_files(Path(repository), script)
         original(repository, card, metadata)
-
-    save_model_card.original = original  # type: ignore[attr-defined]
-    module.save_model_card = save_model_card
 
 
 def _write_safe_files(repository: Path, script: dict[str, Any]) -> str:

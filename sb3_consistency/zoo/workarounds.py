@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes.util import find_library
 from importlib import import_module
@@ -14,6 +14,26 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from sb3_consistency.registry import how_to_install
+
+
+def around(module: Any, name: str) -> Callable[[Callable[..., Any]], None]:
+    """
+    Decorator: put a function around one of rl-zoo3's, in its place, once however often it is asked for.
+
+    :param module: a module of rl-zoo3
+    :param name: name of its function
+    :return: takes what is called with the function itself and its arguments
+    """
+    original = getattr(getattr(module, name), "original", getattr(module, name))
+
+    def put(wrapper: Callable[..., Any]) -> None:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        wrapped.original = original  # type: ignore[attr-defined]
+        setattr(module, name, wrapped)
+
+    return put
 
 
 def import_load_from_hub() -> None:

@@ -50,11 +50,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", type=int, default=2, help="number of the task, 1 to 5")
     parser.add_argument("--steps", type=int, default=20_000, help="steps to record")
+    parser.add_argument("--dataset-id", default=None, help="default: cube/task<number>-v0")
     parser.add_argument("--noise", type=float, default=0.1, help="of the plan")
     args = parser.parse_args()
     np.random.seed(0)
     env = gym.make(f"cube-single-singletask-task{args.task}-v0")
-    dataset = record_dataset(f"cube/task{args.task}-v0", env, Demonstrator(env, args.noise), args.steps, overwrite=True)
+    dataset_id = args.dataset_id or f"cube/task{args.task}-v0"
+    dataset = record_dataset(dataset_id, env, Demonstrator(env, args.noise), args.steps, overwrite=True)
     episodes = list(dataset.iterate_episodes())
     successes = [bool(episode.terminations[-1]) for episode in episodes[:-1]]
     print(f"{len(successes)} episodes, {np.mean(successes):.0%} reach the goal, {len(episodes[0].actions)} steps in the first")
