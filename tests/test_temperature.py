@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3 import SAC
 
 from sb3_consistency import CPQL, ConsistencyAC
-from sb3_consistency.generative.transport import TransportModel, pair_entropy
+from sb3_consistency.generative.transport import TransportModel, pair_cost, pair_entropy
 from sb3_consistency.values.losses import temperature_gradient
 from tests.conftest import SMALL, loaded, make_arrays
 
@@ -26,14 +26,36 @@ def model_of_actions(transport=True, **kwargs):
     return TransportModel(2, 3, network_kwargs={"net_arch": [16]}, transport=transport, **kwargs)
 
 
-def test_actions_and_their_cost_follow_from_the_network():
+def test_actions_follow_from_the_network():
     model, noise, cond = model_of_actions(), 3 * th.randn(5, 2), th.randn(5, 3)
-    ends, cost = model.carry(noise, cond)
+    ends, moved = model.carry(noise, cond)
     z = noise.clamp(-1, 1)
     velocity = model.network(z, th.full((5,), math.log(model.sigma_max)), cond)
     th.testing.assert_close(ends, z + velocity)
     th.testing.assert_close(model.sample(noise[None], cond), th.tanh(ends))
-    th.testing.assert_close(cost, 0.5 * (velocity**2).sum(1, keepdim=True))
+    th.testing.assert_close(moved, velocity)
+
+
+def test_two_moves_tell_the_cost_of_a_transport():
+    moves, others = (
+        th.randn(400_000, 2, generator=th.Generator().manual_seed(i)) * 0.5 + th.tensor([1.0, -2.0]) for i in (0, 1)
+    )
+    assert pair_cost(moves, others, 0).mean() == pytest.approx(0.25, abs=0.01)  # half the variance
+    assert pair_cost(moves, others, 1).mean() == pytest.approx(float(0.5 * moves.square().sum(1).mean()), abs=0.02)
+    assert pair_cost(moves, moves, 0).eq(0).all()
+
+
+@pytest.mark.parametrize("shift_cost", [0.0, 1.0])
+def test_the_gradient_of_the_cost_needs_one_of_the_two(shift_cost):
+    """Twice it is that of the whole, which is what the actor's loss says."""
+    noise = th.randn(400_000, 2, generator=th.Generator().manual_seed(0)).unflatten(0, (2, -1))
+    gradients = []
+    for whole in (True, False):
+        scale, shift = (th.tensor([x, -x], requires_grad=True) for x in (0.3, 2.0))
+        moves, others = scale * noise + shift
+        cost = pair_cost(moves, others if whole else others.detach(), shift_cost).mean() * (1 if whole else 2)
+        gradients.append(th.cat(th.autograd.grad(cost, (scale, shift), allow_unused=True)))
+    th.testing.assert_close(*gradients, atol=0.02, rtol=0.02)
 
 
 def test_a_transport_takes_one_pass_however_many_it_would_take_as_a_consistency_model():
@@ -77,14 +99,17 @@ def test_the_temperature_moves_towards_the_target_entropy():
     assert model.log_ent_coef < 0
 
 
-def test_the_target_pays_for_the_next_action():
-    model = online_model(ent_coef=0.25).learn(20)
+@pytest.mark.parametrize("shift_cost", [0.0, 1.0])
+def test_the_target_pays_for_the_next_action(shift_cost):
+    model = online_model(ent_coef=0.25, shift_cost=shift_cost).learn(20)
     batch = next(model.batches(1, 16))
     model.prepare_step()
     th.manual_seed(3)
     value = model.next_value(batch)
     th.manual_seed(3)
-    ends, cost = model.actor.carry(model.actor.features(batch.next_observations))
+    features = model.actor.features(batch.next_observations)
+    (ends, moves), (_, others) = model.actor.carry(features), model.actor.carry(features)
+    cost = pair_cost(moves, others, shift_cost)
     expected = model.critic_target(batch.next_observations, ends.tanh()).amin(1, keepdim=True) - 0.25 * cost
     th.testing.assert_close(value, expected)
 
@@ -238,7 +263,8 @@ class TwoGoals(gym.Env):
 
 
 def several_ways(env, steps):
-    model = CPQL("MlpPolicy", env, seed=0, learning_starts=500, policy_kwargs={"net_arch": [64, 64]}, device="cpu")
+    net = {"policy_kwargs": {"net_arch": [64, 64]}, "device": "cpu"}
+    model = CPQL("MlpPolicy", env, seed=0, learning_starts=500, shift_cost=1.0, **net)
     return model.learn(steps)
 
 

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.generative.transport import TransportModel, pair_entropy
+from sb3_consistency.generative.transport import TransportModel, pair_cost, pair_entropy
 from sb3_consistency.options import StepSchedule, at_step, option
 from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
@@ -41,20 +41,21 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     Source: Ding & Jin 2024, section 4.2; Wang et al. 2022. :math:`L_\mathrm{bc}` is the generative model's own loss.
 
-    Online from scratch, with a temperature w (``ent_coef``), it is the noise, carried as little as the values allow:
+    Online from scratch, with a temperature w (``ent_coef``), it is the noise, deformed as little as the values allow:
 
     .. math::
 
         a &= \tanh u, \qquad u = z + v(z, s), \qquad z \sim N(0, 1) \text{ clipped to } [-1, 1] \\
-        c(z, s) &= |v(z, s)|^2 / 2 \\
-        L_\mathrm{actor} &= \mathbb{E}\, w\, c(z, s) - \eta\, Q(s, a), \qquad
-        y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(z', s')), \quad a' \sim \pi(s') \\
+        c(s) &= \mathrm{Var}_z\, v(z, s) / 2 + \kappa\, |\mathbb{E}_z\, v(z, s)|^2 / 2 \\
+        L_\mathrm{actor} &= \mathbb{E}\, w\, c(s) - \eta\, Q(s, a), \qquad
+        y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(s')), \quad a' \sim \pi(s') \\
         \log w &\leftarrow \log w - \mathrm{lr}\, (\hat H - \bar H), \qquad
             \hat H = \textstyle\sum_i (\mathbb{E} \log |u_i - u'_i| + \mathrm{const})
 
-    Source: FLAC (arXiv 2602.12829), whose temperature aims at a cost instead: one that allows actions at their bounds
-    (Pendulum) lets noise die where they are not needed (Hopper). Ours aims at SAC's entropy, of u, estimated by how far
-    two of a state lie apart. One pass, no cloning. Which of the two a model is, its first gradient step decides.
+    Source: FLAC (arXiv 2602.12829). There :math:`\kappa` is 1, which pulls all actions to the middle; ours is 0
+    (``shift_cost``). There the temperature aims at a cost: one that allows actions at their bounds (Pendulum) lets noise die
+    where they are not needed (Hopper); ours aims at SAC's entropy, of u. Both are estimated from two actions of a state. One
+    pass, no cloning. Which of the two a model is, its first gradient step decides.
     """
 
     model_class: ClassVar[type[GenerativeModel]]
@@ -109,6 +110,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     #: of those that have a temperature, see :class:`~sb3_consistency.training.temperature.TemperatureOptions`
     ent_coef: str | float = option(init=False)
     target_entropy: str | float = option(init=False)
+    shift_cost: float = option(init=False)
     temperature: Temperature = option(init=False)
     #: weights of the terms at the present gradient step, as tensors: a compiled loss takes numbers for constants
     step_alpha: th.Tensor | None = option(init=False)
@@ -143,13 +145,16 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         # once for both terms: of images they cost most of the step
         features = self.policy.actor.features(batch.observations)
         if self.is_transport:
-            ends, costs = self.policy.actor.carry(features)
+            ends, velocities = self.policy.actor.carry(features)
             with th.no_grad():
+                other_ends, others = self.policy.actor.carry(features)
                 # before tanh: where actions at the bounds are good, it is no lack of exploration that they lie together
-                entropy = pair_entropy(ends, self.policy.actor.carry(features)[0]).mean()
-            q_loss, cost = self.q_term(batch, ends.tanh()), costs.mean()
+                entropy = pair_entropy(ends, other_ends).mean()
+            q_loss, cost = self.q_term(batch, ends.tanh()), pair_cost(velocities, others, self.shift_cost).mean()
             told = {"entropy": entropy, "transport_cost": cost, "ent_coef": self.step_ent_coef, "q_loss": q_loss}
-            return self.step_ent_coef * cost + self.step_eta * q_loss, {name: value.detach() for name, value in told.items()}
+            # twice: the gradient by way of the others, which is the same in the mean, is left out
+            loss = 2 * self.step_ent_coef * cost + self.step_eta * q_loss
+            return loss, {name: value.detach() for name, value in told.items()}
         noise = self.actor_noise(features)
         actions = self.policy.actor.model.sample(noise, features)
         q_loss = self.q_term(batch, actions)
@@ -218,11 +223,13 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     def next_value(self, batch: Batch) -> th.Tensor:
         """
         :param batch: transitions
-        :return: pessimistic value of the next state under the target networks, less the cost of a transport's action, (B, 1)
+        :return: pessimistic value of the next state under the target networks, less the cost of a transport, (B, 1)
         """
         obs, critic = batch.next_observations, self.policy.critic_target
         if self.is_transport:
-            ends, costs = self.policy.actor.carry(self.policy.actor.features(obs))
+            features = self.policy.actor.features(obs)
+            ends, velocities = self.policy.actor.carry(features)
+            costs = pair_cost(velocities, self.policy.actor.carry(features)[1], self.shift_cost)
             return pessimistic_value(critic(obs, ends.tanh()), self._random_pair()) - self.step_ent_coef * costs
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         if not self.max_q_backup:

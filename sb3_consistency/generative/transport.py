@@ -27,15 +27,29 @@ def pair_entropy(samples: th.Tensor, others: th.Tensor) -> th.Tensor:
     return (log_distance + GAUSSIAN_ENTROPY).sum(dim=1, keepdim=True)
 
 
+def pair_cost(velocities: th.Tensor, others: th.Tensor, shift_cost: float) -> th.Tensor:
+    """
+    What a transport of noise costs: half the variance of how far it is moved (moved all alike it keeps its spread), and half
+    the square of the mean move, at a price. With a price of 1 it is half the mean square.
+
+    :param velocities: how far noise was moved, (B, A)
+    :param others: how far independent noise was moved under the same conditions, (B, A)
+    :param shift_cost: price of moving all noise alike
+    :return: estimates, whose mean is meant, summed over the dimensions, (B, 1)
+    """
+    apart = 0.25 * (velocities - others).square().sum(dim=1, keepdim=True)
+    return apart + 0.5 * shift_cost * (velocities * others).sum(dim=1, keepdim=True) if shift_cost else apart
+
+
 class TransportModel(ConsistencyModel):
     """
     A consistency model that, told so, acts as a transport of noise: a = tanh(z + v(z, s)), with z clipped to [-1, 1].
 
     At its highest noise level a consistency model has no path from the noise to the action but through the network (c_skip
     sigma_max is 0.003): a Q term makes one action of all noise. Here the noise is added to what the network says, and the cost
-    |v|^2 / 2 of moving it keeps it alive. v is the same network at the same noise level.
+    of moving it (:func:`pair_cost`) keeps it alive. v is the same network at the same noise level.
 
-    Source: the policy and cost of FLAC (arXiv 2602.12829).
+    Source: the policy of FLAC (arXiv 2602.12829), whose cost is |v|^2 / 2.
     """
 
     transport: bool = option(default=False, doc="whether it acts as a transport of noise; the algorithm tells it")
@@ -48,12 +62,11 @@ class TransportModel(ConsistencyModel):
         """
         :param noise: standard normal noise, (B, A)
         :param cond: condition, (B, F)
-        :return: where it gets to, of which tanh is the action, (B, A); cost of the transport, |v|^2 / 2 summed over the
-            dimensions, (B, 1)
+        :return: where it gets to, of which tanh is the action; how far it was moved, v, both (B, A)
         """
         z = noise.clamp(-1, 1)
         velocity = self.network.at_levels((math.log(self.sigma_max),), cond)(z, 0, 1.0)
-        return z + velocity, 0.5 * velocity.square().sum(dim=1, keepdim=True)
+        return z + velocity, velocity
 
     def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """

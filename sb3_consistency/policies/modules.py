@@ -299,7 +299,7 @@ class GenerativeActor(ActingNetwork, HorizonOptions, BasePolicy):
         Sample one action per row with fresh noise, as a transport of it.
 
         :param features: observation features, (B, F)
-        :return: where it gets to, of which tanh is the scaled action, (B, H A); cost of the transport, (B, 1)
+        :return: where it gets to, of which tanh is the scaled action; how far it was moved, both (B, H A)
         """
         carried: tuple[th.Tensor, th.Tensor] = self.model.carry(self.noise(features)[0], features)
         return carried

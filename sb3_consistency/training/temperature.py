@@ -51,6 +51,14 @@ class TemperatureOptions(Options):
         doc='entropy, before tanh, that a learned temperature aims at; "auto" for -1 per action dimension, of a '
         "chunk for each of its actions",
     )
+    shift_cost: float = option(
+        default=0.0,
+        low=0,
+        before=1.0,
+        doc="price of moving all noise of a state alike, where moving it apart has 1: with 1 (FLAC's) a policy keeps several "
+        "ways of doing a task, and is pulled to the middle of the actions",
+        search={"online": [0.0, 1.0]},
+    )
 
 
 class Temperature:
