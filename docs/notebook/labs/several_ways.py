@@ -1,0 +1,56 @@
+"""
+Does a policy that is learned online from scratch keep several ways? The tests' two tasks, with any options and seed.
+
+    python docs/notebook/labs/several_ways.py goals --seed 1 --options "{'shift_cost': 0.5}"
+    python docs/notebook/labs/several_ways.py ring --steps 5000
+    python docs/notebook/labs/several_ways.py pendulum --steps 8000
+"""
+
+import argparse
+import sys
+from ast import literal_eval
+from pathlib import Path
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from tests.test_temperature import CPQL, Ring, TwoGoals
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("task", choices=["goals", "ring", "pendulum"])
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--steps", type=int, default=4000)
+parser.add_argument("--options", type=literal_eval, default={}, help="arguments of CPQL, as a dict")
+args = parser.parse_args()
+th.set_num_threads(1)
+small = {"learning_starts": 500, "policy_kwargs": {"net_arch": [64, 64]}}
+
+if args.task == "pendulum":
+    model = CPQL("MlpPolicy", "Pendulum-v1", seed=args.seed, **args.options)
+    envs = make_vec_env("Pendulum-v1", n_envs=20)
+    for part in range(5):
+        model.learn(args.steps // 5, reset_num_timesteps=part == 0)
+        envs.seed(1000)
+        mean = evaluate_policy(model, envs, 20)[0]
+        print(f"{model.num_timesteps} steps: {mean:.1f}, temperature {float(model.ent_coef_tensor):.2f}", flush=True)
+elif args.task == "goals":
+    model = CPQL("MlpPolicy", TwoGoals(), seed=args.seed, **{**small, **args.options}).learn(args.steps)
+    env, ends, returns = TwoGoals(), [], []
+    for seed in range(100):
+        obs, total = env.reset(seed=seed)[0], 0.0
+        for _ in range(8):
+            obs, reward, *_ = env.step(model.predict(obs, deterministic=False)[0])
+            total += reward
+        ends.append(obs[0])
+        returns.append(total)
+    left, right = np.mean(np.array(ends) < -0.7), np.mean(np.array(ends) > 0.7)
+    print(f"left {left:.2f}, right {right:.2f}, return {np.mean(returns):.2f}")
+else:
+    model = CPQL("MlpPolicy", Ring(), seed=args.seed, **{**small, **args.options}).learn(args.steps)
+    actions, _ = model.predict(np.zeros((2000, 1), np.float32), deterministic=False)
+    distances = ((Ring.modes - actions[:, None]) ** 2).sum(2)
+    near, mode = distances.min(1) < 0.3**2, distances.argmin(1)
+    print("shares:", *(f"{(near & (mode == k)).mean():.2f}" for k in range(8)))
