@@ -91,10 +91,11 @@ def _values(frame: Any, chosen: list[str], name: str) -> np.ndarray:
     part = frame[chosen]
     if len(chosen) == 1 and part[chosen[0]].dtype == object and len(part) and hasattr(part[chosen[0]].iloc[0], "__len__"):
         try:
-            return np.stack([np.asarray(x) for x in part[chosen[0]]])  # a parquet column of lists
+            values = np.stack([np.asarray(x) for x in part[chosen[0]]])  # a parquet column of lists
         except ValueError as error:
             raise DatasetError(f"{name}: the rows of {chosen[0]!r} differ in length: {error}.") from error
-    values = part.to_numpy()
-    if values.dtype == object:
+    else:
+        values = part.to_numpy()
+    if values.dtype.kind not in "biuf":  # words are objects or str, by the version of pandas
         raise DatasetError(f"{name}: the columns {chosen} must hold numbers, got {part.dtypes.to_dict()}.")
     return values
