@@ -92,8 +92,9 @@ def test_the_trial_of_a_dead_worker_is_tried_again(database, tmp_path):
     assert dead.params.items() <= again.params.items() and again.user_attrs["offline"] is False
 
 
-@pytest.mark.skipif(find_spec("grpc") is None, reason="grpcio is not installed")
 def test_a_study_behind_optunas_proxy(tmp_path):
+    for module in ("grpc", "google.protobuf.runtime_version"):
+        pytest.importorskip(module, reason="the extra tune is not installed")
     with proxy(f"sqlite:///{tmp_path}/study.db") as address:
         assert worker(address, tmp_path, 1, 2).wait(timeout=120) == 0, (tmp_path / "1.txt").read_text()
         assert [trial.state.name for trial in trials(address)] == [COMPLETE, COMPLETE]
