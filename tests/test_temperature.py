@@ -43,6 +43,7 @@ def test_two_moves_tell_the_cost_of_a_transport():
     assert pair_cost(moves, others, 0).mean() == pytest.approx(0.25, abs=0.01)  # half the variance
     assert pair_cost(moves, others, 1).mean() == pytest.approx(float(0.5 * moves.square().sum(1).mean()), abs=0.02)
     assert pair_cost(moves, moves, 0).eq(0).all()
+    th.testing.assert_close(pair_cost(moves, moves, 1), 0.5 * moves.square().sum(1, keepdim=True))
 
 
 @pytest.mark.parametrize("shift_cost", [0.0, 1.0])
@@ -108,7 +109,8 @@ def test_the_target_pays_for_the_next_action(shift_cost):
     value = model.next_value(batch)
     th.manual_seed(3)
     features = model.actor.features(batch.next_observations)
-    (ends, moves), (_, others) = model.actor.carry(features), model.actor.carry(features)
+    ends, moves = model.actor.carry(features)
+    others = moves if shift_cost else model.actor.carry(features)[1]
     cost = pair_cost(moves, others, shift_cost)
     expected = model.critic_target(batch.next_observations, ends.tanh()).amin(1, keepdim=True) - 0.25 * cost
     th.testing.assert_close(value, expected)
@@ -264,7 +266,7 @@ class TwoGoals(gym.Env):
 
 def several_ways(env, steps):
     net = {"policy_kwargs": {"net_arch": [64, 64]}, "device": "cpu"}
-    model = CPQL("MlpPolicy", env, seed=0, learning_starts=500, shift_cost=1.0, **net)
+    model = CPQL("MlpPolicy", env, seed=0, learning_starts=500, **net)
     return model.learn(steps)
 
 

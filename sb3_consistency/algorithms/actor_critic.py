@@ -41,7 +41,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     Source: Ding & Jin 2024, section 4.2; Wang et al. 2022. :math:`L_\mathrm{bc}` is the generative model's own loss.
 
-    Online from scratch, with a temperature w (``ent_coef``), it is the noise, deformed as little as the values allow:
+    Online from scratch, with a temperature w (``ent_coef``), it is the noise, carried as little as the values allow:
 
     .. math::
 
@@ -52,10 +52,10 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         \log w &\leftarrow \log w - \mathrm{lr}\, (\hat H - \bar H), \qquad
             \hat H = \textstyle\sum_i (\mathbb{E} \log |u_i - u'_i| + \mathrm{const})
 
-    Source: FLAC (arXiv 2602.12829). There :math:`\kappa` is 1, which pulls all actions to the middle; ours is 0
-    (``shift_cost``). There the temperature aims at a cost: one that allows actions at their bounds (Pendulum) lets noise die
-    where they are not needed (Hopper); ours aims at SAC's entropy, of u. Both are estimated from two actions of a state. One
-    pass, no cloning. Which of the two a model is, its first gradient step decides.
+    Source: FLAC (arXiv 2602.12829), whose temperature aims at a cost instead: one that allows actions at their bounds
+    (Pendulum) lets noise die where they are not needed (Hopper). Ours aims at SAC's entropy, of u, estimated by how far
+    two of a state lie apart. :math:`\kappa` is ``shift_cost``; with 1,
+    as there, c is the mean of |v|^2 / 2. One pass, no cloning. Which of the two a model is, its first gradient step decides.
     """
 
     model_class: ClassVar[type[GenerativeModel]]
@@ -229,7 +229,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         if self.is_transport:
             features = self.policy.actor.features(obs)
             ends, velocities = self.policy.actor.carry(features)
-            costs = pair_cost(velocities, self.policy.actor.carry(features)[1], self.shift_cost)
+            others = velocities if self.shift_cost == 1 else self.policy.actor.carry(features)[1]
+            costs = pair_cost(velocities, others, self.shift_cost)
             return pessimistic_value(critic(obs, ends.tanh()), self._random_pair()) - self.step_ent_coef * costs
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         if not self.max_q_backup:

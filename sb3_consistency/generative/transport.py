@@ -30,15 +30,15 @@ def pair_entropy(samples: th.Tensor, others: th.Tensor) -> th.Tensor:
 def pair_cost(velocities: th.Tensor, others: th.Tensor, shift_cost: float) -> th.Tensor:
     """
     What a transport of noise costs: half the variance of how far it is moved (moved all alike it keeps its spread), and half
-    the square of the mean move, at a price. With a price of 1 it is half the mean square.
+    the square of the mean move, at a price. With a price of 1 it is half the mean square, which one move tells, too.
 
     :param velocities: how far noise was moved, (B, A)
     :param others: how far independent noise was moved under the same conditions, (B, A)
     :param shift_cost: price of moving all noise alike
     :return: estimates, whose mean is meant, summed over the dimensions, (B, 1)
     """
-    apart = 0.25 * (velocities - others).square().sum(dim=1, keepdim=True)
-    return apart + 0.5 * shift_cost * (velocities * others).sum(dim=1, keepdim=True) if shift_cost else apart
+    apart, far = (velocities - others).square(), velocities.square() + others.square()
+    return 0.25 * ((1 - shift_cost) * apart + shift_cost * far).sum(dim=1, keepdim=True)
 
 
 class TransportModel(ConsistencyModel):
@@ -49,7 +49,7 @@ class TransportModel(ConsistencyModel):
     sigma_max is 0.003): a Q term makes one action of all noise. Here the noise is added to what the network says, and the cost
     of moving it (:func:`pair_cost`) keeps it alive. v is the same network at the same noise level.
 
-    Source: the policy of FLAC (arXiv 2602.12829), whose cost is |v|^2 / 2.
+    Source: the policy and cost of FLAC (arXiv 2602.12829).
     """
 
     transport: bool = option(default=False, doc="whether it acts as a transport of noise; the algorithm tells it")

@@ -52,12 +52,12 @@ class TemperatureOptions(Options):
         "chunk for each of its actions",
     )
     shift_cost: float = option(
-        default=0.0,
+        default=1.0,
         low=0,
         before=1.0,
-        doc="price of moving all noise of a state alike, where moving it apart has 1: with 1 (FLAC's) a policy keeps several "
-        "ways of doing a task, and is pulled to the middle of the actions",
-        search={"online": [0.0, 1.0]},
+        doc="price of moving all noise of a state alike, where moving it apart has 1: with 1 a policy keeps several "
+        "ways of doing a task, and is pulled to the middle of the actions; with 0 it isn't, and takes one",
+        search={"online": [0.0, 0.5, 1.0]},
     )
 
 
