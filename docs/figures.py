@@ -17,8 +17,10 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+import sb3_consistency
 from sb3_consistency.benchmark.drawing import name_lines, thousands, with_interval
 from sb3_consistency.benchmark.intervals import estimate
+from sb3_consistency.options import options_of
 from sb3_consistency.registry import colour_of
 
 DOCS = Path(__file__).parent
@@ -44,7 +46,11 @@ def by_default(run: dict[str, Any]) -> bool:
     :return: whether it had the default options of today
     """
     today = run["date"] >= SINCE.get((run["suite"], run["algo"]), "")
-    return today and set(ast.literal_eval(run["options"] or "{}")) <= SPEED_OPTIONS
+    given = ast.literal_eval(run["options"] or "{}")
+    ours = getattr(sb3_consistency, run["algo"], None)
+    declared = options_of(ours) if ours else {}
+    others = {name for name, value in given.items() if name not in declared or declared[name].default != value}
+    return today and others <= SPEED_OPTIONS
 
 
 def short(dataset: str) -> str:
@@ -202,11 +208,32 @@ def planner() -> None:
     save(rows({name: colour for name, (_, _, colour) in kinds.items()}, data, panels), "planner")
 
 
+def chunks() -> None:
+    """Successes of clones that choose chunks of actions, on 31 demonstrations of OGBench's cube."""
+    runs = [run for run in records("offline") if run["data"] == "cube/task2-few-v0"]
+    labels = {
+        "{}": "one action at a time",
+        "{'horizon': 8}": "8 at once",
+        "{'horizon': 16, 'executed_steps': 8}": "16, of which 8 are executed",
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.9), sharex=True, sharey=True, layout="constrained")
+    for axis, kind in zip(axes, ("deterministic", "sampled"), strict=True):
+        for i, (options, label) in enumerate(labels.items()):
+            values = np.array([100 * run[f"{kind}_success"] for run in runs if run["options"] == options])
+            axis.plot(values, np.full(len(values), -i), "o", color=colour_of("ConsistencyBC"), alpha=0.4, markersize=5)
+            axis.plot(values.mean(), -i, "|", color=colour_of("ConsistencyBC"), markersize=18, markeredgewidth=2.5)
+            print(f"chunks, {kind}, {label}: {values.mean():.0f} %, by seed {values.round().astype(int).tolist()}")
+        axis.set(title=f"{kind} actions", xlabel="% of 50 episodes that reach the goal", xlim=(-3, 103), ylim=(-2.6, 0.6))
+        tidy(axis)
+    axes[0].set_yticks(-np.arange(len(labels)), labels.values())
+    save(figure, "chunks")
+
+
 def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(RESULTS / f"{name}.png", dpi=120)
     plt.close(figure)
 
 
 if __name__ == "__main__":
-    for draw in (offline, online, speed, planner):
+    for draw in (offline, online, chunks, speed, planner):
         draw()
