@@ -18,9 +18,9 @@ def test_unsupported_action_spaces(cls, space):
             cls("MlpPolicy", VectorEnv(action_space=space))
 
 
-@pytest.mark.parametrize("high", [[1, 0], [1, np.nextafter(0, 1)]])
-def test_flat_action_dimensions_are_refused(high):
-    space = spaces.Box(np.zeros(2), np.array(high, np.float64), dtype=np.float64)
+@pytest.mark.parametrize(("high", "dtype"), [(0, np.float32), (np.nextafter(0, 1), np.float64)])
+def test_flat_action_dimensions_are_refused(high, dtype):
+    space = spaces.Box(np.zeros(2, dtype), np.array([1, high], dtype), dtype=dtype)
     with pytest.raises(ValueError, match="low < high"):
         CPQL("MlpPolicy", VectorEnv(action_space=space))
 

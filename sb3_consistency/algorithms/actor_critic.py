@@ -229,6 +229,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         if self.is_transport:
             features = self.policy.actor.features(obs)
             ends, velocities = self.policy.actor.carry(features)
+            # a pass less: see pair_cost
             others = velocities if self.shift_cost == 1 else self.policy.actor.carry(features)[1]
             costs = pair_cost(velocities, others, self.shift_cost)
             return pessimistic_value(critic(obs, ends.tanh()), self._random_pair()) - self.step_ent_coef * costs

@@ -46,10 +46,7 @@ def cost():
     print("| horizon | network | parameters | gradient step, batch 256 | plan |\n|---|---|---|---|---|")
     for horizon, network in ((1, "mlp"), (HORIZON, "mlp"), (HORIZON, "ln_resnet"), (HORIZON, "unet")):
         model = make(horizon, policy_kwargs={"network": network})
-        step, plan = (
-            best(lambda m=model: m.train(1, 256), 4),
-            best(lambda m=model: m.plan(observation, deterministic=True), 20),
-        )
+        step, plan = best(lambda m=model: m.train(1, 256), 4), best(lambda m=model: m.plan(observation, deterministic=True), 20)
         n_parameters = sum(p.numel() for p in model.actor.parameters())
         print(f"| {horizon} | {network} | {n_parameters:,} | {1e3 * step:.0f} ms | {1e6 * plan:.0f} us |", flush=True)
     print("\n| executed_steps | history 1 | history 2 |\n|---|---|---|")

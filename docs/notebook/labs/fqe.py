@@ -36,9 +36,7 @@ args = parser.parse_args()
 if args.what == "table":
     for data, rows in pd.read_json(args.file, lines=True).groupby("data"):
         rho, p = spearmanr(rows["fqe"], rows["return"])
-        print(
-            f"{data}: Spearman {rho:.2f} (p {p:.3f}), {len(rows)} policies of {rows['run'].nunique()} runs; data {rows['behaviour'].iloc[0]:.0f}"
-        )
+        print(f"{data}: Spearman {rho:.2f} (p {p:.3f}), {len(rows)} policies of {rows['run'].nunique()} runs; data {rows['behaviour'].iloc[0]:.0f}")
     raise SystemExit
 
 th.set_num_threads(1)

@@ -233,11 +233,7 @@ class Actor(nn.Module):
         early = self.has_z and not cfg.late
         sizes = [n_obs + n_act * early] + [width] * depth
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
-        self.norms = (
-            nn.ModuleList(nn.LayerNorm(width, elementwise_affine=cfg.actor_ln == 1) for _ in range(depth))
-            if cfg.actor_ln
-            else None
-        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=cfg.actor_ln == 1) for _ in range(depth)) if cfg.actor_ln else None
         self.out = nn.Linear(width, self.n_out)
         self.act = ACTS[cfg.actor_act or cfg.act]
         if self.has_z and cfg.late:
@@ -373,19 +369,8 @@ class FastAdam:
     def step(self) -> None:
         th._foreach_add_(self.steps, 1)
         th._fused_adam_(
-            self.params,
-            [p.grad for p in self.params],
-            self.m,
-            self.v,
-            [],
-            self.steps,
-            lr=self.lr,
-            beta1=0.9,
-            beta2=self.b2,
-            weight_decay=0.0,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
+            self.params, [p.grad for p in self.params], self.m, self.v, [], self.steps, lr=self.lr, beta1=0.9,
+            beta2=self.b2, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
         )
         for p in self.params:
             p.grad = None
@@ -425,12 +410,7 @@ class Agent:
             q = self.target(next_obs, next_action)
             if cfg.quantiles > 1:
                 q = q.permute(1, 0, 2).flatten(1).sort(-1).values[:, : cfg.n_critics * (cfg.quantiles - cfg.drop)]
-                target = soft_target(
-                    *(x[:, None] if isinstance(x, th.Tensor) else x for x in (reward, done, discount)),
-                    q,
-                    next_cost[:, None],
-                    weight,
-                )
+                target = soft_target(*(x[:, None] if isinstance(x, th.Tensor) else x for x in (reward, done, discount)), q, next_cost[:, None], weight)
             else:
                 pair = th.randperm(cfg.n_critics)[:2] if cfg.pair else None
                 target = soft_target(reward, done, discount, self.value(q, pair), next_cost, weight)
@@ -443,9 +423,7 @@ class Agent:
             q = self.critic(obs, pi)
             if cfg.rand_q:
                 q = q[th.randint(cfg.n_critics, (1,))]
-            value = (
-                q[..., 0].mean(0) if cfg.mean_q and cfg.quantiles == 1 else self.value(q, pair if cfg.quantiles == 1 else None)
-            )
+            value = q[..., 0].mean(0) if cfg.mean_q and cfg.quantiles == 1 else self.value(q, pair if cfg.quantiles == 1 else None)
             actor_loss(value, cost, weight).backward(inputs=self.actor_params)
             self.actor_opt.step()
             if self.learn_weight:
@@ -491,11 +469,8 @@ class Agent:
         both = self.actor.act_on(o, z, eps).view(128, n, -1).std(1).mean().item()
         only_z = self.actor.act_on(o, z, None).view(128, n, -1).std(1).mean().item() if self.actor.has_z else 0.0
         return {
-            "std": round(both, 4),
-            "std_z": round(only_z, 4),
-            "w": round(self.log_weight.exp().item(), 5),
-            "q": round(self.last["q"].mean().item(), 2),
-            "cost": round(self.last["cost"].mean().item(), 3),
+            "std": round(both, 4), "std_z": round(only_z, 4), "w": round(self.log_weight.exp().item(), 5),
+            "q": round(self.last["q"].mean().item(), 2), "cost": round(self.last["cost"].mean().item(), 3),
         }
 
 
@@ -561,13 +536,9 @@ def train(arm: str, env_id: str, steps: int, seed: int, every: int, episodes: in
     if after is not None:
         return after(agent)
     return {
-        "curve": curve,
-        "cpu_s": round(cpu, 1),
-        "ms": round(1000 * (cpu - at_starts) / max(steps - cfg.starts, 1), 2),
-        "eval_s": round(busy, 1),
-        "sampled": round(evaluate(agent.sampled, env_id, seed, episodes), 1),
-        "best_of_8": round(evaluate(agent.best_of, env_id, seed, episodes), 1),
-        "diag": diags,
+        "curve": curve, "cpu_s": round(cpu, 1), "ms": round(1000 * (cpu - at_starts) / max(steps - cfg.starts, 1), 2),
+        "eval_s": round(busy, 1), "sampled": round(evaluate(agent.sampled, env_id, seed, episodes), 1),
+        "best_of_8": round(evaluate(agent.best_of, env_id, seed, episodes), 1), "diag": diags,
     }
 
 
@@ -591,9 +562,7 @@ def train_sb3(arm: str, env_id: str, steps: int, seed: int, every: int, episodes
                 self.busy += time.process_time() - t
             return True
 
-    model = getattr(sb3_contrib if name == "TQC" else stable_baselines3, name)(
-        "MlpPolicy", env_id, seed=seed, device="cpu", verbose=0
-    )
+    model = getattr(sb3_contrib if name == "TQC" else stable_baselines3, name)("MlpPolicy", env_id, seed=seed, device="cpu", verbose=0)
     callback = Evaluate()
     start = time.process_time()
     model.learn(steps, callback=callback)

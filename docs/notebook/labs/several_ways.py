@@ -11,13 +11,12 @@ import sys
 from ast import literal_eval
 from pathlib import Path
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from tests.test_temperature import CPQL, Ring, TwoGoals
+from tests.test_temperature import CPQL, Ring, TwoGoals, several_ways, shares_of_goals, shares_of_modes
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("task", choices=["goals", "ring", "pendulum"])
@@ -26,10 +25,10 @@ parser.add_argument("--steps", type=int, default=4000)
 parser.add_argument("--options", type=literal_eval, default={}, help="arguments of CPQL, as a dict")
 args = parser.parse_args()
 th.set_num_threads(1)
-small = {"learning_starts": 500, "policy_kwargs": {"net_arch": [64, 64]}}
+options = {"seed": args.seed, **args.options}
 
 if args.task == "pendulum":
-    model = CPQL("MlpPolicy", "Pendulum-v1", seed=args.seed, **args.options)
+    model = CPQL("MlpPolicy", "Pendulum-v1", **options)
     envs = make_vec_env("Pendulum-v1", n_envs=20)
     for part in range(5):
         model.learn(args.steps // 5, reset_num_timesteps=part == 0)
@@ -37,20 +36,7 @@ if args.task == "pendulum":
         mean = evaluate_policy(model, envs, 20)[0]
         print(f"{model.num_timesteps} steps: {mean:.1f}, temperature {float(model.ent_coef_tensor):.2f}", flush=True)
 elif args.task == "goals":
-    model = CPQL("MlpPolicy", TwoGoals(), seed=args.seed, **{**small, **args.options}).learn(args.steps)
-    env, ends, returns = TwoGoals(), [], []
-    for seed in range(100):
-        obs, total = env.reset(seed=seed)[0], 0.0
-        for _ in range(8):
-            obs, reward, *_ = env.step(model.predict(obs, deterministic=False)[0])
-            total += reward
-        ends.append(obs[0])
-        returns.append(total)
-    left, right = np.mean(np.array(ends) < -0.7), np.mean(np.array(ends) > 0.7)
-    print(f"left {left:.2f}, right {right:.2f}, return {np.mean(returns):.2f}")
+    left, right, mean = shares_of_goals(several_ways(TwoGoals(), args.steps, **options))
+    print(f"left {left:.2f}, right {right:.2f}, return {mean:.2f}")
 else:
-    model = CPQL("MlpPolicy", Ring(), seed=args.seed, **{**small, **args.options}).learn(args.steps)
-    actions, _ = model.predict(np.zeros((2000, 1), np.float32), deterministic=False)
-    distances = ((Ring.modes - actions[:, None]) ** 2).sum(2)
-    near, mode = distances.min(1) < 0.3**2, distances.argmin(1)
-    print("shares:", *(f"{(near & (mode == k)).mean():.2f}" for k in range(8)))
+    print("shares:", *(f"{share:.2f}" for share in shares_of_modes(several_ways(Ring(), args.steps, **options))))
