@@ -61,13 +61,24 @@ def tidy(axis: plt.Axes) -> None:
     axis.set_axisbelow(True)
 
 
+def seeds(axis: plt.Axes, row: float, values: list[float], colour: str) -> None:
+    """
+    :param axis: to draw on
+    :param row: height
+    :param values: one per seed, pale dots; a bar at their mean
+    :param colour: of both
+    """
+    axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.4, markersize=5, markeredgewidth=0)
+    axis.plot(np.mean(values), row, "|", color=colour, markersize=11, markeredgewidth=2.5)
+
+
 def rows(
     names: dict[str, str],
     data: dict[str, float],
     panels: dict[str, Callable[[str, str], list[float]]],
 ) -> plt.Figure:
     """
-    One row per dataset and name, the names on the axis in their colours: a dot at the mean, a line from lowest to highest.
+    One row per dataset and name, the names on the axis in their colours.
 
     :param names: name -> colour
     :param data: dataset -> score of the data itself, a grey line
@@ -87,8 +98,7 @@ def rows(
             for j, (name, colour) in enumerate(names.items(), 1):
                 values = scores(dataset, name)
                 if values:
-                    axis.plot([min(values), max(values)], 2 * [top - j], color=colour, linewidth=2)
-                    axis.plot(np.mean(values), top - j, "o", color=colour, markersize=5)
+                    seeds(axis, top - j, values, colour)
         labels = [label for dataset in data for label in (short(dataset), *names)]
         axis.set_yticks(-np.arange(len(labels)), labels)
         for k, text in enumerate(axis.get_yticklabels()):
@@ -117,8 +127,8 @@ def offline(steps: int = 50_000) -> None:
     for title, key in panels.items():
         for name in names:
             groups = [np.array(scores(key)(dataset, name)) for dataset in data]
-            seeds = sorted({len(group) for group in groups})
-            print(f"offline, {title}, {name}: IQM {with_interval(estimate(groups), 0)}, seeds per set {seeds}")
+            sizes = sorted({len(group) for group in groups})
+            print(f"offline, {title}, {name}: IQM {with_interval(estimate(groups), 0)}, seeds per set {sizes}")
 
 
 def online() -> None:
@@ -213,10 +223,9 @@ def chunks() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 1.9), sharex=True, sharey=True, layout="constrained")
     for axis, kind in zip(axes, ("deterministic", "sampled"), strict=True):
         for i, (options, label) in enumerate(labels.items()):
-            values = np.array([100 * run[f"{kind}_success"] for run in runs if run["options"] == options])
-            axis.plot(values, np.full(len(values), -i), "o", color=colour_of("ConsistencyBC"), alpha=0.4, markersize=5)
-            axis.plot(values.mean(), -i, "|", color=colour_of("ConsistencyBC"), markersize=18, markeredgewidth=2.5)
-            print(f"chunks, {kind}, {label}: {values.mean():.0f} %, by seed {values.round().astype(int).tolist()}")
+            values = [100 * run[f"{kind}_success"] for run in runs if run["options"] == options]
+            seeds(axis, -i, values, colour_of("ConsistencyBC"))
+            print(f"chunks, {kind}, {label}: {np.mean(values):.0f} %, by seed {[round(value) for value in values]}")
         axis.set(title=f"{kind} actions", xlabel="% of 50 episodes that reach the goal", xlim=(-3, 103), ylim=(-2.6, 0.6))
         tidy(axis)
     axes[0].set_yticks(-np.arange(len(labels)), labels.values())
