@@ -100,6 +100,7 @@ SHARED_OPTIONS = [
     {"actor_learning_rate": 1e-5, "cosine_lr_decay": True, "max_grad_norm": 1.0},
     {"policy_kwargs": {"n_critics": 4, "layer_norm": True, "net_arch": [16, 16]}},
     {"policy_kwargs": {"n_critics": 1}},
+    {"policy_kwargs": {"n_quantiles": 5}, "top_quantiles_to_drop_per_net": 1},
     {"policy_kwargs": {"network": "ln_resnet", "net_arch": [16, 16]}},
     {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [16]}, "share_features_extractor": True}},
     {"policy_kwargs": {"net_arch": []}},

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import TensorDict
+from sb3_contrib.common.utils import quantile_huber_loss
+from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 
 from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.generative.transport import TransportModel, pair_cost, pair_entropy
@@ -17,7 +18,14 @@ from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch, tree_map
 from sb3_consistency.training.temperature import Temperature
 from sb3_consistency.training.updater import LossFn
-from sb3_consistency.values.losses import batch_normalised, normalised_q_loss, pessimistic_value, td_target, twin_q_loss
+from sb3_consistency.values.losses import (
+    batch_normalised,
+    lowest_quantiles,
+    normalised_q_loss,
+    pessimistic_value,
+    td_target,
+    twin_q_loss,
+)
 
 ACTOR_Q = ("random", "min", "mean")
 TARGET_POLICIES = ("ema", "current")
@@ -85,7 +93,13 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         default=None,
         one_of=ACTOR_Q,
         doc='critic in the Q term: "random" (one raised, another sets the scale), "min" or "mean" of them; None for "random", '
-        'from scratch "min"',
+        'from scratch "min", of quantiles "mean"',
+    )
+    top_quantiles_to_drop_per_net: int = option(
+        default=2,
+        low=0,
+        before=2,
+        doc="of ``policy_kwargs=dict(n_quantiles=25)``, as of TQC: the highest of each critic, which the target leaves out",
     )
     normalize_actor_q: bool = option(
         default=True, doc="divide the Q term by the mean of |Q|; not with a temperature, which is balanced against Q itself"
@@ -194,7 +208,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         policy, normalise = self.policy, self.normalize_actor_q and not self.is_transport
         with th.no_grad():
             critic_features = policy.critic.features(batch.observations)
-        kind = self.actor_q or ("min" if self.is_transport else "random")
+        kind = self.actor_q or ("mean" if policy.n_quantiles > 1 else "min" if self.is_transport else "random")
         if kind == "random" and policy.n_critics > 1:
             # only the critic that is raised needs a backward pass
             raised_one, scale_one = th.rand(policy.n_critics, device=self.device).argsort()[:2].split(1)
@@ -208,7 +222,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def critic_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
-        Mean squared temporal-difference error, summed over the critics.
+        Mean squared temporal-difference error, summed over the critics; of quantiles their regression (Kuznetsov et al. 2020).
 
         :param batch: transitions
         :return: loss of the critics, scalars to log
@@ -217,30 +231,44 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
             target = td_target(batch.rewards, batch.dones, batch.discounts, self.next_value(batch))
             if self.q_norm:
                 target = batch_normalised(target)
+        if self.policy.n_quantiles > 1:
+            quantiles = self.policy.critic.quantiles(batch.observations, batch.actions)
+            loss = quantile_huber_loss(quantiles, target.unsqueeze(1), sum_over_quantiles=False)
+            return loss, {"q_value": quantiles.detach().mean()}
         q_values = self.policy.critic(batch.observations, batch.actions)
         return twin_q_loss(q_values, target), {"q_value": q_values.detach().mean()}
 
     def next_value(self, batch: Batch) -> th.Tensor:
         """
         :param batch: transitions
-        :return: pessimistic value of the next state under the target networks, less the cost of a transport, (B, 1)
+        :return: what :meth:`target_value` says of the next state, less the cost of a transport
         """
-        obs, critic = batch.next_observations, self.policy.critic_target
+        obs = batch.next_observations
         if self.is_transport:
             features = self.policy.actor.features(obs)
             ends, velocities = self.policy.actor.carry(features)
             # a pass less: see pair_cost
             others = velocities if self.shift_cost == 1 else self.policy.actor.carry(features)[1]
             costs = pair_cost(velocities, others, self.shift_cost)
-            return pessimistic_value(critic(obs, ends.tanh()), self._random_pair()) - self.step_ent_coef * costs
+            return self.target_value(obs, ends.tanh()) - self.step_ent_coef * costs
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         if not self.max_q_backup:
-            actions = actor.sample(actor.features(obs), self.train_sampling_steps)
-            return pessimistic_value(critic(obs, actions), self._random_pair())
+            return self.target_value(obs, actor.sample(actor.features(obs), self.train_sampling_steps))
         repeated = tree_map(lambda x: x.repeat_interleave(MAX_Q_ACTIONS, dim=0), obs)
         actions = actor.sample(actor.features(repeated), self.train_sampling_steps)
-        best = critic(repeated, actions).unflatten(0, (-1, MAX_Q_ACTIONS)).amax(dim=1)
+        best = self.policy.critic_target(repeated, actions).unflatten(0, (-1, MAX_Q_ACTIONS)).amax(dim=1)
         return pessimistic_value(best, self._random_pair())
+
+    def target_value(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        :param obs: observations, (B, ...)
+        :param actions: scaled actions in them, (B, A)
+        :return: pessimistic value under the target critics, (B, 1), or the K lower ones of their quantiles, (B, K)
+        """
+        critic = self.policy.critic_target
+        if self.policy.n_quantiles > 1:
+            return lowest_quantiles(critic.quantiles(obs, actions), self.top_quantiles_to_drop_per_net)
+        return pessimistic_value(critic(obs, actions), self._random_pair())
 
     def _random_pair(self) -> th.Tensor | None:
         n_critics = self.policy.n_critics
@@ -288,8 +316,23 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
             return -float(math.prod(self.policy.actor.model.event_shape))
         return float(self.target_entropy)
 
+    def check_together(self) -> None:
+        super().check_together()
+        n_quantiles = self.policy.n_quantiles if self.is_built else 1
+        if n_quantiles == 1:
+            return
+        dropped = self.top_quantiles_to_drop_per_net
+        if dropped >= n_quantiles:
+            raise ValueError(
+                f"top_quantiles_to_drop_per_net must be below n_quantiles, {n_quantiles}, or none are left, got {dropped}."
+            )
+        for name in ("q_norm", "max_q_backup"):
+            if getattr(self, name):
+                raise ValueError(f"{name} must be False with critics of quantiles (n_quantiles={n_quantiles}), got True.")
+
     def _setup_model(self) -> None:
         super()._setup_model()
+        self.check_together()  # of the networks, too
         self.temperature = Temperature(getattr(self, "ent_coef", 0.0), self.lr_schedule(1), self.device)
         self._batch = None
         self._take_form()

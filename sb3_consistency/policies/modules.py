@@ -351,6 +351,13 @@ class CriticOptions(ValueOptions):
     """What critics can be told."""
 
     n_critics: int = option(default=2, low=1, fixed=True, doc="number of critics")
+    n_quantiles: int = option(
+        default=1,
+        low=1,
+        fixed=True,
+        before=1,
+        doc="quantiles of the return that each critic learns, as TQC's do (25 there); 1 learns its mean",
+    )
 
 
 class GenerativeCritic(CriticOptions, HorizonOptions, FeatureNetwork):
@@ -360,7 +367,9 @@ class GenerativeCritic(CriticOptions, HorizonOptions, FeatureNetwork):
 
     def build(self) -> None:
         sizes = self.condition_dim, self.horizon * self.action_dim
-        self.q_networks = StackedCritic(*sizes, self.net_arch, self.n_critics, self.activation_fn, self.layer_norm)
+        self.q_networks = StackedCritic(
+            *sizes, self.net_arch, self.n_critics, self.activation_fn, self.layer_norm, self.n_quantiles
+        )
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
@@ -369,6 +378,14 @@ class GenerativeCritic(CriticOptions, HorizonOptions, FeatureNetwork):
         :return: Q-values, (B, n_critics)
         """
         return self.q_networks(self.features(obs), actions)
+
+    def quantiles(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        :param obs: observations, (B, ...), or (B, h, ...)
+        :param actions: chunks of scaled actions, (B, H A)
+        :return: quantiles of the return, in no order, (B, n_critics, n_quantiles)
+        """
+        return self.q_networks.quantiles(self.features(obs), actions)
 
 
 class ValueNetwork(ValueOptions, FeatureNetwork):

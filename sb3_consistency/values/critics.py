@@ -74,13 +74,14 @@ class StackedLayerNorm(nn.Module):
 
 class StackedMlp(nn.Module):
     """
-    ``n_members`` independent scalar-valued MLPs of one architecture as one batched network.
+    ``n_members`` independent MLPs of one architecture as one batched network. The value of each is the mean of its outputs.
 
     :param n_in: input size
     :param net_arch: hidden layer sizes
     :param n_members: number of networks
     :param activation_fn: activation class
     :param layer_norm: normalise every hidden layer before its activation
+    :param n_out: number of outputs of each
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class StackedMlp(nn.Module):
         n_members: int = 1,
         activation_fn: type[nn.Module] = Mish,
         layer_norm: bool = False,
+        n_out: int = 1,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -99,7 +101,7 @@ class StackedMlp(nn.Module):
                 layers.append(StackedLayerNorm(n_members, width))
             layers.append(activation_fn())
             n_in = width
-        self.layers = nn.Sequential(*layers, StackedLinear(n_members, n_in, 1))
+        self.layers = nn.Sequential(*layers, StackedLinear(n_members, n_in, n_out))
 
     def forward(self, x: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
         """
@@ -107,8 +109,16 @@ class StackedMlp(nn.Module):
         :param members: numbers of the M members to evaluate, (M,); None for all
         :return: one value per row and member, (B, n_members), or (B, M)
         """
+        return self.outputs(x, members).mean(dim=-1)
+
+    def outputs(self, x: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param x: as of :meth:`forward`
+        :param members: likewise
+        :return: what they say, (B, n_members, n_out), or (B, M, n_out)
+        """
         first, *rest = [partial(layer, members=members) if _is_stacked(layer) else layer for layer in self.layers]
-        return remaining_layers(rest, in_float32(first, x)).squeeze(-1).T
+        return remaining_layers(rest, in_float32(first, x)).transpose(0, 1)
 
 
 class StackedCritic(StackedMlp):
@@ -121,6 +131,7 @@ class StackedCritic(StackedMlp):
     :param n_critics: number of critics
     :param activation_fn: activation class
     :param layer_norm: normalise every hidden layer before its activation
+    :param n_quantiles: number of quantiles of the return that each learns; Q is their mean. 1 learns Q itself
     """
 
     def __init__(
@@ -131,8 +142,9 @@ class StackedCritic(StackedMlp):
         n_critics: int = 2,
         activation_fn: type[nn.Module] = Mish,
         layer_norm: bool = False,
+        n_quantiles: int = 1,
     ) -> None:
-        super().__init__(features_dim + action_dim, net_arch, n_critics, activation_fn, layer_norm)
+        super().__init__(features_dim + action_dim, net_arch, n_critics, activation_fn, layer_norm, n_quantiles)
 
     def forward(  # type: ignore[override]
         self, features: th.Tensor, actions: th.Tensor, members: th.Tensor | None = None
@@ -144,3 +156,11 @@ class StackedCritic(StackedMlp):
         :return: Q-values, (B, n_critics), or (B, M)
         """
         return super().forward(th.cat([features, actions], dim=-1), members)
+
+    def quantiles(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param features: observation features, (B, features_dim)
+        :param actions: actions scaled to [-1, 1], (B, action_dim)
+        :return: quantiles of the return, in no order, (B, n_critics, n_quantiles)
+        """
+        return self.outputs(th.cat([features, actions], dim=-1))

@@ -14,13 +14,13 @@ def td_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float
     :param rewards: (B, 1)
     :param dones: 1 where the episode terminated; time-outs are 0, so they bootstrap, (B, 1)
     :param discounts: gamma, or gamma^n per row for n-step returns, scalar or (B, 1)
-    :param next_values: value of the next state, (B, 1)
-    :return: target, (B, 1)
-    :raises ValueError: if the shapes would broadcast to anything but (B, 1)
+    :param next_values: value of the next state, (B, 1), or K quantiles of the return from there, (B, K)
+    :return: target, (B, 1) or (B, K)
+    :raises ValueError: if the shapes would broadcast to anything else
     """
-    if not rewards.shape == dones.shape == next_values.shape:
+    if not rewards.shape == dones.shape == (len(next_values), 1):
         raise ValueError(
-            "rewards, dones and next_values must have one shape (B, 1), got "
+            "rewards and dones must have the shape (B, 1), next_values (B, 1) or (B, K), got "
             f"{tuple(rewards.shape)}, {tuple(dones.shape)} and {tuple(next_values.shape)}."
         )
     return rewards + discounts * (1 - dones) * next_values
@@ -38,6 +38,20 @@ def pessimistic_value(q_values: th.Tensor, pair: th.Tensor | None = None) -> th.
     """
     chosen = q_values if pair is None else q_values.index_select(1, pair)
     return chosen.amin(dim=1, keepdim=True)
+
+
+def lowest_quantiles(quantiles: th.Tensor, dropped: int) -> th.Tensor:
+    """
+    The quantiles of all critics together, without the highest: the mean of those that are left is a pessimistic value.
+
+    Source: Kuznetsov et al. 2020 (TQC), section 3.
+
+    :param quantiles: (B, C, N)
+    :param dropped: how many per critic are left out
+    :return: in rising order, (B, C (N - dropped))
+    """
+    n_critics, n_quantiles = quantiles.shape[1:]
+    return quantiles.flatten(1).sort(dim=1).values[:, : n_critics * (n_quantiles - dropped)]
 
 
 def twin_q_loss(q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
