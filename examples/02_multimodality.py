@@ -130,9 +130,9 @@ for axis, (name, points) in zip(axes.flat, panels.items(), strict=False):
     print(told)
     axis.scatter(*points.T, s=2, alpha=0.4, color=colour_of(name))
     axis.set(
-        title=f"{name}\n{modes} of 8 modes, {100 * near:.0f} % near a mode",
         aspect="equal",
         xlim=(-1.1, 1.1),
         ylim=(-1.1, 1.1),
     )
+    axis.set_title(f"{name}\n{modes} of 8 modes, {100 * near:.0f} % near a mode", fontsize="medium")
 figure.savefig(args.png, dpi=120)
