@@ -22,8 +22,10 @@ def test_terminal_steps_do_not_bootstrap():
 
 
 def test_td_target_rejects_shapes_that_would_broadcast():
-    with pytest.raises(ValueError, match=r"\(B, 1\)"):
-        td_target(th.zeros(4, 1), th.zeros(4), 0.9, th.zeros(4, 1))
+    for shapes in [((4, 1), (4,), (4, 1)), ((4, 1), (4, 1), (4,)), ((4, 1), (4, 1), (3, 1))]:
+        rewards, dones, next_values = map(th.zeros, shapes)
+        with pytest.raises(ValueError, match=r"\(B, 1\)"):
+            td_target(rewards, dones, 0.9, next_values)
 
 
 def test_pessimistic_value_of_all_and_of_a_pair():

@@ -18,7 +18,7 @@ def td_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float
     :return: target, (B, 1) or (B, K)
     :raises ValueError: if the shapes would broadcast to anything else
     """
-    if not rewards.shape == dones.shape == (len(next_values), 1):
+    if next_values.ndim != 2 or not rewards.shape == dones.shape == (len(next_values), 1):
         raise ValueError(
             "rewards and dones must have the shape (B, 1), next_values (B, 1) or (B, K), got "
             f"{tuple(rewards.shape)}, {tuple(dones.shape)} and {tuple(next_values.shape)}."
