@@ -318,7 +318,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def check_together(self) -> None:
         super().check_together()
-        n_quantiles = self.policy.n_quantiles if self.is_built else 1
+        if self.is_built:
+            self._check_quantiles()
+
+    def _check_quantiles(self) -> None:
+        n_quantiles = self.policy.n_quantiles
         if n_quantiles == 1:
             return
         dropped = self.top_quantiles_to_drop_per_net
@@ -332,7 +336,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.check_together()  # of the networks, too
+        self._check_quantiles()
         self.temperature = Temperature(getattr(self, "ent_coef", 0.0), self.lr_schedule(1), self.device)
         self._batch = None
         self._take_form()
