@@ -54,6 +54,7 @@ COLOURS = {
     "DiffusionBC": "#b8a800",
     "RACTD": "#cc79a7",
     "SAC": "#000000",
+    "LayerNormSAC": "#7f7f7f",
     "TD3": "#8c564b",
     "TQC": "#e69f00",
     "sbx:SAC": "#a0a0a0",

@@ -4,7 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from torch import nn
 
 from sb3_consistency import open_dataset, record_dataset, swing_up
 from sb3_consistency.benchmark import peers
@@ -24,6 +26,21 @@ def test_libraries_that_are_missing_or_unknown(monkeypatch):
         jobs_of("online", ["sbx:SAC"], ["e"], [0], 0, 10)
     with pytest.raises(ValueError, match=r"'other' in 'other:SAC' is none of .*d3rlpy"):
         jobs_of("online", ["other:SAC"], ["e"], [0], 0, 10)
+
+
+def test_the_control_is_sac_with_normalised_critics():
+    (job,) = jobs_of("online", ["layernormsac {'policy_kwargs': {'net_arch': [16, 16, 16]}}"], ["Pendulum-v1"], [0], 0, 120)
+    assert job.algo == "LayerNormSAC"
+    model = peers.find_algorithm(job.algo)("MlpPolicy", "Pendulum-v1", seed=0, policy_kwargs={"net_arch": [16, 16, 16]})
+    for critic in (model.critic, model.critic_target):
+        for network in critic.q_networks:
+            kinds = [type(layer).__name__ for layer in network]
+            assert kinds == ["Linear", "LayerNorm", "ReLU"] * 3 + ["Linear"]
+    assert not [layer for layer in model.actor.modules() if isinstance(layer, nn.LayerNorm)]
+    norm = next(layer for layer in model.critic.modules() if isinstance(layer, nn.LayerNorm))
+    before, followed = norm.bias.clone(), model.critic_target.q_networks[0][1]
+    model.learn(120)
+    assert not th.equal(before, norm.bias) and not th.equal(before, followed.bias)
 
 
 def test_settings_of_ones_own_go_with_the_name():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sb3_consistency
+from sb3_consistency.benchmark.control import LayerNormSAC
 from sb3_consistency.registry import how_to_install
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ LIBRARIES = {"d3rlpy": how_to_install("peers"), "sbx": "pip install sbx-rl"}
 
 def find_algorithm(name: str) -> type[Any]:
     """
-    :param name: name of an algorithm of this package, SB3 or sb3-contrib, or "sbx:SAC", "d3rlpy:IQL"
+    :param name: name of an algorithm of this package, SB3 or sb3-contrib, "LayerNormSAC", "sbx:SAC" or "d3rlpy:IQL"
     :return: its class; of d3rlpy, that of its configuration
     :raises ImportError: if the library is missing
     :raises ValueError: if there is none of this name
     """
     library, _, algo = name.rpartition(":")
+    if algo.lower() == LayerNormSAC.__name__.lower() and not library:
+        return LayerNormSAC
     if not library:
         return sb3_consistency.find_algorithm(algo)
     if library not in LIBRARIES:
