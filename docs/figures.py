@@ -72,6 +72,18 @@ def seeds(axis: plt.Axes, row: float, values: list[float], colour: str) -> None:
     axis.plot(np.mean(values), row, "|", color=colour, markersize=11, markeredgewidth=2.5)
 
 
+def curve(axis: plt.Axes, x: list[float], lines: np.ndarray, colour: str, style: str = "-") -> None:
+    """
+    :param axis: to draw on
+    :param x: steps
+    :param lines: one per seed, thin; a thick one at their mean
+    :param colour: of all
+    :param style: of all
+    """
+    axis.plot(x, lines.T, style, color=colour, linewidth=0.8, alpha=0.5)
+    axis.plot(x, lines.mean(axis=0), style, color=colour, linewidth=2.5)
+
+
 def rows(
     names: dict[str, str],
     data: dict[str, float],
@@ -144,8 +156,7 @@ def online() -> None:
         ends = []
         for name, values in curves.items():
             lines, colour = np.array(values), colour_of(name)
-            axis.plot(x, lines.T, color=colour, linewidth=0.8, alpha=0.5)
-            axis.plot(x, lines.mean(axis=0), color=colour, linewidth=2.5)
+            curve(axis, x, lines, colour)
             finals = lines[:, -3:].mean(axis=1)
             ends.append((float(lines.mean(axis=0)[-1]), name, colour))
             print(
@@ -232,11 +243,55 @@ def chunks() -> None:
     save(figure, "chunks")
 
 
+def q_chunking() -> None:
+    """Successes of CPQL with chunks and without, by gradient steps, on OGBench's cube."""
+    common = {"alpha": 6.0, "compile": True, "bc_loss": "distill", "policy_kwargs": {"net_arch": [128, 128]}}
+    runs = [run for run in records("offline") if run["data"] == "ogbench:cube-single-play-v0.npz?task=2"]
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    ends = []
+    for horizon, label, style in ((5, "horizon=5", "-"), (1, "one action at a time", "--")):
+        mine = [run for run in runs if ast.literal_eval(run["options"]) == {"horizon": horizon, **common}]
+        lines = 100 * np.array([[point["success"] for point in run["curve"]] for run in mine])
+        curve(axis, [point["step"] for point in mine[0]["curve"]], lines, colour_of("CPQL"), style)
+        ends.append((float(lines.mean(axis=0)[-1]), label, colour_of("CPQL")))
+        for kind in ("deterministic", "sampled"):
+            values = [round(100 * run[f"{kind}_success"]) for run in mine]
+            print(f"cube, {label}, {kind}: {np.mean(values):.0f} %, by seed {values}")
+    axis.set(xlabel="gradient steps", ylabel="% of 20 episodes that reach the goal", xlim=(0, 50_500), ylim=(-3, 103))
+    thousands(axis)
+    tidy(axis)
+    name_lines(axis, ends)
+    save(figure, "q_chunking")
+
+
+def going_online() -> None:
+    """Returns of CPQL before and after it goes online, and the share that is kept."""
+    runs = records("offline-to-online")
+    sets = list(dict.fromkeys(run["data"] for run in runs))
+    figure, axes = plt.subplots(1, len(sets), figsize=(11, 3.2), layout="constrained")
+    for axis, data in zip(axes, sets, strict=True):
+        mine = [run for run in runs if run["data"] == data and by_default(run)]
+        for phase in ("offline", "online"):
+            points = [[point for point in run["curve"] if point["phase"] == phase] for run in mine]
+            lines = np.array([[point["return"] for point in seed] for seed in points])
+            start = -mine[0]["offline_steps"] if phase == "offline" else 0
+            curve(axis, [start + point["step"] for point in points[0]], lines, colour_of("CPQL"))
+            means = lines[:, -3:].mean(axis=1) if phase == "offline" else lines.mean(axis=1)
+            print(f"going online, {data}, {phase}: {means.mean():.0f}, by seed {means.round().astype(int).tolist()}")
+        axis.axvline(0, color=DATA, linewidth=1)
+        axis.axhline(mine[0]["behaviour_return"], color=DATA, linewidth=2, zorder=0)
+        axis.set(title=short(data), xlabel="steps before and after the switch")
+        thousands(axis)
+        tidy(axis)
+    axes[0].set_ylabel("mean return of 20 episodes")
+    save(figure, "offline_to_online")
+
+
 def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(RESULTS / f"{name}.png", dpi=120)
     plt.close(figure)
 
 
 if __name__ == "__main__":
-    for draw in (offline, online, chunks, speed, planner):
+    for draw in (offline, online, going_online, chunks, q_chunking, speed, planner):
         draw()
