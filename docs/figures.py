@@ -257,7 +257,7 @@ def q_chunking() -> None:
         for kind in ("deterministic", "sampled"):
             values = [round(100 * run[f"{kind}_success"]) for run in mine]
             print(f"cube, {label}, {kind}: {np.mean(values):.0f} %, by seed {values}")
-    axis.set(xlabel="gradient steps", ylabel="% of 20 episodes that reach the goal", xlim=(0, 50_500), ylim=(-3, 103))
+    axis.set(xlabel="gradient steps", ylabel="goal reached, % of 20 episodes", xlim=(0, 50_500), ylim=(-3, 103))
     thousands(axis)
     tidy(axis)
     name_lines(axis, ends)
