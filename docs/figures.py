@@ -281,8 +281,10 @@ def going_online() -> None:
         axis.axvline(0, color=DATA, linewidth=1)
         axis.axhline(mine[0]["behaviour_return"], color=DATA, linewidth=2, zorder=0)
         axis.set(title=short(data), xlabel="steps before and after the switch")
+        axis.set_ylim(bottom=0)
         thousands(axis)
         tidy(axis)
+        name_lines(axis, [(mine[0]["behaviour_return"], "the data", "0.4")])
     axes[0].set_ylabel("mean return of 20 episodes")
     save(figure, "offline_to_online")
 
