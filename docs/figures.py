@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sb3_consistency.benchmark.drawing import name_lines, thousands, with_interval
-from sb3_consistency.benchmark.intervals import estimate
+from sb3_consistency.benchmark.intervals import LAST, estimate
 from sb3_consistency.registry import colour_of
 
 DOCS = Path(__file__).parent
@@ -157,7 +157,7 @@ def online() -> None:
         for name, values in curves.items():
             lines, colour = np.array(values), colour_of(name)
             curve(axis, x, lines, colour)
-            finals = lines[:, -3:].mean(axis=1)
+            finals = lines[:, -LAST:].mean(axis=1)
             ends.append((float(lines.mean(axis=0)[-1]), name, colour))
             print(
                 f"online, {env}, {steps:,} steps, {name}: {finals.mean():.0f}, by seed {finals.round().astype(int).tolist()}"
@@ -266,18 +266,19 @@ def q_chunking() -> None:
 
 def going_online() -> None:
     """Returns of CPQL before and after it goes online, and the share that is kept."""
-    runs = records("offline-to-online")
+    runs = [run for run in records("offline-to-online") if by_default(run)]
     sets = list(dict.fromkeys(run["data"] for run in runs))
     figure, axes = plt.subplots(1, len(sets), figsize=(11, 3.2), layout="constrained")
     for axis, data in zip(axes, sets, strict=True):
-        mine = [run for run in runs if run["data"] == data and by_default(run)]
-        for phase in ("offline", "online"):
-            points = [[point for point in run["curve"] if point["phase"] == phase] for run in mine]
-            lines = np.array([[point["return"] for point in seed] for seed in points])
-            start = -mine[0]["offline_steps"] if phase == "offline" else 0
-            curve(axis, [start + point["step"] for point in points[0]], lines, colour_of("CPQL"))
-            means = lines[:, -3:].mean(axis=1) if phase == "offline" else lines.mean(axis=1)
-            print(f"going online, {data}, {phase}: {means.mean():.0f}, by seed {means.round().astype(int).tolist()}")
+        mine = [run for run in runs if run["data"] == data]
+        means = {}
+        for phase, start, first in (("offline", -mine[0]["offline_steps"], -LAST), ("online", 0, 0)):
+            x = [start + point["step"] for point in mine[0]["curve"] if point["phase"] == phase]
+            lines = np.array([[point["return"] for point in run["curve"] if point["phase"] == phase] for run in mine])
+            curve(axis, x, lines, colour_of("CPQL"))
+            means[phase] = lines[:, first:].mean(axis=1)
+            print(f"going online, {data}, {phase}: {means[phase].mean():.0f}, by seed {means[phase].round().astype(int)}")
+        print(f"going online, {data}, kept by seed: {(means['online'] / means['offline']).round(3)}")
         axis.axvline(0, color=DATA, linewidth=1)
         axis.axhline(mine[0]["behaviour_return"], color=DATA, linewidth=2, zorder=0)
         axis.set(title=short(data), xlabel="steps before and after the switch")

@@ -33,10 +33,8 @@ def find_algorithm(name: str) -> type[Any]:
     :raises ValueError: if there is none of this name
     """
     library, _, algo = name.rpartition(":")
-    if algo.lower() == LayerNormSAC.__name__.lower() and not library:
-        return LayerNormSAC
     if not library:
-        return sb3_consistency.find_algorithm(algo)
+        return LayerNormSAC if algo.lower() == "layernormsac" else sb3_consistency.find_algorithm(algo)
     if library not in LIBRARIES:
         raise ValueError(f"--algos: {library!r} in {name!r} is none of the libraries that can be asked: {sorted(LIBRARIES)}.")
     try:
