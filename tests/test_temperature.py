@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 
 from sb3_consistency import CPQL, ConsistencyAC
-from sb3_consistency.generative.transport import TransportModel, pair_cost, pair_entropy
+from sb3_consistency.generative.consistency import ConsistencyModel
+from sb3_consistency.generative.exploration import ExploringModel, pair_cost, pair_entropy
 from sb3_consistency.values.losses import temperature_gradient
 from tests.conftest import SMALL, loaded, make_arrays
 
@@ -21,9 +23,10 @@ def online_model(cls=CPQL, env="Pendulum-v1", **kwargs):
     return cls("MlpPolicy", env, **{**SMALL, "learning_starts": 10, **kwargs})
 
 
-def model_of_actions(transport=True, **kwargs):
+def model_of_actions(form="transport", **kwargs):
     th.manual_seed(0)
-    return TransportModel(2, 3, network_kwargs={"net_arch": [16]}, transport=transport, **kwargs)
+    exploration = "transport" if form == "transport" else "gaussian"
+    return ExploringModel(2, 3, network_kwargs={"net_arch": [16]}, form=form, exploration=exploration, **kwargs)
 
 
 def test_actions_follow_from_the_network():
@@ -64,14 +67,14 @@ def test_a_transport_takes_one_pass_however_many_it_would_take_as_a_consistency_
     model = model_of_actions(sampling_steps=3)
     assert model.noise_shape(5) == model.noise_shape(5, 3) == (1, 5, 2)
     assert th.equal(model.sample(noise, cond), model.carry(noise[0], cond)[0].tanh())
-    assert model_of_actions(transport=False, sampling_steps=3).noise_shape(5) == (3, 5, 2)
+    assert model_of_actions("plain", sampling_steps=3).noise_shape(5) == (3, 5, 2)
 
 
 def test_noise_has_a_path_to_the_action():
     """At sigma_max a consistency model's c_skip leaves none: what the spread of a new policy's actions shows."""
     noise, cond = th.randn(1, 1000, 2), th.zeros(1000, 3)
     assert model_of_actions().sample(noise, cond).std() > 0.3
-    assert model_of_actions(transport=False).sample(noise, cond).std() < 0.05
+    assert model_of_actions("plain").sample(noise, cond).std() < 0.05
 
 
 def test_distances_of_pairs_tell_the_entropy_of_a_gaussian():
@@ -100,39 +103,98 @@ def test_the_temperature_moves_towards_the_target_entropy():
     assert model.log_ent_coef < 0
 
 
-@pytest.mark.parametrize("shift_cost", [0.0, 1.0])
-def test_the_target_pays_for_the_next_action(shift_cost):
-    model = online_model(ent_coef=0.25, shift_cost=shift_cost).learn(20)
+@pytest.mark.parametrize("kwargs", [{"exploration": "gaussian"}, {"exploration": "transport", "shift_cost": 0.0}])
+def test_the_target_pays_for_the_next_action(kwargs):
+    model = online_model(ent_coef=0.25, **kwargs).learn(20)
     batch = next(model.batches(1, 16))
     model.prepare_step()
     th.manual_seed(3)
     value = model.next_value(batch)
     th.manual_seed(3)
-    features = model.actor.features(batch.next_observations)
-    ends, moves = model.actor.carry(features)
-    others = moves if shift_cost else model.actor.carry(features)[1]
-    cost = pair_cost(moves, others, shift_cost)
-    expected = model.critic_target(batch.next_observations, ends.tanh()).amin(1, keepdim=True) - 0.25 * cost
+    actions, cost, _ = model.actor.explore(model.actor.features(batch.next_observations), model.shift_cost)
+    expected = model.critic_target(batch.next_observations, actions).amin(1, keepdim=True) - 0.25 * cost
     th.testing.assert_close(value, expected)
+    assert cost.abs().min() > 0
+
+
+def spread_model(form):
+    """One whose standard deviation depends on the state."""
+    model = model_of_actions(form)
+    th.nn.init.normal_(model.log_std[-1].weight, std=0.1)
+    return model.requires_grad_(False)
+
+
+def test_entropy_of_noise_that_is_squashed_is_sacs():
+    model, n = spread_model("squashed"), 200_000
+    noise, cond = th.randn(2, n, 2), th.tensor([[0.5, -1.0, 2.0]])
+    noise[0] = noise[0, :1]  # one z
+    actions, cost, entropy = model.explore(noise, cond.expand(n, -1), 1.0)
+    theirs = SquashedDiagGaussianDistribution(2)
+    theirs.proba_distribution(model.denoise(noise[:1, :1], cond), model.log_std(cond))
+    assert entropy.mean() == pytest.approx(float(-theirs.log_prob(actions).mean()), abs=0.01)
+    th.testing.assert_close(cost, -entropy)
+    th.testing.assert_close(actions, model.sample(noise, cond.expand(n, -1)))
+
+
+def test_noise_that_is_added_after_an_offline_phase_keeps_the_action():
+    model, cond = spread_model("added"), th.randn(5, 3)
+    noise = th.randn(2, 5, 2)
+    plain = ConsistencyModel.sample(model, noise[:1], cond)
+    actions, cost, entropy = model.explore(noise, cond, 1.0)
+    std = model.log_std(cond).exp()
+    th.testing.assert_close(actions, (plain + std * noise[1]).clamp(-1, 1))
+    th.testing.assert_close(entropy[:, 0], th.distributions.Normal(plain, std).entropy().sum(1))
+    th.testing.assert_close(cost, -entropy)
+    th.testing.assert_close(model.denoise(noise[:1], cond), plain)
+    model.start_spread(0.1)
+    assert model.log_std(cond).exp().sub(0.1).abs().max() < 1e-6
 
 
 @with_temperature
-def test_the_first_gradient_step_decides_on_the_kind_of_policy(cls, tmp_path):
+def test_an_offline_policy_goes_online_with_noise(cls):
+    model = loaded(cls, env="Pendulum-v1", exploration="gaussian", learning_starts=10)
+    model.pretrain(5)
+    obs = np.ones((4, 3), np.float32)
+    before = model.predict(obs, deterministic=True)[0]
+    assert model.ent_coef_tensor == 1  # not used offline
+    model._begin_to_explore()
+    np.testing.assert_array_equal(before, model.predict(obs, deterministic=True)[0])
+    assert model.ent_coef_tensor == pytest.approx(0.01)
+    std, of_z = model.actor.action_stds(th.ones(4, 3))
+    assert std == pytest.approx(math.hypot(0.1, of_z), rel=0.2)
+    model.learn(20)
+    # the reference stays, and Q in its units
+    assert model.step_alpha == 1 and abs(model.logger.name_to_value["train/q_loss"]) == pytest.approx(1, abs=0.5)
+    assert {"train/bc_loss", "train/entropy"} <= model.logger.name_to_value.keys()
+    assert not math.isclose(model.actor.action_stds(th.ones(4, 3))[0], std, rel_tol=1e-3)  # it is learned
+    told = loaded(cls, env="Pendulum-v1", exploration="gaussian", ent_coef="auto_0.3")
+    told.pretrain(1)
+    told._begin_to_explore()
+    assert told.ent_coef_tensor == pytest.approx(0.3)
+
+
+@with_temperature
+@pytest.mark.parametrize(
+    ("exploration", "from_scratch", "afterwards"), [("gaussian", "squashed", "added"), ("transport", "transport", "plain")]
+)
+def test_the_first_gradient_step_decides_on_the_kind_of_policy(cls, exploration, from_scratch, afterwards, tmp_path):
     obs = np.zeros((4, 3), np.float32)
-    scratch = online_model(cls).learn(20)
-    offline = loaded(cls, env="Pendulum-v1")
-    assert not offline.actor.model.transport
+    scratch = online_model(cls, exploration=exploration).learn(20)
+    offline = loaded(cls, env="Pendulum-v1", exploration=exploration)
+    assert offline.actor.model.form == "plain"
     offline.pretrain(3)
+    assert offline.actor.model.form == "plain"
     offline.learn(20)
-    assert scratch.actor.model.transport and not offline.actor.model.transport
+    forms = (from_scratch, afterwards)
+    assert (scratch.actor.model.form, offline.actor.model.form) == forms
     scratch.load_dataset(make_arrays())
     scratch.pretrain(2)
-    assert scratch.actor.model.transport
+    assert scratch.actor.model.form == from_scratch
     for model in (scratch, offline):
         model.save(tmp_path / "model")
         model.save_safe(tmp_path / "model")
         for back in (cls.load(tmp_path / "model"), cls.load_safe(tmp_path / "model")):
-            assert back.actor.model.transport == back.actor_target.model.transport == model.actor.model.transport
+            assert back.actor.model.form == back.actor_target.model.form == model.actor.model.form
             np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, back)))
             assert th.equal(back.ent_coef_tensor, model.ent_coef_tensor)
 
@@ -140,7 +202,7 @@ def test_the_first_gradient_step_decides_on_the_kind_of_policy(cls, tmp_path):
 @with_temperature
 def test_without_a_temperature_it_is_the_policy_of_the_offline_phase(cls):
     model = online_model(cls, ent_coef=0, alpha=0.05).learn(20)
-    assert not model.actor.model.transport and model.log_ent_coef is None
+    assert model.actor.model.form == "plain" and model.log_ent_coef is None
     assert model.step_alpha == pytest.approx(0.05)
 
 
@@ -214,16 +276,18 @@ def test_without_a_dataset_the_networks_are_sacs(cls, tmp_path):
         np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, back)))
 
 
-def test_what_is_logged_of_it():
-    model = online_model(env="Pendulum-v1", learning_starts=10)
+@pytest.mark.parametrize("exploration", ["gaussian", "transport"])
+def test_what_is_logged_of_it(exploration):
+    model = online_model(env="Pendulum-v1", learning_starts=10, exploration=exploration)
     model.learn(20)
     logged = model.logger.name_to_value
     model.train(1, 16)
     assert logged["train/ent_coef"] == pytest.approx(float(model.ent_coef_tensor), rel=1e-2)
-    assert logged["train/transport_cost"] > 0 and -1 < logged["train/entropy"] < 2
+    assert ("train/transport_cost" in logged) == (exploration == "transport") and -1 < logged["train/entropy"] < 2
     state = th.get_rng_state()
-    spread = model.actor.action_std(th.zeros(100, 3))
+    spread, of_z = model.actor.action_stds(th.zeros(100, 3))
     assert th.equal(state, th.get_rng_state()) and 0.2 < spread < 0.8
+    assert of_z == spread if exploration == "transport" else of_z < 0.05
 
 
 class Ring(gym.Env):

@@ -9,8 +9,8 @@ import torch as th
 from sb3_contrib.common.utils import quantile_huber_loss
 from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 
+from sb3_consistency.generative.exploration import ExploringModel
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.generative.transport import TransportModel, pair_cost, pair_entropy
 from sb3_consistency.options import StepSchedule, at_step, option
 from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
@@ -32,6 +32,8 @@ TARGET_POLICIES = ("ema", "current")
 MAX_Q_ACTIONS = 10
 #: of the actor; a fixed dataset bears more than moving experience, and needs it to be fitted precisely
 OFFLINE_LEARNING_RATE = 3e-3
+#: after an offline phase: standard deviation of the noise that is added, and its temperature, in units of the mean of |Q|
+ADDED_STD, ADDED_TEMPERATURE = 0.1, 0.01
 
 
 class ActorCritic(CandidateOptions, GenerativeAlgorithm):
@@ -125,6 +127,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     ent_coef: str | float = option(init=False)
     target_entropy: str | float = option(init=False)
     shift_cost: float = option(init=False)
+    exploration: str = option(init=False)
     temperature: Temperature = option(init=False)
     #: weights of the terms at the present gradient step, as tensors: a compiled loss takes numbers for constants
     step_alpha: th.Tensor | None = option(init=False)
@@ -135,8 +138,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     def networks(self) -> Mapping[str, Network]:
         targets = {}
         if self.target_policy == "ema":
-            # a transport's is not asked for: it stays as it is
-            share = 0.0 if self.is_transport or not self.is_actors_turn else 1 - self.actor_ema_decay
+            # from scratch it is not asked for, and stays as it is
+            share = 0.0 if self.is_from_scratch or not self.is_actors_turn else 1 - self.actor_ema_decay
             targets["actor_target"] = Follow(share, self.actor_ema_interval, self.actor_ema_start)
         critic = Network(GenerativeCritic, {}, {"critic_target": Follow(self.tau, self.target_update_interval)})
         return {"actor": self.actor_network(**targets), "critic": critic}
@@ -151,39 +154,41 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
-        alpha L_bc + eta L_q, or w c - eta Q.
+        alpha L_bc + eta L_q, and the cost w c of exploring; from scratch eta L_q + w c.
 
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
-        # once for both terms: of images they cost most of the step
-        features = self.policy.actor.features(batch.observations)
-        if self.is_transport:
-            ends, velocities = self.policy.actor.carry(features)
-            with th.no_grad():
-                other_ends, others = self.policy.actor.carry(features)
-                # before tanh: where actions at the bounds are good, it is no lack of exploration that they lie together
-                entropy = pair_entropy(ends, other_ends).mean()
-            q_loss, cost = self.q_term(batch, ends.tanh()), pair_cost(velocities, others, self.shift_cost).mean()
-            told = {"entropy": entropy, "transport_cost": cost, "ent_coef": self.step_ent_coef, "q_loss": q_loss}
-            # twice: the gradient by way of the others, which is the same in the mean, is left out
-            loss = 2 * self.step_ent_coef * cost + self.step_eta * q_loss
-            return loss, {name: value.detach() for name, value in told.items()}
-        noise = self.actor_noise(features)
-        actions = self.policy.actor.model.sample(noise, features)
-        q_loss = self.q_term(batch, actions)
-        if self.step_alpha is None:
-            return self.step_eta * q_loss, {"q_loss": q_loss.detach()}
-        bc_loss = self.bc_term(batch, features, noise, actions)
-        loss = self.step_alpha * bc_loss + self.step_eta * q_loss
-        return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+        actor, explored, noise = self.policy.actor, None, None
+        # once for all terms: of images they cost most of the step
+        features = actor.features(batch.observations)
+        if self.is_from_scratch:
+            explored = actor.explore(features, self.shift_cost)
+            actions = explored.actions
+        else:
+            noise = self.actor_noise(features)
+            actions = actor.model.denoise(noise, features)
+            if self.form == "added":
+                explored = actor.model.spread(actions, th.randn_like(actions), features)
+        q_loss = self.q_term(batch, actions if explored is None else explored.actions)
+        loss, told = self.step_eta * q_loss, {"q_loss": q_loss}
+        if noise is not None and self.step_alpha is not None:
+            bc_loss = self.bc_term(batch, features, noise, actions)
+            loss, told = self.step_alpha * bc_loss + loss, {"bc_loss": bc_loss, **told}
+        if explored is not None:
+            cost = explored.cost.mean()
+            loss = self.step_ent_coef * cost + loss
+            told |= {"entropy": explored.entropy.mean(), "ent_coef": self.step_ent_coef}
+            told |= {"transport_cost": cost} if self.form == "transport" else {}
+        return loss, {name: value.detach() for name, value in told.items()}
 
     def actor_noise(self, features: th.Tensor) -> th.Tensor:
         """
         :param features: the actor's features of the observations, (B, F)
-        :return: noise that the actor learns from, (S, B, A)
+        :return: noise that the actor learns from, of its passes, (S, B, A)
         """
-        return self.policy.actor.noise(features, self.train_sampling_steps)
+        noise = self.policy.actor.noise(features, self.train_sampling_steps)
+        return noise[: len(noise) - self.policy.actor.model.n_added]
 
     def bc_term(self, batch: Batch, features: th.Tensor, noise: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
@@ -205,10 +210,10 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         :param actions: drawn by the actor in their states, scaled, (B, A)
         :return: L_q = -E[Q_i(s, a)] / E|Q_j(s, a)|, or as ``actor_q`` and ``normalize_actor_q`` say, scalar
         """
-        policy, normalise = self.policy, self.normalize_actor_q and not self.is_transport
+        policy, normalise = self.policy, self.normalize_actor_q and not self.is_from_scratch
         with th.no_grad():
             critic_features = policy.critic.features(batch.observations)
-        kind = self.actor_q or ("mean" if policy.n_quantiles > 1 else "min" if self.is_transport else "random")
+        kind = self.actor_q or ("mean" if policy.n_quantiles > 1 else "min" if self.is_from_scratch else "random")
         if kind == "random" and policy.n_critics > 1:
             # only the critic that is raised needs a backward pass
             raised_one, scale_one = th.rand(policy.n_critics, device=self.device).argsort()[:2].split(1)
@@ -241,16 +246,12 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     def next_value(self, batch: Batch) -> th.Tensor:
         """
         :param batch: transitions
-        :return: what :meth:`target_value` says of the next state, less the cost of a transport
+        :return: what :meth:`target_value` says of the next state, from scratch less the cost of exploring
         """
         obs = batch.next_observations
-        if self.is_transport:
-            features = self.policy.actor.features(obs)
-            ends, velocities = self.policy.actor.carry(features)
-            # a pass less: see pair_cost
-            others = velocities if self.shift_cost == 1 else self.policy.actor.carry(features)[1]
-            costs = pair_cost(velocities, others, self.shift_cost)
-            return self.target_value(obs, ends.tanh()) - self.step_ent_coef * costs
+        if self.is_from_scratch:
+            explored = self.policy.actor.explore(self.policy.actor.features(obs), self.shift_cost)
+            return self.target_value(obs, explored.actions) - self.step_ent_coef * explored.cost
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         if not self.max_q_backup:
             return self.target_value(obs, actor.sample(actor.features(obs), self.train_sampling_steps))
@@ -282,10 +283,18 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         return getattr(self, "ent_coef", 0.0) != 0
 
     @property
-    def is_transport(self) -> bool:
-        """Whether the policy is a transport of noise; before the first gradient step, whether it has no ``dataset``."""
+    def is_from_scratch(self) -> bool:
+        """Whether it learns online from scratch, with a temperature; before the first gradient step, without a ``dataset``."""
         from_scratch = not self.run.began_with_data if self.run.from_scratch is None else self.run.from_scratch
         return from_scratch and self.has_temperature
+
+    @property
+    def form(self) -> str:
+        """What kind of policy it is, see :class:`~sb3_consistency.generative.exploration.ExploringModel`."""
+        if self.is_from_scratch:
+            return "squashed" if self.exploration == "gaussian" else "transport"
+        explores = self.has_temperature and self.run.explores and self.exploration == "gaussian"
+        return "added" if explores else "plain"
 
     @property
     def policy_defaults(self) -> dict[str, Any]:
@@ -345,20 +354,33 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         """Tell the networks what kind of policy they are."""
         for name in ("actor", "actor_target"):
             model = getattr(getattr(self.policy, name, None), "model", None)
-            if isinstance(model, TransportModel):
-                model.transport = self.is_transport
+            if isinstance(model, ExploringModel):
+                model.form = self.form
+        self.updater.forget()
+
+    def _begin_to_explore(self) -> None:
+        """The first online gradient step: after an offline phase noise is added from now on."""
+        self.run.explores = True
+        self._take_form()
+        if self.form == "added":
+            for name in ("actor", "actor_target"):
+                if hasattr(self.policy, name):
+                    getattr(self.policy, name).model.start_spread(ADDED_STD)
+            if self.ent_coef == "auto":
+                self.temperature.restart(ADDED_TEMPERATURE)
 
     def gradient_step(self, batch: Any) -> TensorDict:
         if self.run.from_scratch is None:
             self.run.from_scratch = not self.in_offline_phase
             self._take_form()
-            self.updater.forget()
-            if self.is_transport and self.alpha not in (None, 0):
+            if self.is_from_scratch and self.alpha not in (None, 0):
                 warnings.warn(
                     f"alpha={self.alpha} has no effect: a policy that learns online from scratch clones nothing; with "
                     "ent_coef=0 it does.",
                     stacklevel=2,
                 )
+        if not (self.in_offline_phase or self.run.explores):
+            self._begin_to_explore()
         if not self.in_offline_phase:  # whose logs have no spread; a batch kept holds those drawn together with it
             self._batch = batch
         metrics = super().gradient_step(batch)
@@ -368,7 +390,9 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def dump_logs(self) -> None:
         if self._batch is not None:
-            self.logger.record("train/action_std", self.policy.actor.action_std(self._batch.observations))
+            of_all, of_z = self.policy.actor.action_stds(self._batch.observations)
+            self.logger.record("train/action_std", of_all)
+            self.logger.record("train/action_std_z", of_z)
         super().dump_logs()
 
     # the weights

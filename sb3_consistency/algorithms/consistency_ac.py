@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from sb3_consistency.algorithms.actor_critic import ActorCritic
 from sb3_consistency.generative.consistency import ConsistencyActorOptions
+from sb3_consistency.generative.exploration import ExploringModel
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.generative.transport import TransportModel
 from sb3_consistency.training.temperature import TemperatureOptions
 
 
@@ -28,5 +28,5 @@ class ConsistencyAC(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     3e-3 offline (3e-4), and learning rates fall to 0 offline; no loss scaling or clipping unless asked for.
     """
 
-    model_class: ClassVar[type[GenerativeModel]] = TransportModel
+    model_class: ClassVar[type[GenerativeModel]] = ExploringModel
     sampling_steps: int = 2

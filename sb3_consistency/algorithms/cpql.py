@@ -9,8 +9,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 
 from sb3_consistency.algorithms.actor_critic import ActorCritic
 from sb3_consistency.generative.consistency import BC_LOSSES, ConsistencyActorOptions, ConsistencyOptions, squared_error
+from sb3_consistency.generative.exploration import ExploringModel
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.generative.transport import TransportModel
 from sb3_consistency.options import check_range, option, redeclared
 from sb3_consistency.policies.modules import Follow, Network, ValueNetwork
 from sb3_consistency.training.batches import Batch, tree_map
@@ -67,7 +67,7 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     another one; with ``ent_coef=0`` the Q term stands alone, there with alpha 0.05), and time-limits bootstrap.
     """
 
-    model_class: ClassVar[type[GenerativeModel]] = TransportModel
+    model_class: ClassVar[type[GenerativeModel]] = ExploringModel
     bc_loss: str = redeclared(
         ConsistencyOptions,
         "bc_loss",
@@ -126,7 +126,7 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     def losses(self) -> Mapping[str, LossFn]:
         return {
             **({"value": self.value_loss} if self.value_mode == "iql" else {}),
-            **({"teacher": self.teacher_loss} if self.distills and not self.is_transport else {}),
+            **({"teacher": self.teacher_loss} if self.distills and not self.is_from_scratch else {}),
             **super().losses(),
         }
 

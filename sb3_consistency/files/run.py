@@ -15,6 +15,7 @@ class Run:
     :ivar was_pretrained: whether there was an offline phase
     :ivar began_with_data: whether its constructor had a dataset; what a file of before does not know
     :ivar from_scratch: whether the first gradient step was an online one; None before it
+    :ivar explores: whether there was an online gradient step, since which noise may be added
     :ivar pretrain_start: gradient steps before the constructor's ``pretrain_steps``; None before that
     :ivar online_timesteps: environment steps before the present offline phase; None outside of one
     :ivar counts_before_pretraining: SB3's counts of the timesteps of a call, before it
@@ -33,6 +34,7 @@ class Run:
     was_pretrained: bool = False
     began_with_data: bool = True
     from_scratch: bool | None = None
+    explores: bool = False
     pretrain_start: int | None = None
     online_timesteps: int | None = None
     counts_before_pretraining: tuple[int, int] = (0, 0)

@@ -76,9 +76,14 @@ class GenerativeModel(Options, nn.Module):
         return None
 
     @property
-    def is_transport(self) -> bool:
-        """Whether it acts as a transport of noise, see :class:`~sb3_consistency.generative.transport.TransportModel`."""
+    def explores(self) -> bool:
+        """Whether it explores by itself, see :class:`~sb3_consistency.generative.exploration.ExploringModel`."""
         return False
+
+    @property
+    def n_added(self) -> int:
+        """How many draws of the noise, the last ones, are added to the action: deterministic actions are without them."""
+        return 0
 
     @abstractmethod
     def build(self) -> None:
@@ -116,6 +121,14 @@ class GenerativeModel(Options, nn.Module):
         :param cond: condition, (B, F)
         :return: data, (B, *E), in [-1, 1]
         """
+
+    def denoise(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
+        """
+        :param noise: standard normal noise of the passes of :meth:`sample`, without what is added, (S, B, *E)
+        :param cond: condition, (B, F)
+        :return: data without the noise that is added to explore, (B, *E)
+        """
+        return self.sample(noise, cond)
 
     @abstractmethod
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:

@@ -12,8 +12,10 @@ from stable_baselines3.common.preprocessing import get_action_dim, preprocess_ob
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_consistency.data.checks import map_observations
+from sb3_consistency.generative.exploration import Explored
 from sb3_consistency.generative.model import Denoiser, GenerativeModel, HorizonOptions
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.generative.schedules import cached
@@ -250,7 +252,12 @@ class GenerativeActor(ActingNetwork, HorizonOptions, BasePolicy):
         return chunks.unflatten(1, self.plan_shape)
 
     def fixed_noise(self, n: int, device: th.device) -> th.Tensor:
-        return seeded_noise(self.model.noise_shape(n), self.noise_seed, self.noise_scale, device)
+        return self._seeded_noise(n, self.noise_seed, self.noise_scale, device)
+
+    def _seeded_noise(self, n: int, seed: int, scale: float, device: th.device) -> th.Tensor:
+        """Noise of actions without what is added to explore."""
+        noise, n_added = seeded_noise(self.model.noise_shape(n), seed, scale, device), self.model.n_added
+        return F.pad(noise[: len(noise) - n_added], (0, 0) * (noise.ndim - 1) + (0, n_added)) if n_added else noise
 
     def denoiser(self, obs: PyTorchObs) -> Denoiser:
         """
@@ -294,27 +301,34 @@ class GenerativeActor(ActingNetwork, HorizonOptions, BasePolicy):
         """
         return self.model.sample(self.noise(features, n_steps), features)
 
-    def carry(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def explore(self, features: th.Tensor, shift_cost: float) -> Explored:
         """
-        Sample one action per row with fresh noise, as a transport of it.
+        Sample one chunk of actions per row that explores, with fresh noise, differentiably.
 
-        :param features: observation features, (B, F)
-        :return: where it gets to, of which tanh is the scaled action; how far it was moved, both (B, H A)
+        :param features: observation features, (B, h F)
+        :param shift_cost: see :func:`~sb3_consistency.generative.exploration.pair_cost`
+        :return: actions, with what they cost
         """
-        carried: tuple[th.Tensor, th.Tensor] = self.model.carry(self.noise(features)[0], features)
-        return carried
+        noise = th.randn(self.model.exploring_noise_shape(len(features)), device=features.device)
+        explored: Explored = self.model.explore(noise, features, shift_cost)
+        return explored
 
-    def action_std(self, obs: PyTorchObs) -> float:
+    def action_stds(self, obs: PyTorchObs) -> tuple[float, float]:
         """
         :param obs: states, of which the first 64 are taken, (B, ...)
-        :return: standard deviation of the scaled actions in a state, mean over states and dimensions; it leaves the random
-            generators alone
+        :return: standard deviation of the scaled actions in a state, mean over states and dimensions; the same without the
+            noise that is added to them. It leaves the random generators alone
         """
         some = map_observations(lambda x: x[:SPREAD_STATES], obs)
         with th.no_grad():
             features = self.features(some).repeat_interleave(SPREAD_ACTIONS, dim=0)
-            noise = seeded_noise(self.model.noise_shape(len(features)), 0, 1.0, features.device)
-            return float(self.model.sample(noise, features).unflatten(0, (-1, SPREAD_ACTIONS)).std(dim=1).mean())
+            noises = (
+                seeded_noise(self.model.noise_shape(len(features)), 0, 1.0, features.device),
+                self._seeded_noise(len(features), 0, 1.0, features.device),
+            )
+            actions = (self.model.sample(noise, features).unflatten(0, (-1, SPREAD_ACTIONS)) for noise in noises)
+            all_of_it, of_z = (float(x.std(dim=1).mean()) for x in actions)
+            return all_of_it, of_z
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)[:, : self.action_dim]

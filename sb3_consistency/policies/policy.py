@@ -404,7 +404,7 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
         """Chunks of scaled actions, (B, H A), for observations, (B, ...) or (B, h, ...)."""
         n_candidates = self.n_eval_candidates if deterministic else self.n_candidates
         if n_candidates is None:
-            n_candidates = 1 if self.actor.model.is_transport else N_CANDIDATES
+            n_candidates = 1 if self.actor.model.explores else N_CANDIDATES
         if n_candidates == 1:
             return self.actor(observation, deterministic)
         noise = self.actor.fixed_noise(n_candidates, self.device) if deterministic else None

@@ -6,7 +6,8 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_consistency.options import Options, check_range, option
+from sb3_consistency.generative.exploration import ExplorationOptions
+from sb3_consistency.options import check_range, option
 from sb3_consistency.values.losses import temperature_gradient
 
 #: the temperature's learning rate, in units of the critics'; with 1, as in SAC, it is still high when they know the values
@@ -31,7 +32,7 @@ def _check_target_entropy(name: str, value: Any) -> None:
         check_range(name, value, -math.inf, math.inf, open_low=True)
 
 
-class TemperatureOptions(Options):
+class TemperatureOptions(ExplorationOptions):
     """What an algorithm with a temperature can be told, with SAC's names."""
 
     ent_coef: str | float = option(
@@ -92,6 +93,16 @@ class Temperature:
         """
         if self.optimizer is not None:
             update_learning_rate(self.optimizer, RATE * rate)
+
+    def restart(self, start: float) -> None:
+        """
+        Begin anew, if it is learned.
+
+        :param start: the temperature
+        """
+        if self.log is not None:
+            with th.no_grad():
+                self.log.fill_(math.log(start))
 
     def step(self, entropy: th.Tensor, target: float) -> None:
         """
