@@ -88,9 +88,10 @@ def public(name: str) -> Any:
     raise AttributeError(f"module 'sb3_consistency' has no attribute {name!r}")
 
 
-def find_algorithm(name: str) -> type[Any]:
+def find_algorithm(name: str, *more: type[Any]) -> type[Any]:
     """
     :param name: name of an algorithm of this package, SB3 or sb3-contrib, in any case ("cpql", "SAC", "tqc")
+    :param more: further classes that it may be
     :return: its class
     :raises ValueError: if there is none of this name
     """
@@ -99,7 +100,7 @@ def find_algorithm(name: str) -> type[Any]:
         for package in map(import_module, ("stable_baselines3", "sb3_contrib"))
         for key in vars(package)
         if key[:1].isupper() and key != "HerReplayBuffer"
-    }
+    } | {cls.__name__.lower(): cls for cls in more}
     ours = {key.lower(): key for key in ALGORITHMS}
     wanted = name.lower().replace("_", "")
     if wanted in ours:

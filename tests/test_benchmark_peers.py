@@ -26,6 +26,8 @@ def test_libraries_that_are_missing_or_unknown(monkeypatch):
         jobs_of("online", ["sbx:SAC"], ["e"], [0], 0, 10)
     with pytest.raises(ValueError, match=r"'other' in 'other:SAC' is none of .*d3rlpy"):
         jobs_of("online", ["other:SAC"], ["e"], [0], 0, 10)
+    with pytest.raises(ValueError, match=r"'LayerNormTD3' is none of .*'layernormsac'"):
+        jobs_of("online", ["LayerNormTD3"], ["e"], [0], 0, 10)
 
 
 def test_the_control_is_sac_with_normalised_critics():

@@ -34,7 +34,7 @@ def find_algorithm(name: str) -> type[Any]:
     """
     library, _, algo = name.rpartition(":")
     if not library:
-        return LayerNormSAC if algo.lower() == "layernormsac" else sb3_consistency.find_algorithm(algo)
+        return sb3_consistency.find_algorithm(algo, LayerNormSAC)
     if library not in LIBRARIES:
         raise ValueError(f"--algos: {library!r} in {name!r} is none of the libraries that can be asked: {sorted(LIBRARIES)}.")
     try:
