@@ -25,8 +25,7 @@ def online_model(cls=CPQL, env="Pendulum-v1", **kwargs):
 
 def model_of_actions(form="transport", **kwargs):
     th.manual_seed(0)
-    exploration = "transport" if form == "transport" else "gaussian"
-    return ExploringModel(2, 3, network_kwargs={"net_arch": [16]}, form=form, exploration=exploration, **kwargs)
+    return ExploringModel(2, 3, network_kwargs={"net_arch": [16]}, form=form, exploration="gaussian", **kwargs)
 
 
 def test_actions_follow_from_the_network():
@@ -175,7 +174,8 @@ def test_an_offline_policy_goes_online_with_noise(cls):
 
 @with_temperature
 @pytest.mark.parametrize(
-    ("exploration", "from_scratch", "afterwards"), [("gaussian", "squashed", "added"), ("transport", "transport", "plain")]
+    ("exploration", "from_scratch", "afterwards"),
+    [("gaussian", "squashed", "added"), ("transport", "transport", "added"), ("none", "transport", "plain")],
 )
 def test_the_first_gradient_step_decides_on_the_kind_of_policy(cls, exploration, from_scratch, afterwards, tmp_path):
     obs = np.zeros((4, 3), np.float32)

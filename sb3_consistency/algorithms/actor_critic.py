@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch as th
+from gymnasium import spaces
 from sb3_contrib.common.utils import quantile_huber_loss
 from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 
 from sb3_consistency.generative.exploration import ExploringModel
 from sb3_consistency.generative.model import GenerativeModel
-from sb3_consistency.options import StepSchedule, at_step, option
+from sb3_consistency.options import StepSchedule, at_step, option, redeclared
 from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
@@ -34,6 +35,8 @@ MAX_Q_ACTIONS = 10
 OFFLINE_LEARNING_RATE = 3e-3
 #: after an offline phase: standard deviation of the noise that is added, and its temperature, in units of the mean of |Q|
 ADDED_STD, ADDED_TEMPERATURE = 0.1, 0.01
+#: of the return, from scratch
+N_STEPS = 3
 
 
 class ActorCritic(CandidateOptions, GenerativeAlgorithm):
@@ -71,6 +74,13 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     model_class: ClassVar[type[GenerativeModel]]
 
     n_candidates: int | None = None
+    n_steps: int | None = redeclared(  # type: ignore[assignment]  # a number, once it is built
+        GenerativeAlgorithm,
+        "n_steps",
+        default=None,
+        doc="steps of the n-step return; None for 3 of a policy that learns online from scratch with a temperature, where the "
+        "replay buffer has them (SB3's own, no Dict observations, no chunks), and else for 1",
+    )
     eta: StepSchedule = option(
         default=1.0, low=0, doc="weight of the Q term, a number or a function of the gradient step", search=(0.01, 10.0, "log")
     )
@@ -275,6 +285,12 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         n_critics = self.policy.n_critics
         return th.rand(n_critics, device=self.device).argsort()[:2] if n_critics > 2 else None
 
+    def take_defaults(self) -> None:
+        if self.n_steps is None:
+            own_buffer = self.replay_buffer_class is not None or self.optimize_memory_usage
+            has_them = not (own_buffer or self.has_windows or isinstance(self.observation_space, spaces.Dict))
+            self.n_steps = N_STEPS if self.is_from_scratch and has_them else 1
+
     # the temperature
 
     @property
@@ -293,8 +309,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         """What kind of policy it is, see :class:`~sb3_consistency.generative.exploration.ExploringModel`."""
         if self.is_from_scratch:
             return "squashed" if self.exploration == "gaussian" else "transport"
-        explores = self.has_temperature and self.run.explores and self.exploration == "gaussian"
-        return "added" if explores else "plain"
+        return "added" if self.has_temperature and self.run.explores and self.exploration != "none" else "plain"
 
     @property
     def policy_defaults(self) -> dict[str, Any]:

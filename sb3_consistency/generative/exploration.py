@@ -15,7 +15,7 @@ from sb3_consistency.options import Options, option
 #: what the mean of log |x - x'| lacks to the entropy, for a Gaussian number: (1 + log(2 pi) + Euler's constant) / 2
 GAUSSIAN_ENTROPY = 0.5 * (1 + math.log(2 * math.pi) + 0.5772156649)
 SMALLEST_DISTANCE = 1e-3
-EXPLORATIONS = ("gaussian", "transport")
+EXPLORATIONS = ("gaussian", "transport", "none")
 FORMS = ("plain", "added", "squashed", "transport")
 #: limits of the logarithm of the standard deviation, SAC's
 LOG_STD_LIMITS = (-20.0, 2.0)
@@ -57,12 +57,13 @@ class ExplorationOptions(Options):
     """How a policy with a temperature explores."""
 
     exploration: str = option(
-        default="transport",
+        default="none",
         one_of=EXPLORATIONS,
         fixed=True,
-        before="transport",
-        doc='"gaussian" (noise of a learned standard deviation is added, as in SAC) or "transport" (from scratch the noise z '
-        "itself is carried to the actions, at a cost: several ways of doing a task are kept)",
+        before="none",
+        doc='with a temperature: "gaussian" adds noise of a learned standard deviation to the action, as SAC does; '
+        '"transport" carries the noise z itself to the action, at a cost that keeps several ways of doing a task, and after an '
+        'offline phase is as "gaussian"; "none" is as "transport", but adds nothing after an offline phase',
     )
 
 
@@ -100,7 +101,7 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
 
     def build(self) -> None:
         super().build()
-        if self.exploration == "gaussian":
+        if self.exploration != "none":
             layers = mlp_layers([self.cond_dim, LOG_STD_WIDTH, self.event_shape[0]], nn.ReLU)
             self.log_std = nn.Sequential(*layers)
             self.start_spread(1.0)

@@ -170,6 +170,7 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         self.run = Run(algorithm=self._own_class_name(), began_with_data=self.dataset is not None)
         self.data, self.resumption = self.data_class(self), Resumption()
         self.in_offline_phase, self.progress, self.memory = False, None, None
+        self.take_defaults()
         self.check_options()
         # not in load(): what was saved was accepted once
         check_policy_kwargs(
@@ -187,6 +188,9 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
             check_action_space(self.action_space)
             check_observation_space(self.observation_space, self.optimize_memory_usage)
         self._setup_model()
+
+    def take_defaults(self) -> None:
+        """Set the options that are None until the others are known; not in ``load()``: a file has them."""
 
     @property
     def is_built(self) -> bool:

@@ -35,6 +35,7 @@ def _check_target_entropy(name: str, value: Any) -> None:
 class TemperatureOptions(ExplorationOptions):
     """What an algorithm with a temperature can be told, with SAC's names."""
 
+    exploration: str = "gaussian"
     ent_coef: str | float = option(
         default="auto",
         check=_check_ent_coef,
