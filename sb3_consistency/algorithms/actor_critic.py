@@ -17,7 +17,7 @@ from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch, tree_map
-from sb3_consistency.training.temperature import Temperature
+from sb3_consistency.training.temperature import TRANSPORT_RATE, Temperature
 from sb3_consistency.training.updater import LossFn
 from sb3_consistency.values.losses import (
     batch_normalised,
@@ -361,7 +361,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._check_quantiles()
-        self.temperature = Temperature(getattr(self, "ent_coef", 0.0), self.lr_schedule(1), self.device)
+        rate = 1.0 if getattr(self, "exploration", "") == "gaussian" else TRANSPORT_RATE
+        self.temperature = Temperature(getattr(self, "ent_coef", 0.0), self.lr_schedule(1), rate, self.device)
         self._batch = None
         self._take_form()
 

@@ -62,8 +62,8 @@ class ExplorationOptions(Options):
         fixed=True,
         before="none",
         doc='with a temperature: "gaussian" adds noise of a learned standard deviation to the action, as SAC does; '
-        '"transport" carries the noise z itself to the action, at a cost that keeps several ways of doing a task, and after an '
-        'offline phase is as "gaussian"; "none" is as "transport", but adds nothing after an offline phase',
+        '"transport" carries the noise z itself to the action, at a cost that keeps several ways of doing a task, and after '
+        'an offline phase is as "gaussian"; "none" is as "transport", but adds nothing after an offline phase',
     )
 
 

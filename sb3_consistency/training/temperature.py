@@ -10,8 +10,9 @@ from sb3_consistency.generative.exploration import ExplorationOptions
 from sb3_consistency.options import check_range, option
 from sb3_consistency.values.losses import temperature_gradient
 
-#: the temperature's learning rate, in units of the critics'; with 1, as in SAC, it is still high when they know the values
-RATE = 3.0
+#: learning rate of a transport's temperature, in units of the critics'; with 1, as SAC has it and noise that is added, it is
+#: still high when they know the values
+TRANSPORT_RATE = 3.0
 
 
 def _check_ent_coef(name: str, value: Any) -> None:
@@ -69,10 +70,12 @@ class Temperature:
 
     :param ent_coef: as :class:`TemperatureOptions` says
     :param learning_rate: that of the critics
+    :param rate: its own, in units of that
     :param device: where to
     """
 
-    def __init__(self, ent_coef: str | float, learning_rate: float, device: th.device) -> None:
+    def __init__(self, ent_coef: str | float, learning_rate: float, rate: float, device: th.device) -> None:
+        self.rate = rate
         #: logarithm of a learned one, (1,)
         self.log: th.Tensor | None = None
         self.optimizer: th.optim.Optimizer | None = None
@@ -80,7 +83,7 @@ class Temperature:
         self._fixed = th.full((), start, device=device)
         if isinstance(ent_coef, str):
             self.log = self._fixed.log().reshape(1).requires_grad_()
-            self.optimizer = th.optim.Adam([self.log], lr=RATE * learning_rate)
+            self.optimizer = th.optim.Adam([self.log], lr=rate * learning_rate)
 
     def value(self) -> th.Tensor:
         """
@@ -90,10 +93,10 @@ class Temperature:
 
     def set_learning_rate(self, rate: float) -> None:
         """
-        :param rate: learning rate of the critics from now on; the temperature's is three times as high
+        :param rate: learning rate of the critics from now on
         """
         if self.optimizer is not None:
-            update_learning_rate(self.optimizer, RATE * rate)
+            update_learning_rate(self.optimizer, self.rate * rate)
 
     def restart(self, start: float) -> None:
         """
