@@ -329,8 +329,8 @@ class TwoGoals(gym.Env):
 
 
 def several_ways(env, steps, **options):
-    kwargs = {"seed": 0, "learning_starts": 500, "policy_kwargs": {"net_arch": [64, 64]}, "device": "cpu", **options}
-    return CPQL("MlpPolicy", env, **kwargs).learn(steps)
+    kwargs = {"seed": 0, "learning_starts": 500, "policy_kwargs": {"net_arch": [64, 64]}, "device": "cpu"}
+    return CPQL("MlpPolicy", env, **{**kwargs, "exploration": "transport", "n_steps": 1, **options}).learn(steps)
 
 
 def shares_of_modes(model):

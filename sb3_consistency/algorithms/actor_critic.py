@@ -54,21 +54,33 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     Source: Ding & Jin 2024, section 4.2; Wang et al. 2022. :math:`L_\mathrm{bc}` is the generative model's own loss.
 
-    Online from scratch, with a temperature w (``ent_coef``), it is the noise, carried as little as the values allow:
+    Online, with a temperature w (``ent_coef``), noise of a learned standard deviation is added. After an offline phase
+
+    .. math::
+
+        a = \mathrm{clip}(f(z, s) + \sigma(s)\, \epsilon), \qquad L = L_\mathrm{actor} + w \log \pi(a | s, z),
+
+    and from scratch, in one pass, with nothing to clone, SAC's policy whose mean depends on the noise z, too:
+
+    .. math::
+
+        a &= \tanh(F(z, s) + \sigma(s)\, \epsilon), \qquad L = w \log \pi(a | s, z) - \eta\, Q(s, a) \\
+        y &= r + \gamma (1 - d) (\min_j Q'_j(s', a') - w \log \pi(a' | s', z')), \quad a' \sim \pi(s')
+
+    Source: Haarnoja et al. 2018 (SAC). With ``exploration="transport"`` the noise is carried from scratch instead, as little
+    as the values allow. A cost takes the place of the log-probability:
 
     .. math::
 
         a &= \tanh u, \qquad u = z + v(z, s), \qquad z \sim N(0, 1) \text{ clipped to } [-1, 1] \\
-        c(s) &= \mathrm{Var}_z\, v(z, s) / 2 + \kappa\, |\mathbb{E}_z\, v(z, s)|^2 / 2 \\
-        L_\mathrm{actor} &= \mathbb{E}\, w\, c(s) - \eta\, Q(s, a), \qquad
-        y = r + \gamma (1 - d) (\min_j Q'_j(s', a') - w\, c(s')), \quad a' \sim \pi(s') \\
-        \log w &\leftarrow \log w - \mathrm{lr}\, (\hat H - \bar H), \qquad
-            \hat H = \textstyle\sum_i (\mathbb{E} \log |u_i - u'_i| + \mathrm{const})
+        c(s) &= \mathrm{Var}_z\, v(z, s) / 2 + \kappa\, |\mathbb{E}_z\, v(z, s)|^2 / 2, \qquad
+        \hat H = \textstyle\sum_i (\mathbb{E} \log |u_i - u'_i| + \mathrm{const})
 
     Source: FLAC (arXiv 2602.12829), whose temperature aims at a cost instead: one that allows actions at their bounds
     (Pendulum) lets noise die where they are not needed (Hopper). Ours aims at SAC's entropy, of u, estimated by how far
-    two of a state lie apart. :math:`\kappa` is ``shift_cost``; with 1,
-    as there, c is the mean of |v|^2 / 2. One pass, no cloning. Which of the two a model is, its first gradient step decides.
+    two of a state lie apart. :math:`\kappa` is ``shift_cost``; with 1, as there, c is the mean of |v|^2 / 2.
+
+    Whether a model is one of the data or from scratch, its first gradient step decides.
     """
 
     model_class: ClassVar[type[GenerativeModel]]

@@ -1,4 +1,4 @@
-"""The temperature of a policy that is learned online from scratch."""
+"""The temperature of a policy that is learned online."""
 
 import math
 from typing import Any
@@ -42,23 +42,24 @@ class TemperatureOptions(ExplorationOptions):
         check=_check_ent_coef,
         fixed=True,
         before=0.0,
-        doc='online from scratch, the temperature: weight of the transport cost against Q. "auto" is learned, so that the '
-        'entropy stays near ``target_entropy``, "auto_0.1" from there on; 0 learns the offline phase\'s kind of policy, which '
-        "explores by ``action_noise`` and ``n_candidates`` only",
+        doc='online, the temperature: weight of the entropy, or of the transport cost, against Q. "auto" is learned, so that '
+        'the entropy stays near ``target_entropy``, "auto_0.1" from there on ("auto" begins at 1, after an offline phase at '
+        "0.01, in units of the mean of |Q|); 0 learns the offline phase's kind of policy, which explores by ``action_noise`` "
+        "and ``n_candidates`` only",
         search={"online": ["auto", "auto_0.1", 0.05]},
     )
     target_entropy: str | float = option(
         default="auto",
         check=_check_target_entropy,
         before="auto",
-        doc='entropy, before tanh, that a learned temperature aims at; "auto" for -1 per action dimension, of a '
-        "chunk for each of its actions",
+        doc='entropy that a learned temperature aims at (of a transport, before tanh); "auto" for -1 per action dimension, of '
+        "a chunk for each of its actions",
     )
     shift_cost: float = option(
         default=1.0,
         low=0,
         before=1.0,
-        doc="price of moving all noise of a state alike, where moving it apart has 1: with 1 a policy keeps several "
+        doc="of a transport: price of moving all noise of a state alike, where moving it apart has 1: with 1 it keeps several "
         "ways of doing a task, and is pulled to the middle of the actions; with 0 it isn't, and takes one",
         search={"online": [0.0, 0.5, 1.0]},
     )
