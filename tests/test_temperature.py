@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 
-from sb3_consistency import CPQL, ConsistencyAC
+from sb3_consistency import CPQL, ConsistencyAC, DiffusionQL
 from sb3_consistency.generative.consistency import ConsistencyModel
 from sb3_consistency.generative.exploration import ExploringModel, pair_cost, pair_entropy
 from sb3_consistency.values.losses import temperature_gradient
@@ -274,6 +275,43 @@ def test_without_a_dataset_the_networks_are_sacs(cls, tmp_path):
         cls.load(tmp_path / "model", env="Pendulum-v1"),
     ):
         np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, back)))
+
+
+class DictObservation(gym.ObservationWrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Dict({"state": env.observation_space})
+
+    def observation(self, observation):
+        return {"state": observation}
+
+
+@with_temperature
+def test_returns_of_three_steps_where_the_buffer_has_them(cls, tmp_path):
+    memory = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    cases = [
+        ({}, 3),
+        ({"n_steps": 2}, 2),
+        ({"ent_coef": 0}, 1),
+        ({"dataset": make_arrays()}, 1),
+        ({"horizon": 4}, 1),
+        ({"replay_buffer_class": ReplayBuffer}, 1),
+        (memory, 1),
+    ]
+    for kwargs, expected in cases:
+        assert online_model(cls, **kwargs).n_steps == expected
+    env = DictObservation(gym.make("Pendulum-v1"))
+    assert cls("MultiInputPolicy", env, **SMALL).n_steps == 1
+    assert DiffusionQL("MlpPolicy", "Pendulum-v1", **SMALL).n_steps == 1
+    model = online_model(cls).learn(20)
+    assert isinstance(model.replay_buffer, NStepReplayBuffer) and model.replay_buffer.n_steps == 3
+    model.save(tmp_path / "model")
+    model.save_safe(tmp_path / "model")
+    single = online_model(cls, n_steps=1)
+    single.save(tmp_path / "single")
+    for load in (cls.load, cls.load_safe):
+        assert load(tmp_path / "model", env="Pendulum-v1").replay_buffer.n_steps == 3
+    assert cls.load(tmp_path / "single", env="Pendulum-v1").n_steps == 1
 
 
 @pytest.mark.parametrize("exploration", ["gaussian", "transport"])

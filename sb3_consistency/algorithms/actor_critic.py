@@ -300,7 +300,9 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     def take_defaults(self) -> None:
         if self.n_steps is None:
             own_buffer = self.replay_buffer_class is not None or self.optimize_memory_usage
-            has_them = not (own_buffer or self.has_windows or isinstance(self.observation_space, spaces.Dict))
+            # load() has no space yet, and the file's number of steps
+            is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
+            has_them = not (own_buffer or self.has_windows or is_dict)
             self.n_steps = N_STEPS if self.is_from_scratch and has_them else 1
 
     # the temperature
