@@ -24,8 +24,8 @@ from sb3_consistency.registry import colour_of
 DOCS = Path(__file__).parent
 RECORDS, RESULTS = DOCS / "notebook" / "records", DOCS / "results"
 SPEED_OPTIONS = {"compile", "precision"}
-#: (suite, algorithm) -> day since which its defaults there are today's; older runs are the notebook's
-SINCE = {("online", "CPQL"): "2026-11-29"}
+#: (suite, algorithm) -> commits at which its defaults there are today's; other runs are the notebook's
+COMMITS = {("online", "CPQL"): {"1a88f73"}}
 DATA = "0.6"
 
 
@@ -43,7 +43,7 @@ def by_default(run: dict[str, Any]) -> bool:
     :param run: record of a run
     :return: whether it had the default options of today
     """
-    today = run["date"] >= SINCE.get((run["suite"], run["algo"]), "")
+    today = run["commit"] in COMMITS.get((run["suite"], run["algo"]), {run["commit"]})
     return today and set(ast.literal_eval(run["options"] or "{}")) <= SPEED_OPTIONS
 
 

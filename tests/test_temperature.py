@@ -200,6 +200,28 @@ def test_the_first_gradient_step_decides_on_the_kind_of_policy(cls, exploration,
             assert th.equal(back.ent_coef_tensor, model.ent_coef_tensor)
 
 
+@pytest.mark.parametrize("exploration", ["gaussian", "transport"])
+def test_a_policy_that_is_saved_alone_acts_as_it_did(exploration, tmp_path):
+    obs = np.ones((4, 3), np.float32)
+    scratch = online_model(exploration=exploration).learn(20)
+    offline = loaded(CPQL, env="Pendulum-v1", exploration=exploration, bc_loss="distill")
+    offline.pretrain(3)
+    offline.learn(20)
+    for model in (scratch, offline):
+        for saved in (model.policy, model.actor):
+            saved.save(tmp_path / "saved")
+            back = type(saved).load(tmp_path / "saved")
+            for deterministic in (True, False):
+                actions = []
+                for policy in (saved, back):
+                    th.manual_seed(0)
+                    actions.append(policy.predict(obs, deterministic=deterministic)[0])
+                np.testing.assert_array_equal(*actions)
+    assert offline.teacher.model.form == "plain"
+    with pytest.raises(TypeError, match="CPQL sets form"):
+        online_model(policy_kwargs={"model_kwargs": {"form": "plain"}})
+
+
 @with_temperature
 def test_without_a_temperature_it_is_the_policy_of_the_offline_phase(cls):
     model = online_model(cls, ent_coef=0, alpha=0.05).learn(20)

@@ -166,6 +166,14 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         critic = Network(GenerativeCritic, {}, {"critic_target": Follow(self.tau, self.target_update_interval)})
         return {"actor": self.actor_network(**targets), "critic": critic}
 
+    def actor_network(self, **targets: Follow) -> Network:
+        network = super().actor_network(**targets)
+        # what a policy that is saved alone needs to act as it does
+        return network.of_model(form=self.form) if issubclass(self.model_class, ExploringModel) else network
+
+    def _own_arguments(self) -> set[str]:
+        return {*super()._own_arguments(), "form"}
+
     def losses(self) -> Mapping[str, LossFn]:
         return {"critic": self.critic_loss, **({"actor": self.actor_loss} if self.is_actors_turn else {})}
 

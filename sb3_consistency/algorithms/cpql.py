@@ -110,18 +110,18 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
 
     def actor_network(self, **targets: Follow) -> Network:
         network = super().actor_network(**targets)
-        if not self.distills:
-            return network
         # the teacher's loss; the actor's model has none of its own then, and is made alike
-        model_kwargs = {**network.kwargs["model_kwargs"], "bc_loss": "ict"}
-        return replace(network, kwargs={**network.kwargs, "model_kwargs": model_kwargs})
+        return network.of_model(bc_loss="ict") if self.distills else network
 
     def networks(self) -> Mapping[str, Network]:
         return {
             **super().networks(),
             **({"value": Network(ValueNetwork)} if self.value_mode == "iql" else {}),
-            **({"teacher": replace(self.actor_network(), targets={})} if self.distills else {}),
+            **({"teacher": self._teacher_network()} if self.distills else {}),
         }
+
+    def _teacher_network(self) -> Network:
+        return replace(self.actor_network().of_model(form="plain", exploration="none"), targets={})
 
     def losses(self) -> Mapping[str, LossFn]:
         return {

@@ -67,6 +67,13 @@ class Network:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     targets: Mapping[str, Follow | None] = field(default_factory=dict)
 
+    def of_model(self, **kwargs: Any) -> "Network":
+        """
+        :param kwargs: arguments of its generative model
+        :return: the network with them
+        """
+        return replace(self, kwargs={**self.kwargs, "model_kwargs": {**self.kwargs["model_kwargs"], **kwargs}})
+
     def structure(self) -> "Network":
         """
         :return: the network without the rules of its moving averages: what a policy is built from, and saved with
