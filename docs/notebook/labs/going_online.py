@@ -1,0 +1,57 @@
+"""
+What CPQL does in its first steps online after an offline phase; the phase is trained once, for any number of arms.
+
+    python docs/notebook/labs/going_online.py pretrain zoo/halfcheetah/medium-v0 model.zip
+    python docs/notebook/labs/going_online.py online zoo/halfcheetah/medium-v0 model.zip --rate 3e-5
+"""
+
+import argparse
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_consistency import CPQL, open_dataset
+from sb3_consistency.benchmark.runs import random_states_kept
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("phase", choices=["pretrain", "online"])
+parser.add_argument("dataset")
+parser.add_argument("model")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--steps", type=int, help="20,000 offline, 8,000 online")
+parser.add_argument("--rate", type=float, help="the actor's learning rate online")
+args = parser.parse_args()
+th.set_num_threads(1)
+source = open_dataset(args.dataset)
+env, eval_env = make_vec_env(source.make_env, seed=args.seed), make_vec_env(source.make_env, n_envs=20)
+
+
+def evaluate(model):
+    eval_env.seed(1000 + args.seed)
+    with random_states_kept():
+        th.manual_seed(1000 + args.seed)
+        return round(evaluate_policy(model, eval_env, 20, deterministic=True)[0])
+
+
+class Curve(BaseCallback):
+    def __init__(self, every):
+        super().__init__()
+        self.every = every
+
+    def _on_step(self):
+        if self.n_calls % self.every == 0:
+            print(self.n_calls, evaluate(self.model), flush=True)
+        return True
+
+
+if args.phase == "pretrain":
+    model = CPQL.from_dataset(args.dataset, env=env, seed=args.seed, compile=True)
+    model.pretrain(args.steps or 20_000, callback=Curve(2_000)).save(args.model)
+else:
+    model = CPQL.load(args.model, env=env)
+    model.load_dataset(args.dataset)
+    model.actor_learning_rate = args.rate
+    model.learn(args.steps or 8_000, callback=Curve(1_000), reset_num_timesteps=False)
+print("at the end", evaluate(model))
