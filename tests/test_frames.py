@@ -138,7 +138,7 @@ def test_stacks_are_put_together_as_vec_frame_stack_does(tmp_path):
     models = []
     for kwargs in ({}, {"replay_buffer_class": FrameReplayBuffer, "replay_buffer_kwargs": {"n_stack": 4, "folder": tmp_path}}):
         env = VecFrameStack(make_vec_env(Frames, n_envs=2, seed=0), 4)
-        model = CPQL("CnnPolicy", env, buffer_size=60, learning_starts=10**6, seed=0, device="cpu", **kwargs)
+        model = CPQL("CnnPolicy", env, buffer_size=60, learning_starts=10**6, seed=0, n_steps=1, device="cpu", **kwargs)
         model.learn(50)  # 25 rows of 30: episodes of 7 steps
         models.append(model)
     theirs, ours = (model.replay_buffer for model in models)
@@ -175,7 +175,7 @@ def test_offline_data_is_that_of_sb3s_buffer(n_envs, block_bytes, monkeypatch, t
     buffers = []
     for kwargs in ({}, {"replay_buffer_class": FrameReplayBuffer, "replay_buffer_kwargs": {"folder": tmp_path}}):
         env = make_vec_env(lambda: VectorEnv(spaces.Box(0, 255, (36, 36, 3), np.uint8)), n_envs=n_envs)
-        model = CPQL("CnnPolicy", env, buffer_size=50, **kwargs, **{**SMALL, "batch_size": 8})
+        model = CPQL("CnnPolicy", env, buffer_size=50, n_steps=1, **kwargs, **{**SMALL, "batch_size": 8})
         model.load_dataset(image_arrays(), episodes=[0, 1, 3, 5])
         buffers.append(model.replay_buffer)
     theirs, ours = buffers

@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -541,9 +541,10 @@ def test_existing_dataset_is_not_overwritten(pendulum_dataset):
 
 
 def test_buffer_class_is_the_models(arrays):
-    model = CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), **SMALL)
-    model.load_dataset(arrays)
-    assert type(model.replay_buffer) is ReplayBuffer
+    for n_steps, expected in ((1, ReplayBuffer), (3, NStepReplayBuffer)):
+        model = CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), n_steps=n_steps, **SMALL)
+        model.load_dataset(arrays)
+        assert type(model.replay_buffer) is expected
 
 
 def test_heldout_observations_are_normalised_as_the_batches_are(arrays):

@@ -134,7 +134,8 @@ def logged():
             if cls is CPQL:
                 model.learn(250, log_interval=1)
         # from scratch the policy is another one
-        CPQL("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}, learning_starts=10).learn(250, log_interval=1)
+        kwargs = {"policy_kwargs": {"net_arch": [8]}, "learning_starts": 10, "exploration": "transport"}
+        CPQL("MlpPolicy", "Pendulum-v1", **kwargs).learn(250, log_interval=1)
     return names
 
 
