@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sb3_consistency.generative.consistency import ConsistencyModel
 from sb3_consistency.generative.model import clamp_action
-from sb3_consistency.generative.networks import mlp_layers
+from sb3_consistency.generative.networks import in_float32, mlp_layers
 from sb3_consistency.options import Options, option
 
 #: what the mean of log |x - x'| lacks to the entropy, for a Gaussian number: (1 + log(2 pi) + Euler's constant) / 2
@@ -20,7 +20,7 @@ FORMS = ("plain", "added", "squashed", "transport")
 #: limits of the logarithm of the standard deviation, SAC's
 LOG_STD_LIMITS = (-20.0, 2.0)
 LOG_STD_WIDTH = 64
-#: of z in a squashed policy: with 1 it learns more slowly than one without z
+#: of z in a squashed policy: small, so that it begins as SAC's does
 SQUASHED_NOISE_SCALE = 0.1
 
 
@@ -153,7 +153,7 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
         :param cond: condition, (B, F)
         :return: the actions, minus their entropy as the cost
         """
-        log_std = self.log_std(cond).clamp(*LOG_STD_LIMITS)
+        log_std = in_float32(self.log_std, cond).clamp(*LOG_STD_LIMITS)
         raw = means + log_std.exp() * noise
         # half, and not half the square of the noise: its mean
         entropy = log_std + 0.5 * math.log(2 * math.pi * math.e)
