@@ -103,7 +103,24 @@ def test_the_temperature_moves_towards_the_target_entropy():
     assert model.log_ent_coef < 0
 
 
-@pytest.mark.parametrize("kwargs", [{"exploration": "gaussian"}, {"exploration": "transport", "shift_cost": 0.0}])
+@pytest.mark.parametrize("shift_cost", [0.0, 1.0])
+def test_a_transport_that_explores_tells_its_cost_and_entropy(shift_cost):
+    model, noise, cond = model_of_actions(), th.randn(2, 5, 2), th.randn(5, 3)
+    (ends, moves), (other_ends, others) = (model.carry(z, cond) for z in noise)
+    actions, cost, entropy = model.explore(noise, cond, shift_cost)
+    th.testing.assert_close(actions, ends.tanh())
+    th.testing.assert_close(cost, pair_cost(moves, others, shift_cost))
+    th.testing.assert_close(entropy, pair_entropy(ends, other_ends))
+    # by way of one of the two noises alone, so twice
+    weight = model.network.layers[0].weight
+    (gradient,) = th.autograd.grad(cost.sum(), weight)
+    (expected,) = th.autograd.grad(2 * pair_cost(moves, others.detach(), shift_cost).sum(), weight)
+    th.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"exploration": "gaussian"}, *({"exploration": "transport", "shift_cost": x} for x in (0.0, 1.0))]
+)
 def test_the_target_pays_for_the_next_action(kwargs):
     model = online_model(ent_coef=0.25, **kwargs).learn(20)
     batch = next(model.batches(1, 16))
@@ -344,6 +361,7 @@ def test_what_is_logged_of_it(exploration):
     model.train(1, 16)
     assert logged["train/ent_coef"] == pytest.approx(float(model.ent_coef_tensor), rel=1e-2)
     assert ("train/transport_cost" in logged) == (exploration == "transport") and -1 < logged["train/entropy"] < 2
+    assert logged.get("train/transport_cost", 1) > 0
     state = th.get_rng_state()
     spread, of_z = model.actor.action_stds(th.zeros(100, 3))
     assert th.equal(state, th.get_rng_state()) and 0.2 < spread < 0.8

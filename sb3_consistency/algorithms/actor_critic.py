@@ -386,14 +386,16 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         rate = 1.0 if getattr(self, "exploration", "") == "gaussian" else TRANSPORT_RATE
         self.temperature = Temperature(getattr(self, "ent_coef", 0.0), self.lr_schedule(1), rate, self.device)
         self._batch = None
-        self._take_form()
+
+    @property
+    def _acting_models(self) -> list[ExploringModel]:
+        actors = (getattr(self.policy, name, None) for name in ("actor", "actor_target"))
+        return [actor.model for actor in actors if actor is not None and isinstance(actor.model, ExploringModel)]
 
     def _take_form(self) -> None:
-        """Tell the networks what kind of policy they are."""
-        for name in ("actor", "actor_target"):
-            model = getattr(getattr(self.policy, name, None), "model", None)
-            if isinstance(model, ExploringModel):
-                model.form = self.form
+        """Tell the networks what kind of policy they have become."""
+        for model in self._acting_models:
+            model.form = self.form
         self.updater.forget()
 
     def _begin_to_explore(self) -> None:
@@ -401,9 +403,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         self.run.explores = True
         self._take_form()
         if self.form == "added":
-            for name in ("actor", "actor_target"):
-                if hasattr(self.policy, name):
-                    getattr(self.policy, name).model.start_spread(ADDED_STD)
+            for model in self._acting_models:
+                model.start_spread(ADDED_STD)
             if self.ent_coef == "auto":
                 self.temperature.restart(ADDED_TEMPERATURE)
 

@@ -190,7 +190,7 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         self._setup_model()
 
     def take_defaults(self) -> None:
-        """Set the options that are None until the others are known; not in ``load()``: a file has them."""
+        """Set the options that are None until the others are known; ``load()`` puts the file's in their place."""
 
     @property
     def is_built(self) -> bool:
