@@ -6,14 +6,14 @@ What CPQL does in its first steps online after an offline phase; the phase is tr
 """
 
 import argparse
+from types import SimpleNamespace
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_consistency import CPQL, open_dataset
-from sb3_consistency.benchmark.runs import random_states_kept
+from sb3_consistency.benchmark.runs import evaluate
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("phase", choices=["pretrain", "online"])
@@ -27,12 +27,8 @@ th.set_num_threads(1)
 source = open_dataset(args.dataset)
 env, eval_env = make_vec_env(source.make_env, seed=args.seed), make_vec_env(source.make_env, n_envs=20)
 
-
-def evaluate(model):
-    eval_env.seed(1000 + args.seed)
-    with random_states_kept():
-        th.manual_seed(1000 + args.seed)
-        return round(evaluate_policy(model, eval_env, 20, deterministic=True)[0])
+# what evaluate() looks at of a job
+job = SimpleNamespace(seed=args.seed, episodes=20)
 
 
 class Curve(BaseCallback):
@@ -42,7 +38,7 @@ class Curve(BaseCallback):
 
     def _on_step(self):
         if self.n_calls % self.every == 0:
-            print(self.n_calls, evaluate(self.model), flush=True)
+            print(self.n_calls, round(evaluate(self.model, eval_env, job, True).value), flush=True)
         return True
 
 
@@ -54,4 +50,4 @@ else:
     model.load_dataset(args.dataset)
     model.actor_learning_rate = args.rate
     model.learn(args.steps or 8_000, callback=Curve(1_000), reset_num_timesteps=False)
-print("at the end", evaluate(model))
+print("at the end", round(evaluate(model, eval_env, job, True).value))
