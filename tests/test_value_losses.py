@@ -7,7 +7,6 @@ from sb3_consistency.values.losses import (
     batch_normalised,
     choose_candidate,
     expectile_loss,
-    first_or_better,
     gumbel_noise,
     normalised_q_loss,
     pessimistic_value,
@@ -75,11 +74,3 @@ def test_gumbel_choice_draws_from_the_softmax():
         drawn = choose_candidate(q, actions, gumbel_noise(th.rand(100_000, 3)), temperature)
         shares = th.bincount(drawn.flatten().long(), minlength=3) / 100_000
         assert th.allclose(shares, th.softmax(q[0] / temperature, dim=0), atol=0.01)
-
-
-def test_the_first_candidate_stays_unless_another_is_clearly_better():
-    actions = th.arange(6.0).view(3, 2, 1)
-    # mean of |Q| is 10
-    q = th.tensor([[10.0, 10.9], [10.0, 11.1], [10.0, 8.0]])
-    assert first_or_better(q, actions, 0.1).tolist() == [[0.0], [3.0], [4.0]]
-    assert first_or_better(100 * q, actions, 0.1).tolist() == [[0.0], [3.0], [4.0]]

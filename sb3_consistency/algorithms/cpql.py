@@ -16,12 +16,10 @@ from sb3_consistency.policies.modules import Follow, Network, ValueNetwork
 from sb3_consistency.training.batches import Batch, tree_map
 from sb3_consistency.training.temperature import TemperatureOptions
 from sb3_consistency.training.updater import LossFn
-from sb3_consistency.values.losses import expectile_loss, first_or_better, pessimistic_value
+from sb3_consistency.values.losses import choose_candidate, expectile_loss, pessimistic_value
 
 #: rows of a batch in which distillation has z = 0: evenly spread, so that offline and online data have their share
 DETERMINISTIC_ROWS = slice(None, None, 4)
-#: in units of the mean of |Q|: where all are equally good, T(0, s) is the target, and not a mixture of modes
-CANDIDATE_MARGIN = 0.01
 VALUE_MODES = ("q", "iql")
 VALUE_CRITICS = ("target", "current")
 
@@ -82,7 +80,7 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
         doc='actions N of the teacher, of which the critics choose what deterministic actions learn in "distill"',
     )
     target_noise: float = option(
-        default=0.5, low=0, before=0.5, doc="standard deviation rho of their noise, but the first's, which has none"
+        default=1.0, low=0, before=0.5, doc="standard deviation rho of their noise, but the first's, which has none"
     )
     value_mode: str = option(
         default="q", one_of=VALUE_MODES, fixed=True, doc='"q" (CPQL) or "iql" (CPIQL)', search=list(VALUE_MODES)
@@ -154,7 +152,7 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     @th.no_grad()
     def distillation_target(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """
-        The teacher's action at the actor's noise; in the rows without noise, the best of several if it is clearly better.
+        The teacher's action at the actor's noise; in the rows without noise, the best of several.
 
         :param obs: observations, (B, ...)
         :param noise: the actor's noise, (S, B, A)
@@ -171,7 +169,7 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
             q_features = critic.features(tree_map(lambda x: x[DETERMINISTIC_ROWS], obs)).repeat(n, 1)
             q_values = pessimistic_value(critic.q_networks(q_features, actions))
             by_row = q_values.view(n, n_rows).T, actions.view(n, n_rows, action_dim).transpose(0, 1)
-            target[DETERMINISTIC_ROWS] = first_or_better(*by_row, CANDIDATE_MARGIN)
+            target[DETERMINISTIC_ROWS] = choose_candidate(*by_row)
         return target
 
     def check_together(self) -> None:

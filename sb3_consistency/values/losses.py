@@ -138,19 +138,6 @@ def choose_candidate(
     return actions[th.arange(actions.shape[0], device=actions.device), index]
 
 
-def first_or_better(q_values: th.Tensor, actions: th.Tensor, margin: float) -> th.Tensor:
-    """
-    The first candidate action, unless another's value is clearly higher: then the best of them.
-
-    :param q_values: (B, K)
-    :param actions: (B, K, A)
-    :param margin: how much higher it must be, in units of the mean of ``|q_values|``
-    :return: (B, A)
-    """
-    advantage = margin * q_values.abs().mean()
-    return choose_candidate(th.cat([q_values[:, :1] + advantage, q_values[:, 1:]], dim=1), actions)
-
-
 def gumbel_noise(u: th.Tensor) -> th.Tensor:
     """
     Standard Gumbel noise by inversion: argmax(logits + noise) draws from softmax(logits).
