@@ -103,7 +103,7 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
 
     @property
     def policy_defaults(self) -> dict[str, Any]:
-        # z = 0 is trained, and no middle between modes: what is near it is chosen from what is there
+        # z = 0 is trained, and no middle between modes: it learns what the critics choose
         return {**super().policy_defaults, **({"noise_scale": 0.0} if self.distills else {})}
 
     def actor_network(self, **targets: Follow) -> Network:
