@@ -57,6 +57,9 @@ def test_rows_without_noise_learn_the_best_of_the_teachers_actions(monkeypatch):
     near = (target - goal).norm(dim=1)
     with_noise = near.view(-1, 4)[:, 1:]
     assert near[DETERMINISTIC_ROWS].max() < 0.3 and with_noise.median() > 0.5
+    # where all are equally good, the first stays
+    monkeypatch.setattr(model.critic.q_networks, "forward", lambda f, a: th.ones(len(a), 2))
+    assert drawn(model)[2][DETERMINISTIC_ROWS].abs().max() < 1e-3
 
 
 def test_the_teacher_learns_from_the_data_alone():

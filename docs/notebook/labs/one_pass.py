@@ -19,6 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from torch import nn
 
 from sb3_consistency import CPQL, make_env, open_dataset
+from sb3_consistency.values.losses import choose_candidate, pessimistic_value
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("what", choices=["pretrain", "acting", "heads"])
@@ -40,8 +41,7 @@ source = open_dataset(args.dataset)
 env = make_vec_env(lambda: make_env(source.make_env()), n_envs=20)
 model = CPQL.load(args.model)
 actor, teacher, critic = model.policy.actor, model.policy.teacher, model.policy.critic
-space = model.action_space
-dim = space.shape[0]
+dim = model.action_space.shape[0]
 
 
 class Acting:
@@ -53,7 +53,7 @@ class Acting:
     def predict(self, obs, state=None, episode_start=None, deterministic=True):
         with th.no_grad():
             actions = self.choose(th.as_tensor(obs, dtype=th.float32)).clamp(-1, 1).numpy()
-        return space.low + 0.5 * (actions + 1) * (space.high - space.low), state
+        return model.policy.unscale_action(actions), state
 
 
 def judge(name, choose):
@@ -72,9 +72,9 @@ def drawn(network, obs, n, noise, first_still=False):
 
 def best(obs, actions, margin=0.0):
     n = len(actions)
-    values = critic.q_networks(critic.features(obs).repeat(n, 1), actions.reshape(-1, dim)).amin(1).view(n, -1)
+    values = pessimistic_value(critic.q_networks(critic.features(obs).repeat(n, 1), actions.reshape(-1, dim))).view(n, -1)
     values[0] += margin * values.abs().mean()
-    return actions[values.argmax(0), th.arange(len(obs))]
+    return choose_candidate(values.T, actions.transpose(0, 1))
 
 
 if args.what == "acting":
@@ -97,12 +97,12 @@ model.load_dataset(args.dataset)
 for arm in args.arms:
     told = {"n": 8, "rho": 1.0, "margin": 0.0, **{k: float(v) for k, v in (x.split("=") for x in arm.split(","))}}
     th.manual_seed(args.seed)
-    n_in, steps = teacher.features(next(iter(model.data.sample(1, 1))).observations).shape[1], args.steps or 5_000
+    n_in, steps = teacher.features(next(model.batches(1, 1)).observations).shape[1], args.steps or 5_000
     head = nn.Sequential(nn.Linear(n_in, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, dim), nn.Tanh())
     optimizer = th.optim.Adam(head.parameters(), 1e-3)
     rate = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        obs = next(iter(model.data.sample(1, 256))).observations
+    for batch in model.batches(steps, 256):
+        obs = batch.observations
         with th.no_grad():
             target = best(obs, drawn(teacher, obs, int(told["n"]), told["rho"], first_still=True), told["margin"])
             features = teacher.features(obs)
