@@ -1,7 +1,6 @@
 """CPQL and CPIQL: Q-learning with a one-step consistency policy."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch as th
@@ -9,10 +8,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 
 from sb3_consistency.algorithms.actor_critic import ActorCritic
 from sb3_consistency.generative.consistency import BC_LOSSES, ConsistencyActorOptions, ConsistencyOptions, squared_error
+from sb3_consistency.generative.denoising import DenoisingModel
 from sb3_consistency.generative.exploration import ExploringModel
 from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.options import check_range, option, redeclared
-from sb3_consistency.policies.modules import Follow, Network, ValueNetwork
+from sb3_consistency.policies.modules import Follow, GenerativeActor, Network, ValueNetwork
 from sb3_consistency.training.batches import Batch, tree_map
 from sb3_consistency.training.temperature import TemperatureOptions
 from sb3_consistency.training.updater import LossFn
@@ -43,14 +43,15 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     .. math:: L_V = \mathbb{E}\, |\tau - 1(u < 0)|\, u^2, \quad u = \min_j Q'_j(s, a) - V(s), \qquad
         y = r + \gamma (1 - d) V(s').
 
-    With ``bc_loss="distill"`` a second network, the teacher T, learns the data alone (``"ict"``), and the actor f learns from
-    it and from the critics, at the same noise z:
+    With ``bc_loss="distill"`` a second network, the teacher T, learns the data alone. It is a denoiser
+    (:class:`~sb3_consistency.generative.denoising.DenoisingModel`), four passes per action and the same action for the same
+    noise z. The actor f learns from it and from the critics, at that z:
 
     .. math:: L_\mathrm{bc} = \mathbb{E}\, |f(z, s) - \mathrm{sg}\, a^*|^2, \quad a^* = T(z, s) \text{ for } z \ne 0, \quad
-        a^* = \arg\max_{a_j} \min_i Q_i(s, a_j) \text{ of } a_j = T(\rho\, \xi_j, s),\ \xi_1 = 0, \text{ for } z = 0.
+        a^* = \arg\max_{a_j} \min_i Q_i(s, a_j) \text{ of } a_1 = T(0, s),\ a_j = f(\rho\, \xi_j, s), \text{ for } z = 0.
 
     Reconstruction at the highest noise level is the mean of all modes; paired by z, they stay apart. z is 0 in a quarter of
-    the rows: deterministic actions are f(0, s), which imitate the best of N of the teacher's, in one pass.
+    the rows: deterministic actions are f(0, s), which imitate the best of N, in one pass.
 
     Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which is abbreviated CPQL too); Kostrikov et al. 2021;
     Park et al. 2025 (FQL) for the pairing by z, there with a flow for the teacher and without z = 0.
@@ -77,11 +78,9 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
         default=8,
         low=1,
         before=8,
-        doc='actions N of the teacher, of which the critics choose what deterministic actions learn in "distill"',
+        doc='actions N, the first the teacher\'s, of which the critics choose what deterministic actions learn in "distill"',
     )
-    target_noise: float = option(
-        default=1.0, low=0, before=0.5, doc="standard deviation rho of their noise, but the first's, which has none"
-    )
+    target_noise: float = option(default=1.0, low=0, before=0.5, doc="standard deviation rho of the others' noise")
     value_mode: str = option(
         default="q", one_of=VALUE_MODES, fixed=True, doc='"q" (CPQL) or "iql" (CPIQL)', search=list(VALUE_MODES)
     )
@@ -108,18 +107,16 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
 
     def actor_network(self, **targets: Follow) -> Network:
         network = super().actor_network(**targets)
-        # the teacher's loss; the actor's model has none of its own then, and is made alike
+        # "distill" is none of a consistency model's own losses, of which it then uses none
         return network.of_model(bc_loss="ict") if self.distills else network
 
     def networks(self) -> Mapping[str, Network]:
+        teacher = {"model_class": DenoisingModel, "model_kwargs": {"horizon": self.horizon}}
         return {
             **super().networks(),
             **({"value": Network(ValueNetwork)} if self.value_mode == "iql" else {}),
-            **({"teacher": self._teacher_network()} if self.distills else {}),
+            **({"teacher": Network(GenerativeActor, teacher)} if self.distills else {}),
         }
-
-    def _teacher_network(self) -> Network:
-        return replace(self.actor_network().of_model(form="plain", exploration="none"), targets={})
 
     def losses(self) -> Mapping[str, LossFn]:
         return {
@@ -130,7 +127,7 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
 
     def teacher_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
-        Consistency training on the data alone.
+        Denoising of the data alone.
 
         :param batch: transitions
         :return: loss of the teacher, scalars to log
@@ -147,29 +144,33 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     def bc_term(self, batch: Batch, features: th.Tensor, noise: th.Tensor, actions: th.Tensor) -> th.Tensor:
         if not self.distills:
             return super().bc_term(batch, features, noise, actions)
-        return squared_error(actions, self.distillation_target(batch.observations, noise)).mean()
+        return squared_error(actions, self.distillation_target(batch.observations, features, noise)).mean()
 
     @th.no_grad()
-    def distillation_target(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+    def distillation_target(self, obs: PyTorchObs, features: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
-        The teacher's action at the actor's noise; in the rows without noise, the best of several.
+        The teacher's action at the actor's noise; in the rows without noise, the best of it and of the actor's at other noise.
+
+        The others could be the teacher's, too. It takes four passes, the actor one, and is held near it.
 
         :param obs: observations, (B, ...)
+        :param features: the actor's features of them, (B, F)
         :param noise: the actor's noise, (S, B, A)
         :return: scaled actions, (B, A)
         """
-        teacher, critic, n = self.policy.teacher, self.policy.critic, self.target_candidates
-        features = teacher.features(obs)
-        target: th.Tensor = teacher.model.sample(noise, features)
+        actor, teacher, critic, n = self.policy.actor, self.policy.teacher, self.policy.critic, self.target_candidates
+        target: th.Tensor = teacher.model.sample(noise, teacher.features(obs))
         if n > 1:
-            first, features = noise[:, DETERMINISTIC_ROWS], features[DETERMINISTIC_ROWS]
-            n_steps, n_rows, action_dim = first.shape
-            others = self.target_noise * th.randn(n_steps, (n - 1) * n_rows, action_dim, device=noise.device)
-            actions = teacher.model.sample(th.cat([first, others], dim=1), features.repeat(n, 1))
+            first, features = target[DETERMINISTIC_ROWS], features[DETERMINISTIC_ROWS].repeat(n - 1, 1)
+            shape = len(noise), len(features), first.shape[1]
+            others = actor.model.denoise(self.target_noise * th.randn(shape, device=noise.device), features)
+            actions = th.cat([first, others])
             q_features = critic.features(tree_map(lambda x: x[DETERMINISTIC_ROWS], obs)).repeat(n, 1)
             q_values = pessimistic_value(critic.q_networks(q_features, actions))
-            by_row = q_values.view(n, n_rows).T, actions.view(n, n_rows, action_dim).transpose(0, 1)
-            target[DETERMINISTIC_ROWS] = choose_candidate(*by_row)
+            # (N R, ...), the N of a row R apart, to (R, N, ...)
+            target[DETERMINISTIC_ROWS] = choose_candidate(
+                q_values.view(n, -1).T, actions.view(n, *first.shape).transpose(0, 1)
+            )
         return target
 
     def check_together(self) -> None:
