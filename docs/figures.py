@@ -24,8 +24,8 @@ from sb3_consistency.registry import colour_of
 DOCS = Path(__file__).parent
 RECORDS, RESULTS = DOCS / "notebook" / "records", DOCS / "results"
 SPEED_OPTIONS = {"compile", "precision"}
-#: (suite, algorithm) -> commits at which its defaults there are today's; other runs are the notebook's
-COMMITS = {("online", "CPQL"): {"1a88f73"}}
+#: (suite, algorithm) -> a day, and what runs before it had to be told to have today's defaults; other runs are the notebook's
+TOLD_BEFORE = {("online", "CPQL"): ("2026-12-02", {"learning_rate": 1e-3})}
 DATA = "0.6"
 
 
@@ -43,8 +43,10 @@ def by_default(run: dict[str, Any]) -> bool:
     :param run: record of a run
     :return: whether it had the default options of today
     """
-    today = run["commit"] in COMMITS.get((run["suite"], run["algo"]), {run["commit"]})
-    return today and set(ast.literal_eval(run["options"] or "{}")) <= SPEED_OPTIONS
+    options = ast.literal_eval(run["options"] or "{}")
+    day, told = TOLD_BEFORE.get((run["suite"], run["algo"]), ("", {}))
+    needed = told if run["date"] < day else {}
+    return {name: value for name, value in options.items() if name not in SPEED_OPTIONS} == needed
 
 
 def short(dataset: str) -> str:

@@ -234,7 +234,7 @@ def test_a_policy_that_is_saved_alone_acts_as_it_did(exploration, tmp_path):
                     th.manual_seed(0)
                     actions.append(policy.predict(obs, deterministic=deterministic)[0])
                 np.testing.assert_array_equal(*actions)
-    assert offline.teacher.model.form == "plain"
+    assert not offline.teacher.model.explores
     with pytest.raises(TypeError, match="CPQL sets form"):
         online_model(policy_kwargs={"model_kwargs": {"form": "plain"}})
 
@@ -351,6 +351,26 @@ def test_returns_of_three_steps_where_the_buffer_has_them(cls, tmp_path):
     for load in (cls.load, cls.load_safe):
         assert load(tmp_path / "model", env="Pendulum-v1").replay_buffer.n_steps == 3
     assert cls.load(tmp_path / "single", env="Pendulum-v1").n_steps == 1
+
+
+@with_temperature
+def test_learning_rate_from_scratch(cls, tmp_path):
+    cases = [
+        ({}, 1e-3),
+        ({"learning_rate": 2e-4}, 2e-4),
+        ({"ent_coef": 0}, 3e-4),
+        ({"exploration": "transport"}, 3e-4),
+        ({"dataset": make_arrays()}, 3e-4),
+    ]
+    for kwargs, expected in cases:
+        model = online_model(cls, **kwargs)
+        rates = [n.optimizer.param_groups[0]["lr"] for n in (model.actor, model.critic)]
+        assert model.learning_rate == model.lr_schedule(1) == expected and rates == [expected, expected]
+    assert DiffusionQL("MlpPolicy", "Pendulum-v1", **SMALL).learning_rate == 3e-4
+    model.learning_rate = 1e-4
+    model.save(tmp_path / "model")
+    assert cls.load(tmp_path / "model").learning_rate == 1e-4
+    assert online_model(cls, learning_rate=lambda progress: 0.5 * progress).lr_schedule(0.5) == 0.25
 
 
 @pytest.mark.parametrize("exploration", ["gaussian", "transport"])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.utils import quantile_huber_loss
-from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDict
 
 from sb3_consistency.generative.exploration import ExploringModel
 from sb3_consistency.generative.model import GenerativeModel
@@ -37,6 +37,8 @@ OFFLINE_LEARNING_RATE = 3e-3
 ADDED_STD, ADDED_TEMPERATURE = 0.1, 0.01
 #: of the return, from scratch
 N_STEPS = 3
+#: of all networks: TD3's, of a policy from scratch that adds noise, and SAC's
+FROM_SCRATCH_LEARNING_RATE, LEARNING_RATE = 1e-3, 3e-4
 
 
 class ActorCritic(CandidateOptions, GenerativeAlgorithm):
@@ -86,6 +88,13 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     model_class: ClassVar[type[GenerativeModel]]
 
     n_candidates: int | None = None
+    learning_rate: float | Schedule | None = redeclared(  # type: ignore[assignment]  # likewise
+        GenerativeAlgorithm,
+        "learning_rate",
+        default=None,
+        doc="learning rate of all networks, or a schedule of the progress remaining (from 1 to 0); None for 1e-3 of a policy "
+        'that learns online from scratch with ``exploration="gaussian"``, and else for 3e-4',
+    )
     n_steps: int | None = redeclared(  # type: ignore[assignment]  # a number, once it is built
         GenerativeAlgorithm,
         "n_steps",
@@ -134,6 +143,14 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         fixed=True,
         doc='actor that supplies the next action: "ema" (its moving average) or "current"; with a temperature the current one',
     )
+    target_policy_noise: float = option(
+        default=0.0,
+        low=0,
+        before=0.0,
+        doc="standard deviation of Gaussian noise that is added to the next actions of the critics' target (smoothing, as of "
+        "TD3); not from scratch",
+    )
+    target_noise_clip: float = option(default=0.5, low=0, before=0.5, doc="limit of its absolute value, as of TD3")
     policy_delay: int = option(
         default=1,
         low=1,
@@ -284,11 +301,25 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
             return self.target_value(obs, explored.actions) - self.step_ent_coef * explored.cost
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         if not self.max_q_backup:
-            return self.target_value(obs, actor.sample(actor.features(obs), self.train_sampling_steps))
+            return self.target_value(obs, self.smoothed(actor.sample(actor.features(obs), self.train_sampling_steps)))
         repeated = tree_map(lambda x: x.repeat_interleave(MAX_Q_ACTIONS, dim=0), obs)
-        actions = actor.sample(actor.features(repeated), self.train_sampling_steps)
+        actions = self.smoothed(actor.sample(actor.features(repeated), self.train_sampling_steps))
         best = self.policy.critic_target(repeated, actions).unflatten(0, (-1, MAX_Q_ACTIONS)).amax(dim=1)
         return pessimistic_value(best, self._random_pair())
+
+    def smoothed(self, actions: th.Tensor) -> th.Tensor:
+        """
+        Target policy smoothing.
+
+        Source: Fujimoto et al. 2018 (TD3), section 5.3.
+
+        :param actions: scaled actions, (B, A)
+        :return: the same with noise, within their bounds, (B, A)
+        """
+        if self.target_policy_noise == 0:
+            return actions
+        noise = self.target_policy_noise * th.randn_like(actions)
+        return (actions + noise.clamp(-self.target_noise_clip, self.target_noise_clip)).clamp(-1, 1)
 
     def target_value(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
@@ -306,6 +337,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         return th.rand(n_critics, device=self.device).argsort()[:2] if n_critics > 2 else None
 
     def take_defaults(self) -> None:
+        if self.learning_rate is None:
+            self.learning_rate = FROM_SCRATCH_LEARNING_RATE if self.form == "squashed" else LEARNING_RATE
         if self.n_steps is None:
             own_buffer = self.replay_buffer_class is not None or self.optimize_memory_usage
             # load() has no space yet, and the file's number of steps
