@@ -27,6 +27,7 @@ ONLINE = {**SMALL, "learning_starts": 4, "buffer_size": 200}
 VARIANTS = [
     (CPQL, {"value_mode": "iql"}),
     (CPQL, {"bc_loss": "distill", "target_candidates": 1}),
+    (CPQL, {"bc_loss": "distill", "distill_teacher": "consistency", "target_noise": 0.5}),
     (DiffusionQL, {"sampling_steps": 2, "sampler": "ddim"}),
 ]
 MODES = [*((cls, {}) for cls in ALGORITHMS), *VARIANTS]

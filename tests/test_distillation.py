@@ -5,7 +5,7 @@ import pytest
 import torch as th
 
 from sb3_consistency import CPQL
-from sb3_consistency.algorithms.cpql import DETERMINISTIC_ROWS
+from sb3_consistency.algorithms.cpql import DETERMINISTIC_ROWS, TEACHERS
 from tests.conftest import SMALL, FixedNetwork, make_arrays, weights
 
 OBS = np.random.default_rng(0).uniform(-1, 1, (40, 3)).astype(np.float32)
@@ -31,51 +31,56 @@ def test_a_quarter_of_the_rows_has_no_noise():
     assert CPQL("MlpPolicy", dataset=make_arrays(), **SMALL).actor_noise(th.zeros(40, 3)).abs().min() > 0
 
 
+@pytest.mark.parametrize("teacher", TEACHERS)
 @pytest.mark.parametrize("n", [1, 4])
-def test_rows_with_noise_learn_the_teachers_action_of_the_same_noise(n):
-    model = distilling(target_candidates=n)
+def test_rows_with_noise_learn_the_teachers_action_of_the_same_noise(n, teacher):
+    model = distilling(target_candidates=n, distill_teacher=teacher)
     obs, noise, target = drawn(model)
     same = model.teacher.model.sample(noise, model.teacher.features(obs))
     rows = th.arange(40) % 4 != 0 if n > 1 else slice(None)
     th.testing.assert_close(target[rows], same[rows])
 
 
-def test_rows_without_noise_learn_the_best_of_the_teachers_and_the_actors_actions(monkeypatch):
-    model = distilling(target_candidates=256)
+class Identity(FixedNetwork):
+    """Of a consistency model f(z) = clamp(z), as good as."""
 
-    class Identity(FixedNetwork):
-        """f(sigma_max z) = clamp(z), as good as."""
+    def forward(self, x, log_sigma, cond):
+        return 2 * x
 
-        def forward(self, x, log_sigma, cond):
-            return 2 * x
 
-    class Upmost(FixedNetwork):
-        """T(z) = 1."""
+class Upmost(FixedNetwork):
+    """Of a denoiser T(z) = 1."""
 
-        def forward(self, x, log_sigma, cond):
-            return th.full_like(x, 9.0)
+    def forward(self, x, log_sigma, cond):
+        return th.full_like(x, 9.0)
 
-    model.actor.model.network, model.teacher.model.network = Identity(), Upmost()
 
-    def target(value):
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_rows_without_noise_learn_the_best_of_several_actions(teacher, monkeypatch):
+    model = distilling(target_candidates=256, distill_teacher=teacher)
+    if teacher == "denoiser":
+        model.actor.model.network, model.teacher.model.network, first = Identity(), Upmost(), 1.0
+    else:
+        model.teacher.model.network, first = Identity(), 0.0
+
+    def targets(value):
         monkeypatch.setattr(model.critic.q_networks, "forward", lambda f, a: value(a).unsqueeze(1).expand(-1, 2))
-        return drawn(model)[2]
+        return drawn(model)[2][DETERMINISTIC_ROWS]
 
     goal = th.tensor([0.3, -0.2])
-    actions = target(lambda a: 1 - (a - goal).square().sum(1))
-    assert (actions[DETERMINISTIC_ROWS] - goal).norm(dim=1).max() < 0.3
-    assert (actions.view(10, 4, 2)[:, 1:] == 1).all()
-    # where all are equally good, the teacher's stays; where its own is the best, too
-    for value in (lambda a: th.ones(len(a)), lambda a: a.sum(1)):
-        assert (target(value) == 1).all()
+    assert (targets(lambda a: 1 - (a - goal).square().sum(1)) - goal).norm(dim=1).max() < 0.3
+    # where all are equally good, the first stays; where it is the best, too
+    for value in (lambda a: th.ones(len(a)), lambda a: 1 - (a - first).square().sum(1)):
+        th.testing.assert_close(targets(value), th.full((10, 2), first))
 
 
-def test_the_teacher_learns_from_the_data_alone():
-    def teacher(eta):
-        model = distilling(eta=eta).pretrain(3)
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_the_teacher_learns_from_the_data_alone(teacher):
+    def teacher_of(eta):
+        model = distilling(eta=eta, distill_teacher=teacher).pretrain(3)
         return th.cat([p.detach().flatten() for p in model.teacher.parameters()]), weights(model)
 
-    (a, all_of_a), (b, all_of_b) = teacher(1.0), teacher(3.0)
+    (a, all_of_a), (b, all_of_b) = teacher_of(1.0), teacher_of(3.0)
     assert th.equal(a, b) and not th.equal(all_of_a, all_of_b)
 
 
@@ -122,7 +127,8 @@ def test_a_teacher_is_not_added_later():
     assert model.bc_loss == "reconstruction"
     model.bc_loss = "ict"
     assert model.actor.model.bc_loss == "ict"
-    model = distilling()
-    model.bc_loss = "distill"
+    model = distilling(distill_teacher="consistency")
+    model.bc_loss, model.metric = "distill", "l2"
+    assert model.teacher.model.metric == "l2" and model.teacher.model.bc_loss == "ict"
     with pytest.raises(ValueError, match="can't become 'ict'"):
         model.bc_loss = "ict"

@@ -1,6 +1,7 @@
 """CPQL and CPIQL: Q-learning with a one-step consistency policy."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch as th
@@ -20,6 +21,7 @@ from sb3_consistency.values.losses import choose_candidate, expectile_loss, pess
 
 #: rows of a batch in which distillation has z = 0: evenly spread, so that offline and online data have their share
 DETERMINISTIC_ROWS = slice(None, None, 4)
+TEACHERS = ("denoiser", "consistency")
 VALUE_MODES = ("q", "iql")
 VALUE_CRITICS = ("target", "current")
 
@@ -43,15 +45,16 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     .. math:: L_V = \mathbb{E}\, |\tau - 1(u < 0)|\, u^2, \quad u = \min_j Q'_j(s, a) - V(s), \qquad
         y = r + \gamma (1 - d) V(s').
 
-    With ``bc_loss="distill"`` a second network, the teacher T, learns the data alone. It is a denoiser
-    (:class:`~sb3_consistency.generative.denoising.DenoisingModel`), four passes per action and the same action for the same
+    With ``bc_loss="distill"`` a second network, the teacher T, learns the data alone, and makes the same action of the same
     noise z. The actor f learns from it and from the critics, at that z:
 
     .. math:: L_\mathrm{bc} = \mathbb{E}\, |f(z, s) - \mathrm{sg}\, a^*|^2, \quad a^* = T(z, s) \text{ for } z \ne 0, \quad
         a^* = \arg\max_{a_j} \min_i Q_i(s, a_j) \text{ of } a_1 = T(0, s),\ a_j = f(\rho\, \xi_j, s), \text{ for } z = 0.
 
     Reconstruction at the highest noise level is the mean of all modes; paired by z, they stay apart. z is 0 in a quarter of
-    the rows: deterministic actions are f(0, s), which imitate the best of N, in one pass.
+    the rows: deterministic actions are f(0, s), which imitate the best of N, in one pass. The teacher is a denoiser
+    (:class:`~sb3_consistency.generative.denoising.DenoisingModel`), four passes per action, or with
+    ``distill_teacher="consistency"`` a consistency model (``"ict"``), one pass, which also proposes the :math:`a_j`.
 
     Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which is abbreviated CPQL too); Kostrikov et al. 2021;
     Park et al. 2025 (FQL) for the pairing by z, there with a flow for the teacher and without z = 0.
@@ -74,11 +77,20 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
         one_of=(*BC_LOSSES, "distill"),
         doc='"reconstruction" (the paper\'s), "distill" (a teacher keeps the modes), "ict" or "consistency"',
     )
+    distill_teacher: str = option(
+        default="denoiser",
+        one_of=TEACHERS,
+        fixed=True,
+        before="consistency",
+        doc='the teacher of "distill": "denoiser" is precise, "consistency" scatters around the data, which gives critics of '
+        "mixed data more to choose from, and fails on narrow data",
+        search=list(TEACHERS),
+    )
     target_candidates: int = option(
         default=8,
         low=1,
         before=8,
-        doc='actions N, the first the teacher\'s, of which the critics choose what deterministic actions learn in "distill"',
+        doc='actions N, of which the critics choose what deterministic actions learn in "distill"; the first is T(0, s)',
     )
     target_noise: float = option(default=1.0, low=0, before=0.5, doc="standard deviation rho of the others' noise")
     value_mode: str = option(
@@ -107,16 +119,20 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
 
     def actor_network(self, **targets: Follow) -> Network:
         network = super().actor_network(**targets)
-        # "distill" is none of a consistency model's own losses, of which it then uses none
+        # the loss of a consistency teacher; the actor's model then has none of its own
         return network.of_model(bc_loss="ict") if self.distills else network
 
     def networks(self) -> Mapping[str, Network]:
-        teacher = {"model_class": DenoisingModel, "model_kwargs": {"horizon": self.horizon}}
         return {
             **super().networks(),
             **({"value": Network(ValueNetwork)} if self.value_mode == "iql" else {}),
-            **({"teacher": Network(GenerativeActor, teacher)} if self.distills else {}),
+            **({"teacher": self._teacher_network()} if self.distills else {}),
         }
+
+    def _teacher_network(self) -> Network:
+        if self.distill_teacher == "consistency":
+            return replace(self.actor_network().of_model(form="plain", exploration="none"), targets={})
+        return Network(GenerativeActor, {"model_class": DenoisingModel, "model_kwargs": {"horizon": self.horizon}})
 
     def losses(self) -> Mapping[str, LossFn]:
         return {
@@ -127,7 +143,7 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
 
     def teacher_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
-        Denoising of the data alone.
+        Denoising, or consistency training, on the data alone.
 
         :param batch: transitions
         :return: loss of the teacher, scalars to log
@@ -149,28 +165,31 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     @th.no_grad()
     def distillation_target(self, obs: PyTorchObs, features: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
-        The teacher's action at the actor's noise; in the rows without noise, the best of it and of the actor's at other noise.
+        The teacher's action at the actor's noise; in the rows without noise, the best of it and of others at other noise.
 
-        The others could be the teacher's, too. It takes four passes, the actor one, and is held near it.
+        The others are a consistency teacher's. A denoiser takes four passes: then they are the actor's, which is held near it.
 
         :param obs: observations, (B, ...)
         :param features: the actor's features of them, (B, F)
         :param noise: the actor's noise, (S, B, A)
         :return: scaled actions, (B, A)
         """
-        actor, teacher, critic, n = self.policy.actor, self.policy.teacher, self.policy.critic, self.target_candidates
-        target: th.Tensor = teacher.model.sample(noise, teacher.features(obs))
+        teacher, critic, n = self.policy.teacher, self.policy.critic, self.target_candidates
+        teachers_features = teacher.features(obs)
+        target: th.Tensor = teacher.model.sample(noise, teachers_features)
         if n > 1:
+            model = self.policy.actor.model
+            if self.distill_teacher == "consistency":
+                model, features = teacher.model, teachers_features
             first, features = target[DETERMINISTIC_ROWS], features[DETERMINISTIC_ROWS].repeat(n - 1, 1)
-            shape = len(noise), len(features), first.shape[1]
-            others = actor.model.denoise(self.target_noise * th.randn(shape, device=noise.device), features)
+            others_noise = th.randn(len(noise), len(features), first.shape[1], device=noise.device)
+            others = model.denoise(self.target_noise * others_noise, features)
             actions = th.cat([first, others])
             q_features = critic.features(tree_map(lambda x: x[DETERMINISTIC_ROWS], obs)).repeat(n, 1)
             q_values = pessimistic_value(critic.q_networks(q_features, actions))
             # (N R, ...), the N of a row R apart, to (R, N, ...)
-            target[DETERMINISTIC_ROWS] = choose_candidate(
-                q_values.view(n, -1).T, actions.view(n, *first.shape).transpose(0, 1)
-            )
+            by_row = q_values.view(n, -1).T, actions.view(n, *first.shape).transpose(0, 1)
+            target[DETERMINISTIC_ROWS] = choose_candidate(*by_row)
         return target
 
     def check_together(self) -> None:
