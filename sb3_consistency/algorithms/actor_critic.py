@@ -92,6 +92,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         GenerativeAlgorithm,
         "learning_rate",
         default=None,
+        kw_only=False,
         doc="learning rate of all networks, or a schedule of the progress remaining (from 1 to 0); None for 1e-3 of a policy "
         'that learns online from scratch with ``exploration="gaussian"``, and else for 3e-4',
     )
