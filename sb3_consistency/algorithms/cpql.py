@@ -84,7 +84,6 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
         before="consistency",
         doc='the teacher of "distill": "denoiser" is precise, "consistency" scatters around the data, which gives critics of '
         "mixed data more to choose from, and fails on narrow data",
-        search=list(TEACHERS),
     )
     target_candidates: int = option(
         default=8,
