@@ -252,7 +252,12 @@ def q_chunking() -> None:
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     ends = []
     for horizon, label, style in ((5, "horizon=5", "-"), (1, "one action at a time", "--")):
-        mine = [run for run in runs if ast.literal_eval(run["options"]) == {"horizon": horizon, **common}]
+        # before there was another, its teacher went without saying
+        teacher = {"distill_teacher": "consistency"}
+        mine = [
+            run for run in runs if {**teacher, **ast.literal_eval(run["options"])} == {"horizon": horizon, **common, **teacher}
+        ]
+        mine = [run for run in mine if "distill_teacher" in run["options"] or run["date"] < "2026-12-01"]
         lines = 100 * np.array([[point["success"] for point in run["curve"]] for run in mine])
         curve(axis, [point["step"] for point in mine[0]["curve"]], lines, colour_of("CPQL"), style)
         ends.append((float(lines.mean(axis=0)[-1]), label, colour_of("CPQL")))

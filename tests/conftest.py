@@ -26,8 +26,8 @@ SMALL = {"policy_kwargs": {"net_arch": [32, 32]}, "batch_size": 32, "seed": 0, "
 ONLINE = {**SMALL, "learning_starts": 4, "buffer_size": 200}
 VARIANTS = [
     (CPQL, {"value_mode": "iql"}),
-    (CPQL, {"bc_loss": "distill", "target_candidates": 1}),
-    (CPQL, {"bc_loss": "distill", "distill_teacher": "consistency", "target_noise": 0.5}),
+    (CPQL, {"bc_loss": "distill", "target_noise": 0.5}),
+    (CPQL, {"bc_loss": "distill", "distill_teacher": "consistency", "target_candidates": 1}),
     (DiffusionQL, {"sampling_steps": 2, "sampler": "ddim"}),
 ]
 MODES = [*((cls, {}) for cls in ALGORITHMS), *VARIANTS]

@@ -10,6 +10,7 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_consistency import CPQL, RACTD, ConsistencyAC, ConsistencyBC, DiffusionQL
 from sb3_consistency.algorithms.actor_critic import ActorCritic
+from sb3_consistency.algorithms.cpql import TEACHERS
 from sb3_consistency.files.zip import ModelFileError
 from sb3_consistency.generative.consistency import ConsistencyActorOptions, ConsistencyModel
 from sb3_consistency.options import MISSING, Options, option, options_of, shared_options
@@ -518,6 +519,17 @@ def test_what_does_not_fit_a_sound_file_is_not_called_damage(kwargs, message, cp
     with pytest.raises(ValueError, match=message) as refused:
         CPQL.load(cpql_file, **kwargs)
     assert not isinstance(refused.value, ModelFileError)
+
+
+def test_parameters_of_one_teacher_are_not_taken_for_anothers(tmp_path):
+    models = {teacher: loaded(CPQL, bc_loss="distill", distill_teacher=teacher) for teacher in TEACHERS}
+    for (own, model), other in zip(models.items(), reversed(TEACHERS), strict=True):
+        model.save(tmp_path / own)
+        assert CPQL.load(tmp_path / own).distill_teacher == own
+        with pytest.raises(ValueError, match=rf"distill_teacher='{other}' does not fit .*networks would not be those"):
+            CPQL.load(tmp_path / own, distill_teacher=other)
+        with pytest.raises(RuntimeError, match=r"teacher\.model\.sigmas"):
+            model.set_parameters(models[other].get_parameters())
 
 
 def test_on_divergence_is_checked():

@@ -92,7 +92,6 @@ SHARED_OPTIONS = [
     {"eta": lambda step: 1.0 / (1 + step)},
     {"alpha": lambda step: float(step < 2)},
     {"max_q_backup": True},
-    {"target_policy_noise": 0.2, "target_noise_clip": 0.3},
     {"q_norm": True},
     {"actor_q": "min", "normalize_actor_q": False},
     {"actor_q": "mean"},

@@ -64,25 +64,6 @@ def test_the_actor_waits_for_its_turn(cls):
     assert moved == [["critic", "actor", "actor_target"], ["critic"], ["critic"], ["critic", "actor", "actor_target"]]
 
 
-@actor_critics
-@pytest.mark.parametrize("max_q_backup", [False, True])
-def test_the_target_is_smoothed(cls, max_q_backup, monkeypatch):
-    model, seen = loaded(cls, target_noise_clip=0.3, max_q_backup=max_q_backup), []
-    batch = next(model.batches(1, 256))
-    # without noise the next action is 0.9, near its bound
-    monkeypatch.setattr(model.policy.actor_target, "sample", lambda features, _: th.full((len(features), 1), 0.9))
-    monkeypatch.setattr(type(model.policy.critic_target), "forward", lambda self, obs, a: seen.append(a) or a.expand(-1, 2))
-    for noise in (0.0, 0.2):
-        model.target_policy_noise = noise
-        model.next_value(batch)
-    plain, noisy = seen
-    assert (plain == 0.9).all()
-    assert noisy.min() == pytest.approx(0.6) and noisy.max() == 1
-    # of clipped noise on one side, as the bound is near on the other
-    below = noisy[noisy < 0.9]
-    assert 0.4 < len(below) / len(noisy) < 0.6 and (0.9 - below).mean() == pytest.approx(0.15, abs=0.02)
-
-
 def test_a_conditional_moving_average():
     targets, sources = [th.zeros(3), th.ones(2, 2)], [th.ones(3), th.zeros(2, 2)]
     lerp_where(targets, sources, 0.25, th.tensor(False))

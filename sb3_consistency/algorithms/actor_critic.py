@@ -93,8 +93,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         "learning_rate",
         default=None,
         kw_only=False,
-        doc="learning rate of all networks, or a schedule of the progress remaining (from 1 to 0); None for 1e-3 of a policy "
-        'that learns online from scratch with ``exploration="gaussian"``, and else for 3e-4',
+        doc="learning rate of all networks, or a schedule of the progress remaining (from 1 to 0); None for 1e-3 of a model "
+        'that is given no ``dataset`` and has a temperature with ``exploration="gaussian"``, and else for 3e-4',
     )
     n_steps: int | None = redeclared(  # type: ignore[assignment]  # a number, once it is built
         GenerativeAlgorithm,
@@ -144,14 +144,6 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         fixed=True,
         doc='actor that supplies the next action: "ema" (its moving average) or "current"; with a temperature the current one',
     )
-    target_policy_noise: float = option(
-        default=0.0,
-        low=0,
-        before=0.0,
-        doc="standard deviation of Gaussian noise that is added to the next actions of the critics' target (smoothing, as of "
-        "TD3); not from scratch",
-    )
-    target_noise_clip: float = option(default=0.5, low=0, before=0.5, doc="limit of its absolute value, as of TD3")
     policy_delay: int = option(
         default=1,
         low=1,
@@ -302,25 +294,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
             return self.target_value(obs, explored.actions) - self.step_ent_coef * explored.cost
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         if not self.max_q_backup:
-            return self.target_value(obs, self.smoothed(actor.sample(actor.features(obs), self.train_sampling_steps)))
+            return self.target_value(obs, actor.sample(actor.features(obs), self.train_sampling_steps))
         repeated = tree_map(lambda x: x.repeat_interleave(MAX_Q_ACTIONS, dim=0), obs)
-        actions = self.smoothed(actor.sample(actor.features(repeated), self.train_sampling_steps))
+        actions = actor.sample(actor.features(repeated), self.train_sampling_steps)
         best = self.policy.critic_target(repeated, actions).unflatten(0, (-1, MAX_Q_ACTIONS)).amax(dim=1)
         return pessimistic_value(best, self._random_pair())
-
-    def smoothed(self, actions: th.Tensor) -> th.Tensor:
-        """
-        Target policy smoothing.
-
-        Source: Fujimoto et al. 2018 (TD3), section 5.3.
-
-        :param actions: scaled actions, (B, A)
-        :return: the same with noise, within their bounds, (B, A)
-        """
-        if self.target_policy_noise == 0:
-            return actions
-        noise = self.target_policy_noise * th.randn_like(actions)
-        return (actions + noise.clamp(-self.target_noise_clip, self.target_noise_clip)).clamp(-1, 1)
 
     def target_value(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """

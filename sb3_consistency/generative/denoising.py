@@ -32,7 +32,8 @@ class DenoisingModel(ActionModel):
     def build(self) -> None:
         super().build()
         self.sigmas: th.Tensor
-        self.register_buffer("sigmas", th.tensor(self.levels), persistent=False)
+        # saved: it tells the parameters of a denoiser from those of a consistency model, which have the same shapes
+        self.register_buffer("sigmas", th.tensor(self.levels))
 
     def forward(self, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """

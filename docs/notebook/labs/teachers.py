@@ -21,7 +21,14 @@ import sb3_consistency
 from sb3_consistency import make_env, open_dataset
 
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 20, 80)
-LADDERS = ([80, 0.7, 0.35, 0.175], [80, 0.8, 0.4, 0.2, 0.1], [80, 0.6, 0.2], [80, 24.41, 5.84, 0.97, 0.09], [80, 2.5])
+LADDERS = (
+    [80, 0.7, 0.35, 0.175],
+    [80, 0.8, 0.4, 0.2, 0.1],
+    [80, 0.6, 0.2],
+    [80, 24.41, 5.84, 0.97, 0.09],
+    [12.451, 4.974, 2.304, 1.139, 0.494],
+    [80, 2.5],
+)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 commands = parser.add_subparsers(dest="what", required=True)
