@@ -148,8 +148,8 @@ def test_learning_rates_fall_offline_and_stay_online(cls, actor_rate, decay, mon
             logged.append([self.logger.name_to_value[f"train/{name}"] for name in ("actor_learning_rate", "learning_rate")])
             return True
 
-    options = {"cosine_lr_decay": decay, "actor_learning_rate": actor_rate, "learning_starts": 0, **SMALL}
-    model = cls("MlpPolicy", VectorEnv(), **options)
+    options = {"cosine_lr_decay": decay, "actor_learning_rate": actor_rate, "learning_starts": 0, "learning_rate": 3e-4}
+    model = cls("MlpPolicy", VectorEnv(), **options, **SMALL)
     model.load_dataset(make_arrays(action_dim=2))
     for run, phase_rate, falls in [(model.pretrain, 3e-3, decay is not False), (model.learn, 3e-4, decay is True)]:
         rates, logged = [], []

@@ -341,6 +341,9 @@ def test_returns_of_three_steps_where_the_buffer_has_them(cls, tmp_path):
         assert online_model(cls, **kwargs).n_steps == expected
     env = DictObservation(gym.make("Pendulum-v1"))
     assert cls("MultiInputPolicy", env, **SMALL).n_steps == 1
+    for name in ("history", "horizon"):
+        with pytest.raises((TypeError, ValueError), match=name):
+            online_model(cls, **{name: None})
     assert DiffusionQL("MlpPolicy", "Pendulum-v1", **SMALL).n_steps == 1
     model = online_model(cls).learn(20)
     assert isinstance(model.replay_buffer, NStepReplayBuffer) and model.replay_buffer.n_steps == 3
