@@ -247,17 +247,18 @@ def chunks() -> None:
 
 def q_chunking() -> None:
     """Successes of CPQL with chunks and without, by gradient steps, on OGBench's cube."""
-    common = {"alpha": 6.0, "compile": True, "bc_loss": "distill", "policy_kwargs": {"net_arch": [128, 128]}}
+    teacher = {"distill_teacher": "consistency"}
+    common = {"alpha": 6.0, "compile": True, "bc_loss": "distill", **teacher, "policy_kwargs": {"net_arch": [128, 128]}}
+
+    def told(run: dict[str, Any]) -> dict[str, Any]:
+        """Its options; before there was another, the teacher went without saying."""
+        return {**(teacher if run["date"] < "2026-12-01" else {}), **ast.literal_eval(run["options"])}
+
     runs = [run for run in records("offline") if run["data"] == "ogbench:cube-single-play-v0.npz?task=2"]
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     ends = []
     for horizon, label, style in ((5, "horizon=5", "-"), (1, "one action at a time", "--")):
-        # before there was another, its teacher went without saying
-        teacher = {"distill_teacher": "consistency"}
-        mine = [
-            run for run in runs if {**teacher, **ast.literal_eval(run["options"])} == {"horizon": horizon, **common, **teacher}
-        ]
-        mine = [run for run in mine if "distill_teacher" in run["options"] or run["date"] < "2026-12-01"]
+        mine = [run for run in runs if told(run) == {"horizon": horizon, **common}]
         lines = 100 * np.array([[point["success"] for point in run["curve"]] for run in mine])
         curve(axis, [point["step"] for point in mine[0]["curve"]], lines, colour_of("CPQL"), style)
         ends.append((float(lines.mean(axis=0)[-1]), label, colour_of("CPQL")))

@@ -65,13 +65,15 @@ def test_rows_without_noise_learn_the_best_of_several_actions(teacher, monkeypat
 
     def targets(value):
         monkeypatch.setattr(model.critic.q_networks, "forward", lambda f, a: value(a).unsqueeze(1).expand(-1, 2))
-        return drawn(model)[2][DETERMINISTIC_ROWS]
+        return drawn(model)[2]
 
     goal = th.tensor([0.3, -0.2])
-    assert (targets(lambda a: 1 - (a - goal).square().sum(1)) - goal).norm(dim=1).max() < 0.3
+    near = (targets(lambda a: 1 - (a - goal).square().sum(1)) - goal).norm(dim=1)
+    with_noise = near.view(-1, 4)[:, 1:]
+    assert near[DETERMINISTIC_ROWS].max() < 0.3 and with_noise.median() > 0.5
     # where all are equally good, the first stays; where it is the best, too
     for value in (lambda a: th.ones(len(a)), lambda a: 1 - (a - first).square().sum(1)):
-        th.testing.assert_close(targets(value), th.full((10, 2), first))
+        assert (targets(value)[DETERMINISTIC_ROWS] - first).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)

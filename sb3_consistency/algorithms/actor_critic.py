@@ -322,9 +322,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
             own_buffer = self.replay_buffer_class is not None or self.optimize_memory_usage
             # load() has no space yet, and the file's number of steps
             is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
-            # unlike has_windows also of values that are refused later, by name
-            has_windows = (self.horizon, self.history) != (1, 1)
-            has_them = not (own_buffer or has_windows or is_dict)
+            has_them = not (own_buffer or self.has_windows or is_dict)
             self.n_steps = N_STEPS if self.is_from_scratch and has_them else 1
 
     # the temperature

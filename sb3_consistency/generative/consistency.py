@@ -1,11 +1,13 @@
 """The consistency model of an action: boundary scalings, losses and few-step sampling."""
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch as th
 
 from sb3_consistency.generative.model import ActionModel, Denoiser, clamp_action
+from sb3_consistency.generative.networks import ConditionalNetwork
 from sb3_consistency.generative.schedules import (
     check_noise_levels,
     consistency_curriculum,
@@ -15,8 +17,10 @@ from sb3_consistency.generative.schedules import (
     sampling_sigmas,
     truncated_log_normal,
 )
+from sb3_consistency.generative.temporal import ChunkUnet
 from sb3_consistency.options import Options, option
 
+Network = ConditionalNetwork | ChunkUnet
 Sigma = TypeVar("Sigma", th.Tensor, float)
 BC_LOSSES = ("ict", "consistency", "reconstruction")
 METRICS = ("l2", "pseudo_huber")
@@ -67,6 +71,61 @@ def pseudo_huber(prediction: th.Tensor, target: th.Tensor) -> th.Tensor:
     difference = (prediction - target).flatten(1)
     c = 0.00054 * math.sqrt(difference.shape[1])
     return th.sqrt(difference.square().sum(dim=1) + c**2) - c
+
+
+def denoising_error(prediction: th.Tensor, x0: th.Tensor, sigma: th.Tensor, sigma_data: float) -> th.Tensor:
+    """
+    Weighted squared error (sigma^-2 + sigma_data^-2) |prediction - x0|^2 / dim.
+
+    Source: Karras et al. 2022 (EDM), table 1 for the weight.
+
+    :param prediction: of the clean data, (B, *E)
+    :param x0: clean data, (B, *E)
+    :param sigma: noise levels that it was predicted from, (B,)
+    :param sigma_data: standard deviation of the data
+    :return: (B,)
+    """
+    return (sigma**-2 + sigma_data**-2) * squared_error(prediction, x0)
+
+
+def scaled(
+    network: Network, x: th.Tensor, sigma: th.Tensor, cond: th.Tensor, sigma_min: float, sigma_data: float
+) -> th.Tensor:
+    """
+    c_skip x + c_out F(c_in x, ln sigma | s) with the boundary scalings.
+
+    :param network: F
+    :param x: noisy actions, (B, A)
+    :param sigma: noise levels, (B,), or (1,) when all rows share one
+    :param cond: condition, (B, F)
+    :param sigma_min: noise level at which it is x
+    :param sigma_data: standard deviation of the data
+    :return: not clamped, (B, A)
+    """
+    c_skip, c_out, c_in = (c.unsqueeze(-1) for c in boundary_scalings(sigma, sigma_min, sigma_data))
+    return c_skip * x + c_out * network(c_in * x, sigma.log(), cond)  # type: ignore[no-any-return]
+
+
+def scaled_at_levels(
+    network: Network, sigmas: tuple[float, ...], cond: th.Tensor, sigma_min: float, sigma_data: float
+) -> Callable[[th.Tensor, int, float], th.Tensor]:
+    """
+    :func:`scaled` with its noise levels and condition fixed, as a sampler calls it.
+
+    :param network: F
+    :param sigmas: noise levels that will be used
+    :param cond: condition, (B, F)
+    :param sigma_min: noise level at which it is x
+    :param sigma_data: standard deviation of the data
+    :return: function of (x (B, A), number of the level, scale): clamped to [-1, 1], of scale x at that level
+    """
+    at_levels = network.at_levels(tuple(map(math.log, sigmas)), cond)
+
+    def evaluate(x: th.Tensor, i: int, scale: float) -> th.Tensor:
+        c_skip, c_out, c_in = boundary_scalings(sigmas[i], sigma_min, sigma_data)
+        return clamp_action(th.add((c_skip * scale) * x, at_levels(x, i, c_in * scale), alpha=c_out))
+
+    return evaluate
 
 
 class ConsistencyOptions(Options):
@@ -160,8 +219,7 @@ class ConsistencyModel(ConsistencyOptions, ActionModel):
         :param cond: condition, (B, F)
         :return: f(x, sigma | cond), not clamped, (B, A)
         """
-        c_skip, c_out, c_in = (c.unsqueeze(-1) for c in boundary_scalings(sigma, self.sigma_min, self.sigma_data))
-        return c_skip * x + c_out * self.network(c_in * x, sigma.log(), cond)  # type: ignore[no-any-return]
+        return scaled(self.network, x, sigma, cond, self.sigma_min, self.sigma_data)
 
     def loss(
         self,
@@ -234,7 +292,7 @@ class ConsistencyModel(ConsistencyOptions, ActionModel):
         """
         sigma = self._reconstruction_sigma(u[:, 0])
         prediction = self(x0 + sigma.unsqueeze(-1) * noise, sigma, cond)
-        return (sigma**-2 + self.sigma_data**-2) * squared_error(prediction, x0)
+        return denoising_error(prediction, x0, sigma, self.sigma_data)
 
     def _reconstruction_sigma(self, u: th.Tensor) -> th.Tensor:
         n, share = self.reconstruction_levels, self.sampling_share
@@ -255,14 +313,13 @@ class ConsistencyModel(ConsistencyOptions, ActionModel):
         """
         # len, and not shape[0]: the number of steps stays a number when a policy is traced
         sigmas = sampling_sigmas(len(noise), self.sigma_min, self.sigma_max, self.rho)
-        network = self.network.at_levels(tuple(map(math.log, sigmas)), cond)
+        jump = scaled_at_levels(self.network, sigmas, cond, self.sigma_min, self.sigma_data)
         # the point before a jump is scale x: numbers are multiplied where tensors need not be
         x, scale = noise[0], self.sigma_max
         for i, sigma in enumerate(sigmas):
             if i > 0:
                 x, scale = th.add(x, noise[i], alpha=math.sqrt(sigma**2 - self.sigma_min**2)), 1.0
-            c_skip, c_out, c_in = boundary_scalings(sigma, self.sigma_min, self.sigma_data)
-            x = clamp_action(th.add((c_skip * scale) * x, network(x, i, c_in * scale), alpha=c_out))
+            x = jump(x, i, scale)
         return x
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:

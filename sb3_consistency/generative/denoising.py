@@ -1,13 +1,12 @@
 """A denoiser of actions at few noise levels: accurate where they are narrow, several passes where they are many."""
 
-import math
 from itertools import pairwise
 from typing import ClassVar
 
 import torch as th
 
-from sb3_consistency.generative.consistency import boundary_scalings, squared_error
-from sb3_consistency.generative.model import ActionModel, Denoiser, clamp_action
+from sb3_consistency.generative.consistency import denoising_error, scaled, scaled_at_levels
+from sb3_consistency.generative.model import ActionModel, Denoiser
 from sb3_consistency.options import option
 
 
@@ -42,8 +41,7 @@ class DenoisingModel(ActionModel):
         :param cond: condition, (B, F)
         :return: D(x, sigma | cond), not clamped, (B, A)
         """
-        c_skip, c_out, c_in = (c.unsqueeze(-1) for c in boundary_scalings(sigma, 0.0, self.sigma_data))
-        return c_skip * x + c_out * self.network(c_in * x, sigma.log(), cond)  # type: ignore[no-any-return]
+        return scaled(self.network, x, sigma, cond, 0.0, self.sigma_data)
 
     def loss(
         self,
@@ -65,7 +63,7 @@ class DenoisingModel(ActionModel):
         # rounding may lift u to 1
         sigma = self.sigmas[(u[:, 0] * len(self.levels)).long().clamp(max=len(self.levels) - 1)]
         prediction = self(x0 + sigma.unsqueeze(-1) * noise, sigma, cond)
-        return (sigma**-2 + self.sigma_data**-2) * squared_error(prediction, x0)
+        return denoising_error(prediction, x0, sigma, self.sigma_data)
 
     def sample(self, noise: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -73,12 +71,10 @@ class DenoisingModel(ActionModel):
 
         See :meth:`GenerativeModel.sample` for the parameters.
         """
-        network = self.network.at_levels(tuple(map(math.log, self.levels)), cond)
-        x = noise[0]
-        scale = self.levels[0]
+        denoise = scaled_at_levels(self.network, self.levels, cond, 0.0, self.sigma_data)
+        x, scale = noise[0], self.levels[0]
         for i, (sigma, lower) in enumerate(pairwise((*self.levels, 0.0))):
-            c_skip, c_out, c_in = boundary_scalings(sigma, 0.0, self.sigma_data)
-            clean = clamp_action(th.add((c_skip * scale) * x, network(x, i, c_in * scale), alpha=c_out))
+            clean = denoise(x, i, scale)
             x, scale = clean + (lower / sigma) * (scale * x - clean), 1.0
         return x
 

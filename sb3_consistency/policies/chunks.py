@@ -73,7 +73,8 @@ class ChunkOptions(HorizonOptions, HistoryOptions):
     @property
     def has_windows(self) -> bool:
         """Whether it learns from windows of several steps, not from single ones."""
-        return self.horizon > 1 or self.history > 1
+        # an equality is of any values, also of those that are refused later, by name
+        return (self.horizon, self.history) != (1, 1)
 
 
 class ChunkPolicy(ChunkOptions, BasePolicy):
