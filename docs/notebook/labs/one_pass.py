@@ -3,9 +3,10 @@ Where the deterministic actions of CPQL's "distill" should come from. One traini
 
     python docs/notebook/labs/one_pass.py pretrain zoo/hopper/mixed-v0 model.zip --options "{'alpha': 3.0}"
     python docs/notebook/labs/one_pass.py acting zoo/hopper/mixed-v0 model.zip
+    python docs/notebook/labs/one_pass.py fit zoo/hopper/mixed-v0 model.zip
     python docs/notebook/labs/one_pass.py heads zoo/hopper/mixed-v0 model.zip --arms rho=1 rho=1,margin=0.01 rho=0.5
 
-"acting" judges ways to act by the networks as they are. "heads" trains a network of its own per arm to imitate the best of n actions of
+"acting" judges ways to act by the networks as they are. "fit" tells how far teacher and actor are from the data, and their values. "heads" trains a network of its own per arm to imitate the best of n actions of
 the teacher with noise rho, the first without noise and kept unless another is better by the margin (in units of the mean of |Q|).
 """
 
@@ -22,7 +23,7 @@ from sb3_consistency import CPQL, make_env, open_dataset
 from sb3_consistency.values.losses import choose_candidate, pessimistic_value
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("what", choices=["pretrain", "acting", "heads"])
+parser.add_argument("what", choices=["pretrain", "acting", "fit", "heads"])
 parser.add_argument("dataset")
 parser.add_argument("model")
 parser.add_argument("--options", type=literal_eval, default={}, help="arguments of CPQL, as a dict")
@@ -94,6 +95,21 @@ if args.what == "acting":
     raise SystemExit
 
 model.load_dataset(args.dataset)
+
+if args.what == "fit":
+    th.manual_seed(args.seed)
+    np.random.seed(args.seed)
+    batch = next(model.batches(1, 4096))
+    obs, data = batch.observations, batch.actions
+    z = th.randn(1, *data.shape)
+    with th.no_grad():
+        mine, taught = (net.model.sample(z, net.features(obs)).clamp(-1, 1) for net in (actor, teacher))
+        for name, a, b in (("T(z), data", taught, data), ("f(z), data", mine, data), ("f(z), T(z)", mine, taught)):
+            print(f"{args.model} {name}: {(a - b).square().mean().sqrt():.3f} apart")
+        values = th.stack([pessimistic_value(critic(obs, drawn(teacher, obs, 1, 1.0)[0])) for _ in range(8)])
+        print(f"{args.model} value of T(z): {values.mean():.1f}, sd over z {values.std(0).mean():.2f}")
+    raise SystemExit
+
 for arm in args.arms:
     told = {"n": 8, "rho": 1.0, "margin": 0.0, **{k: float(v) for k, v in (x.split("=") for x in arm.split(","))}}
     th.manual_seed(args.seed)
