@@ -53,6 +53,14 @@ def test_the_value_of_a_policy_that_did_not_make_the_data(data, value, determini
     assert found == pytest.approx(10 * value, rel=0.05)
 
 
+def test_a_long_horizon_is_reached(monkeypatch):
+    gamma = 0.97
+    model = CPQL("MlpPolicy", dataset=one_state(), gamma=gamma, **SMALL)
+    model.load_dataset(model.dataset, heldout_fraction=0.5)
+    monkeypatch.setattr(model.policy, "_predict", lambda obs, deterministic: th.full((len(obs), 1), ACTION))
+    assert fitted_q_evaluation(model, gradient_steps=3000) == pytest.approx(ACTION / (1 - gamma), rel=0.1)
+
+
 @every
 def test_it_leaves_a_run_as_it_was(cls):
     def train(callback):

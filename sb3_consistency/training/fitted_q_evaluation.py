@@ -25,7 +25,7 @@ def fitted_q_evaluation(
     model: Any,
     gradient_steps: int = 10_000,
     learning_rate: float = 1e-3,
-    target_share: float = 0.01,
+    target_share: float = 0.05,
     batch_size: int = 256,
     deterministic: bool = True,
     seed: int = 0,
@@ -46,7 +46,8 @@ def fitted_q_evaluation(
     :param model: a model with held-out episodes (``load_dataset(..., heldout_fraction=0.1)``)
     :param gradient_steps: of the critic
     :param learning_rate: of the critic; it falls to 0 along a cosine
-    :param target_share: how far Q' moves towards Q in a step
+    :param target_share: how far Q' moves towards Q in a step: ``gradient_steps * target_share`` is about how many steps ahead
+        the estimate looks, which should be several times :math:`1 / (1 - \gamma)`
     :param batch_size: transitions of a step
     :param deterministic: whether to evaluate the deterministic policy; else actions are sampled anew in every step
     :param seed: of the critic's first weights and of the batches
