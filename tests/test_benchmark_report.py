@@ -11,6 +11,7 @@ from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark.intervals import (
     aggregates,
     comparable,
+    cpu_seconds_to,
     display_names,
     estimate,
     grouped,
@@ -215,7 +216,15 @@ def test_online_scores_are_relative_to_sac_and_to_chance(options, tmp_path):
     assert cells[0] == "1.75 [1.75, 1.75]" and cells[1] == "0.75 [0.75, 0.75]"
     assert cells[2] == "1.00 [1.00, 1.00]" and cells[3] == "0.00 [0.00, 0.00]"
     assert cells[4] == "3" and cells[5] == "20.00"  # 0.6 s in 30 steps
+    # of Hopper's evaluations, 10 10 10 210 210 210, three in a row are above 110 on average at 25 of 30 steps
+    assert cells[6] == "0.83 [0.83, 0.83]"
     assert (tmp_path / "online_30_2_10_normalised.png").stat().st_size > 5000
+
+
+def test_how_long_it_takes_to_a_return():
+    run = online_run("CPQL", "Hopper-v5", 0, 210.0, area=110.0)  # 10 10 10 210 210 210
+    assert [cpu_seconds_to(run, wanted) for wanted in (10, 70, 76.6, 210, 211)] == pytest.approx([0.3, 0.4, 0.4, 0.6, 1.2])
+    assert cpu_seconds_to(run | {"curve": run["curve"][3:4]}, 210) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("sac", [10.0, -20.0])

@@ -223,6 +223,19 @@ def area_under_curve(run: Run) -> float:
     return float(np.mean([point["return"] for point in run["curve"]]))
 
 
+def cpu_seconds_to(run: Run, wanted: float) -> float:
+    """
+    :param run: record of a run of the online suite
+    :param wanted: a return
+    :return: CPU time until the mean of the last few evaluations reaches it; twice the whole run's where it never does
+    """
+    returns = [point["return"] for point in run["curve"]]
+    window = min(LAST, len(returns))
+    reached = np.flatnonzero(np.convolve(returns, np.ones(window), "valid") >= window * wanted)
+    share = run["curve"][reached[0] + window - 1]["step"] / run["online_steps"] if len(reached) else 2.0
+    return float(share * run["online_cpu_seconds"])
+
+
 class Reference(NamedTuple):
     """What returns of an environment are measured by: those of a random policy, and the mean final one of SAC."""
 

@@ -8,9 +8,11 @@ import numpy as np
 from sb3_consistency.benchmark.drawing import markdown, save, with_interval
 from sb3_consistency.benchmark.intervals import (
     LAST,
+    Reference,
     Run,
     area_under_curve,
     common_seeds,
+    cpu_seconds_to,
     display_names,
     estimate,
     final_return,
@@ -53,6 +55,7 @@ def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
             row[f"{measure}: minus SAC's"] = difference
         row["seeds"] = str(len(common_seeds(of_label(runs, key), set(places))))
         row["CPU ms per step"] = _cpu_milliseconds(of_label(runs, key))
+        row["CPU to SAC's final"] = _cpu_to_sacs_final(of_label(runs, key), of_label(runs, str(sac)), known)
         rows.append(row)
     curves = {}
     for key in wanted:
@@ -65,7 +68,8 @@ def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
     text = (
         f"Interquartile means over {len(places)} environments and the seeds, with 95 % intervals (bootstrap over the seeds of "
         "every environment). Scores are (return - random) / (SAC's mean final return - random); final is the mean of the last "
-        f"{LAST} evaluations, area the mean of all. CPU time leaves evaluations out."
+        f"{LAST} evaluations, area the mean of all. CPU time leaves evaluations out. That to SAC's final return is told "
+        f"in whole runs of SAC: until the mean of {LAST} evaluations is as high, and where it never is, twice the whole run."
     )
     parts = ["### Relative to SAC", text, markdown(rows), f"![relative to SAC]({stem}_normalised.png)"]
     if left_out:
@@ -73,7 +77,22 @@ def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
     return parts
 
 
+def _timed(run: Run) -> bool:
+    return "online_cpu_seconds" in run and not run.get("resumed")
+
+
+def _cpu_to_sacs_final(runs: Sequence[Run], of_sac: Sequence[Run], known: dict[str, Reference]) -> str:
+    if not (of_sac and all(map(_timed, [*runs, *of_sac]))):
+        return ""
+    seconds = {p: np.mean([run["online_cpu_seconds"] for run in of_sac if run["data"] == p]) for p in known}
+
+    def share(run: Run) -> float:
+        return float(cpu_seconds_to(run, known[run["data"]].sac) / seconds[run["data"]])
+
+    return with_interval(estimate(grouped(runs, share, list(known))), 2)
+
+
 def _cpu_milliseconds(runs: Sequence[Run]) -> str:
-    whole = [run for run in runs if "online_cpu_seconds" in run and not run.get("resumed")]
+    whole = [run for run in runs if _timed(run)]
     each = [1000 * run["online_cpu_seconds"] / run["online_steps"] for run in whole]
     return f"{np.mean(each):.2f}" if each else ""
