@@ -15,6 +15,7 @@ from sb3_consistency.benchmark.intervals import (
     display_names,
     estimate,
     grouped,
+    labels,
     library_last,
     score_of,
 )
@@ -219,6 +220,11 @@ def test_online_scores_are_relative_to_sac_and_to_chance(options, tmp_path):
     # of Hopper's evaluations, 10 10 10 210 210 210, three in a row are above 110 on average at 25 of 30 steps
     assert cells[6] == "0.83 [0.83, 0.83]"
     assert (tmp_path / "online_30_2_10_normalised.png").stat().st_size > 5000
+
+
+def test_options_in_another_order_are_the_same():
+    (name,) = labels([record("CPQL", options=o) for o in ("{'gamma': 0.9, 'eta': 2.0}", "{'eta': 2.0, 'gamma': 0.9}")])
+    assert name == "CPQL {'eta': 2.0, 'gamma': 0.9}"
 
 
 def test_how_long_it_takes_to_a_return():

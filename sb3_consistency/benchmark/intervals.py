@@ -31,9 +31,10 @@ Aggregates = dict[str, dict[str, Estimate]]
 def label(run: Run) -> str:
     """
     :param run: record of a run
-    :return: its algorithm and options: what tells it from others that are no seeds of it
+    :return: its algorithm and options, in whatever order they were told: what tells it from others that are no seeds of it
     """
-    return str(run["algo"]) + ("" if run["options"] == "{}" else f" {run['options']}")
+    options = dict(sorted(ast.literal_eval(run["options"]).items()))
+    return f"{run['algo']} {options}" if options else str(run["algo"])
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
