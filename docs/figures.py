@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sb3_consistency.benchmark.drawing import name_lines, thousands, with_interval
-from sb3_consistency.benchmark.intervals import LAST, estimate
+from sb3_consistency.benchmark.intervals import LAST, cpu_seconds_to, estimate, final_return, interquartile_mean
 from sb3_consistency.registry import colour_of
 
 DOCS = Path(__file__).parent
@@ -145,34 +145,59 @@ def offline(steps: int = 50_000) -> None:
             print(f"offline, {title}, {name}: IQM {with_interval(estimate(groups), 0)}, seeds per set {sizes}")
 
 
+def from_scratch(env: str, steps: int) -> tuple[list[int], dict[str, np.ndarray]]:
+    """
+    Print the means of the last points, too.
+
+    :param env: id of the environment
+    :param steps: of the runs
+    :return: steps of the evaluations; algorithm -> returns, (seeds, evaluations)
+    """
+    curves: dict[str, list[list[float]]] = {}
+    for run in records("online"):
+        if run["data"] == env and run["online_steps"] == steps and by_default(run):
+            curves.setdefault(run["algo"], []).append([point["return"] for point in run["curve"]])
+            x = [point["step"] for point in run["curve"]]
+    lines = {name: np.array(values) for name, values in curves.items()}
+    for name, values in lines.items():
+        finals = values[:, -LAST:].mean(axis=1)
+        print(f"online, {env}, {steps:,} steps, {name}: {finals.mean():.0f}, by seed {finals.round().astype(int).tolist()}")
+    return x, lines
+
+
 def online() -> None:
     """Learning curves from scratch, and the mean of their last three points."""
+    for env in ("Hopper-v5", "HalfCheetah-v5"):  # the page's table has them
+        from_scratch(env, 30_000)
+    tasks = [("Pendulum-v1", 8_000), ("Hopper-v5", 100_000), ("HalfCheetah-v5", 100_000)]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    axis_of = {("Pendulum-v1", 8_000): axes[0], ("Hopper-v5", 100_000): axes[1], ("HalfCheetah-v5", 100_000): axes[2]}
-    for env, steps in [*axis_of, ("Hopper-v5", 30_000), ("HalfCheetah-v5", 30_000)]:
-        axis = axis_of.get((env, steps))
-        curves: dict[str, list[list[float]]] = {}
-        for run in records("online"):
-            if run["data"] == env and run["online_steps"] == steps and by_default(run):
-                curves.setdefault(run["algo"], []).append([point["return"] for point in run["curve"]])
-                x = [point["step"] for point in run["curve"]]
+    for axis, (env, steps) in zip(axes, tasks, strict=True):
+        x, curves = from_scratch(env, steps)
         ends = []
-        for name, values in curves.items():
-            lines, colour = np.array(values), colour_of(name)
-            finals = lines[:, -LAST:].mean(axis=1)
-            print(
-                f"online, {env}, {steps:,} steps, {name}: {finals.mean():.0f}, by seed {finals.round().astype(int).tolist()}"
-            )
-            if axis is not None:
-                curve(axis, x, lines, colour)
-                ends.append((float(lines.mean(axis=0)[-1]), name, colour))
-        if axis is not None:
-            axis.set(title=env, xlabel="steps in the environment")
-            thousands(axis)
-            tidy(axis)
-            name_lines(axis, ends)
+        for name, lines in curves.items():
+            curve(axis, x, lines, colour_of(name))
+            ends.append((float(lines.mean(axis=0)[-1]), name, colour_of(name)))
+        axis.set(title=env, xlabel="steps in the environment")
+        thousands(axis)
+        tidy(axis)
+        name_lines(axis, ends)
     axes[0].set_ylabel("mean return of 10 episodes")
     save(figure, "online")
+
+
+def time_to_sacs_return(steps: int = 100_000) -> None:
+    """What CPQL needs to get where SAC ends, in the CPU time of SAC's run."""
+    runs = [run for run in records("online") if run["online_steps"] == steps and by_default(run)]
+    seconds, finals = (
+        {
+            env: np.mean([measure(run) for run in runs if (run["algo"], run["data"]) == ("SAC", env)])
+            for env in {r["data"] for r in runs}
+        }
+        for measure in (lambda run: run["online_cpu_seconds"], final_return)
+    )
+    mine = [run for run in runs if run["algo"] == "CPQL"]
+    shares = np.sort([cpu_seconds_to(run, finals[run["data"]]) / seconds[run["data"]] for run in mine])
+    print(f"online, CPU time to SAC's final return: {np.round(shares, 2)}, IQM {interquartile_mean(shares):.2f}")
 
 
 def speed() -> None:
@@ -307,5 +332,5 @@ def save(figure: plt.Figure, name: str) -> None:
 
 
 if __name__ == "__main__":
-    for draw in (offline, online, going_online, chunks, q_chunking, speed, planner):
+    for draw in (offline, online, time_to_sacs_return, going_online, chunks, q_chunking, speed, planner):
         draw()

@@ -234,7 +234,7 @@ def test_a_policy_that_is_saved_alone_acts_as_it_did(exploration, tmp_path):
                     th.manual_seed(0)
                     actions.append(policy.predict(obs, deterministic=deterministic)[0])
                 np.testing.assert_array_equal(*actions)
-    assert offline.teacher.model.form == "plain"
+    assert offline.teacher.model.form == "plain" and not offline.teacher.model.explores
     with pytest.raises(TypeError, match="CPQL sets form"):
         online_model(policy_kwargs={"model_kwargs": {"form": "plain"}})
 

@@ -208,12 +208,16 @@ def aggregates(runs: Sequence[Run], wanted: Sequence[str]) -> Aggregates:
     }
 
 
+def _returns(run: Run) -> list[float]:
+    return [point["return"] for point in run["curve"]]
+
+
 def final_return(run: Run) -> float:
     """
     :param run: record of a run
     :return: mean return of its last evaluations
     """
-    return float(np.mean([point["return"] for point in run["curve"]][-LAST:]))
+    return float(np.mean(_returns(run)[-LAST:]))
 
 
 def area_under_curve(run: Run) -> float:
@@ -221,7 +225,7 @@ def area_under_curve(run: Run) -> float:
     :param run: record of a run
     :return: mean return of all evaluations
     """
-    return float(np.mean([point["return"] for point in run["curve"]]))
+    return float(np.mean(_returns(run)))
 
 
 def cpu_seconds_to(run: Run, wanted: float) -> float:
@@ -230,7 +234,7 @@ def cpu_seconds_to(run: Run, wanted: float) -> float:
     :param wanted: a return
     :return: CPU time until the mean of the last few evaluations reaches it; twice the whole run's where it never does
     """
-    returns = [point["return"] for point in run["curve"]]
+    returns = _returns(run)
     window = min(LAST, len(returns))
     reached = np.flatnonzero(np.convolve(returns, np.ones(window), "valid") >= window * wanted)
     share = run["curve"][reached[0] + window - 1]["step"] / run["online_steps"] if len(reached) else 2.0
