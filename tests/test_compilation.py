@@ -16,6 +16,7 @@ import pytest
 import torch as th
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC
+from sb3_consistency.algorithms import cpql
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.training import gradient as acceleration
 from tests.conftest import (
@@ -214,6 +215,31 @@ def test_bf16_keeps_weights_moments_and_values_in_float32(cls):
         assert values.dtype == actions.dtype == th.float32
         # the last layer is not rounded to the 8 bits of bfloat16
         assert not th.equal(values, values.bfloat16().float()) and not th.equal(actions, actions.bfloat16().float())
+
+
+@pytest.mark.parametrize("options", [{"max_q_backup": True}, {"bc_loss": "distill", "target_candidates": 8}])
+def test_actions_are_compared_in_float32(options, monkeypatch):
+    """The values of a state's candidates differ by less than bfloat16 rounds."""
+    model = loaded(CPQL, **WIDE, **options)
+    batch = next(model.batches(1, 64))
+    # the values themselves are the choice, of candidates that are the same with autocast and without
+    monkeypatch.setattr(cpql, "choose_candidate", lambda q_values, actions: q_values[:, :1])
+    for name in ("actor", "actor_target"):
+        monkeypatch.setattr(getattr(model.policy, name), "sample", lambda features, *args: features[:, :1].tanh())
+        monkeypatch.setattr(getattr(model.policy, name).model, "denoise", lambda noise, features: noise[0].tanh())
+    if model.distills:
+        monkeypatch.setattr(model.teacher.model, "sample", lambda noise, features: noise[0].tanh())
+
+    def compared():
+        th.manual_seed(0)
+        if not model.distills:
+            return model.next_value(batch)
+        features = model.actor.features(batch.observations)
+        return model.distillation_target(batch.observations, features, model.actor_noise(features))
+
+    exact = compared()
+    with acceleration.autocast("bf16", model.device):
+        th.testing.assert_close(compared(), exact)
 
 
 def test_unknown_precision_and_slow_bf16(monkeypatch):

@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDi
 
 from sb3_consistency.generative.exploration import ExploringModel
 from sb3_consistency.generative.model import GenerativeModel
+from sb3_consistency.generative.networks import in_float32
 from sb3_consistency.options import StepSchedule, at_step, option, redeclared
 from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
@@ -297,7 +298,10 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
             return self.target_value(obs, actor.sample(actor.features(obs), self.train_sampling_steps))
         repeated = tree_map(lambda x: x.repeat_interleave(MAX_Q_ACTIONS, dim=0), obs)
         actions = actor.sample(actor.features(repeated), self.train_sampling_steps)
-        best = self.policy.critic_target(repeated, actions).unflatten(0, (-1, MAX_Q_ACTIONS)).amax(dim=1)
+        critic = self.policy.critic_target
+        # as they are rounded in bfloat16, the highest would be the one rounded up
+        q_values = in_float32(critic.q_networks, critic.features(repeated), actions)
+        best = q_values.unflatten(0, (-1, MAX_Q_ACTIONS)).amax(dim=1)
         return pessimistic_value(best, self._random_pair())
 
     def target_value(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:

@@ -12,6 +12,7 @@ from sb3_consistency.generative.consistency import BC_LOSSES, ConsistencyActorOp
 from sb3_consistency.generative.denoising import DenoisingModel
 from sb3_consistency.generative.exploration import ExploringModel
 from sb3_consistency.generative.model import GenerativeModel
+from sb3_consistency.generative.networks import in_float32
 from sb3_consistency.options import check_range, option, redeclared
 from sb3_consistency.policies.modules import Follow, GenerativeActor, Network, ValueNetwork
 from sb3_consistency.training.batches import Batch, tree_map
@@ -185,7 +186,8 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
             others = model.denoise(self.target_noise * others_noise, features)
             actions = th.cat([first, others])
             q_features = critic.features(tree_map(lambda x: x[DETERMINISTIC_ROWS], obs)).repeat(n, 1)
-            q_values = pessimistic_value(critic.q_networks(q_features, actions))
+            # bfloat16 rounds by as much as they differ
+            q_values = pessimistic_value(in_float32(critic.q_networks, q_features, actions))
             # (N R, ...), the N of a row R apart, to (R, N, ...)
             by_row = q_values.view(n, -1).T, actions.view(n, *first.shape).transpose(0, 1)
             target[DETERMINISTIC_ROWS] = choose_candidate(*by_row)
