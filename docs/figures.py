@@ -191,11 +191,11 @@ def time_to_sacs_return(steps: int = 100_000) -> None:
     seconds, finals = (
         {
             env: np.mean([measure(run) for run in runs if (run["algo"], run["data"]) == ("SAC", env)])
-            for env in {r["data"] for r in runs}
+            for env in {r["data"] for r in runs if r["algo"] == "SAC"}
         }
         for measure in (lambda run: run["online_cpu_seconds"], final_return)
     )
-    mine = [run for run in runs if run["algo"] == "CPQL"]
+    mine = [run for run in runs if run["algo"] == "CPQL" and run["data"] in finals]
     shares = np.sort([cpu_seconds_to(run, finals[run["data"]]) / seconds[run["data"]] for run in mine])
     print(f"online, CPU time to SAC's final return: {np.round(shares, 2)}, IQM {interquartile_mean(shares):.2f}")
 
