@@ -12,11 +12,12 @@ actions of either teacher. "horizon": fitted Q evaluation by target_share, besid
 """
 
 import argparse
+from functools import partial
 
 import numpy as np
 import torch as th
+from best_of import mean_return
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_consistency import CPQL, ConsistencyBC, fitted_q_evaluation, make_env, open_dataset
 
@@ -91,22 +92,8 @@ else:
                 actions = drawn(network, batch.observations, 64).clamp(-1, 1)
             print(f"{name}: sd {actions.std(0).mean():.2f}, beyond 0.97 {(actions.abs() > 0.97).float().mean():.2f}")
     else:
-        env, critic = make_vec_env(lambda: make_env(source.make_env()), n_envs=20), model.policy.critic
-
-        class Best:
-            def __init__(self, network, n):
-                self.network, self.n = network, n
-
-            def predict(self, obs, state=None, episode_start=None, deterministic=True):
-                with th.no_grad():
-                    obs = th.as_tensor(obs, dtype=th.float32)
-                    actions = drawn(self.network, obs, self.n)
-                    features = critic.features(obs).repeat(self.n, 1)
-                    q = critic.q_networks(features, actions.reshape(-1, DIM)).amin(1).view(self.n, -1)
-                    chosen = actions[q.argmax(0), th.arange(len(obs))].clamp(-1, 1)
-                return model.policy.unscale_action(chosen.numpy()), state
-
+        env = make_vec_env(lambda: make_env(source.make_env()), n_envs=20)
         for name in ("ConsistencyBC", "T"):
             for n in (1, 8):
-                env.seed(1000)
-                print(f"best of {n} of {name}: {evaluate_policy(Best(networks[name], n), env, 20)[0]:.0f}", flush=True)
+                score = mean_return(model, partial(drawn, networks[name], n=n), env)
+                print(f"best of {n} of {name}: {score:.0f}", flush=True)

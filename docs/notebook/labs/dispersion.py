@@ -14,11 +14,12 @@ among its actions.
 
 import argparse
 import math
+from functools import partial
 
 import numpy as np
 import torch as th
+from best_of import mean_return
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_consistency import CPQL, make_env, open_dataset
 from sb3_consistency.generative.denoising import DenoisingModel
@@ -111,22 +112,9 @@ if args.what == "spread":
         print(f"{name}: sd {spread:.3f}, beyond 0.97 {bounds:.2f}, energy score {to_data - among / 2:.4f}", flush=True)
 else:
     judge = CPQL.load(args.files[2])
-    critic, env = judge.policy.critic, make_vec_env(lambda: make_env(open_dataset(data).make_env()), n_envs=20)
-
-    class Best:
-        def __init__(self, n, levels, wider):
-            self.n, self.ladder = n, (levels, wider)
-
-        def predict(self, obs, state=None, episode_start=None, deterministic=True):
-            with th.no_grad():
-                obs = th.as_tensor(obs, dtype=th.float32)
-                actions = drawn(obs, self.n, *self.ladder)
-                q = critic.q_networks(critic.features(obs).repeat(self.n, 1), actions.reshape(-1, dim)).amin(1).view(self.n, -1)
-                chosen = actions[q.argmax(0), th.arange(len(obs))]
-            return judge.policy.unscale_action(chosen.numpy()), state
-
+    env = make_vec_env(lambda: make_env(open_dataset(data).make_env()), n_envs=20)
     for name in args.ladders:
         for n in args.best_of:
-            env.seed(1000)
             th.manual_seed(0)
-            print(f"{name}, best of {n}: {evaluate_policy(Best(n, *LADDERS[name]), env, 20)[0]:.0f}", flush=True)
+            score = mean_return(judge, partial(drawn, n=n, levels=LADDERS[name][0], wider=LADDERS[name][1]), env)
+            print(f"{name}, best of {n}: {score:.0f}", flush=True)

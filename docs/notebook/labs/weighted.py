@@ -8,11 +8,12 @@ Weight of a row: exp((Q(s, a) - mean_z Q(s, f(z, s))) / temperature), at most 10
 
 import argparse
 import math
+from functools import partial
 
 import numpy as np
 import torch as th
+from best_of import mean_return, values
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_consistency import CPQL, make_env, open_dataset
 
@@ -28,10 +29,6 @@ critic, actor = judge.policy.critic, judge.policy.actor
 env = make_vec_env(lambda: make_env(open_dataset(args.dataset).make_env()), n_envs=20)
 
 
-def value(obs, actions, n=1):
-    return critic.q_networks(critic.features(obs).repeat(n, 1), actions).amin(1).view(n, -1)
-
-
 for temperature in args.temperatures:
     th.manual_seed(0)
     np.random.seed(0)
@@ -44,7 +41,7 @@ for temperature in args.temperatures:
         with th.no_grad():
             obs = batch.observations
             ours = actor.model.denoise(th.randn(1, 4 * len(obs), dim), actor.features(obs).repeat(4, 1))
-            advantage = value(obs, batch.actions)[0] - value(obs, ours, 4).mean(0)
+            advantage = values(critic, obs, batch.actions[None])[0] - values(critic, obs, ours.view(4, len(obs), dim)).mean(0)
             weights = (advantage / temperature).clamp(max=math.log(100)).exp()
         loss = (weights * teacher.bc_loss(teacher.features(obs), batch.actions, None, None)).mean() / weights.mean()
         optimizer.zero_grad()
@@ -53,19 +50,10 @@ for temperature in args.temperatures:
         if step == 0:
             print(f"advantage: sd {advantage.std():.2f}, quantiles {advantage.quantile(th.tensor([0.05, 0.5, 0.95])).tolist()}")
 
-    class Acting:
-        def __init__(self, n, scale):
-            self.n, self.scale = n, scale
-
-        def predict(self, obs, state=None, episode_start=None, deterministic=True):
-            with th.no_grad():
-                obs = th.as_tensor(obs, dtype=th.float32)
-                noise = self.scale * th.randn(1, self.n * len(obs), dim)
-                actions = teacher.model.sample(noise, teacher.features(obs).repeat(self.n, 1)).clamp(-1, 1)  # noqa: B023
-                q = value(obs, actions, self.n)
-                chosen = actions.view(self.n, len(obs), dim)[q.argmax(0), th.arange(len(obs))]
-            return judge.policy.unscale_action(chosen.numpy()), state
+    def drawn(obs, n, scale, teacher=teacher, dim=dim):
+        noise = scale * th.randn(1, n * len(obs), dim)
+        return teacher.model.sample(noise, teacher.features(obs).repeat(n, 1)).clamp(-1, 1).view(n, len(obs), dim)
 
     for name, n, scale in (("T(0)", 1, 0.0), ("T(z)", 1, 1.0), ("best of 8 T(z)", 8, 1.0)):
-        env.seed(1000)
-        print(f"temperature {temperature:g}, {name}: {evaluate_policy(Acting(n, scale), env, 20)[0]:.0f}", flush=True)
+        score = mean_return(judge, partial(drawn, n=n, scale=scale), env)
+        print(f"temperature {temperature:g}, {name}: {score:.0f}", flush=True)
