@@ -3,9 +3,11 @@ What CPQL does in its first steps online after an offline phase; the phase is tr
 
     python docs/notebook/labs/going_online.py pretrain zoo/halfcheetah/medium-v0 model.zip
     python docs/notebook/labs/going_online.py online zoo/halfcheetah/medium-v0 model.zip --rate 3e-5
+    python docs/notebook/labs/going_online.py online zoo/halfcheetah/medium-v0 model.zip --alpha 0.1 --steps 20000
 """
 
 import argparse
+import ast
 from types import SimpleNamespace
 
 import torch as th
@@ -13,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_consistency import CPQL, open_dataset
+from sb3_consistency.algorithms import actor_critic
 from sb3_consistency.benchmark.runs import evaluate
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,6 +25,12 @@ parser.add_argument("model")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--steps", type=int, help="20,000 offline, 8,000 online")
 parser.add_argument("--rate", type=float, help="the actor's learning rate online")
+parser.add_argument("--alpha", type=float, help="what the weight of cloning falls to, in a straight line over the steps online")
+parser.add_argument("--options", type=ast.literal_eval, default={}, help="others of the model, as a dict")
+parser.add_argument("--std", type=float, help="a standard deviation of the noise online that stays as it is")
+parser.add_argument("--temperature", type=float, help="where the temperature begins online")
+parser.add_argument("--temperature-rate", type=float, help="its learning rate, in units of the critics'")
+parser.add_argument("--warm", type=int, default=0, help="steps online before --alpha and --options")
 args = parser.parse_args()
 th.set_num_threads(1)
 source = open_dataset(args.dataset)
@@ -38,7 +47,22 @@ class Curve(BaseCallback):
 
     def _on_step(self):
         if self.n_calls % self.every == 0:
-            print(self.n_calls, round(evaluate(self.model, eval_env, job, True).value), flush=True)
+            logged = self.model.logger.name_to_value.items()
+            told = {name.removeprefix("train/"): round(float(value), 4) for name, value in logged if name.startswith("train/")}
+            print(self.n_calls, round(evaluate(self.model, eval_env, job, True).value), told, flush=True)
+        return True
+
+
+class Arm(BaseCallback):
+    """From --warm on: the options, and the weight of cloning that falls."""
+
+    def _on_step(self):
+        if self.n_calls == args.warm + 1:
+            for name, value in args.options.items():
+                setattr(self.model, name, value)
+            if args.alpha is not None:
+                begin, steps = self.model._n_updates, (args.steps or 8_000) - args.warm
+                self.model.alpha = lambda step: 1 + (args.alpha - 1) * min((step - begin) / steps, 1)
         return True
 
 
@@ -49,5 +73,12 @@ else:
     model = CPQL.load(args.model, env=env)
     model.load_dataset(args.dataset)
     model.actor_learning_rate = args.rate
-    model.learn(args.steps or 8_000, callback=Curve(1_000), reset_num_timesteps=False)
+    if args.std is not None:
+        actor_critic.ADDED_STD, actor_critic.ADDED_TEMPERATURE = args.std, 1e-30
+        model.policy.actor.model.log_std.requires_grad_(False)
+    if args.temperature is not None:
+        actor_critic.ADDED_TEMPERATURE = args.temperature
+    if args.temperature_rate is not None:
+        model.temperature.rate = args.temperature_rate
+    model.learn(args.steps or 8_000, callback=[Arm(), Curve(1_000)], reset_num_timesteps=False)
 print("at the end", round(evaluate(model, eval_env, job, True).value))
