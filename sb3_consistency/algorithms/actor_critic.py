@@ -34,8 +34,6 @@ TARGET_POLICIES = ("ema", "current")
 MAX_Q_ACTIONS = 10
 #: of the actor; a fixed dataset bears more than moving experience, and needs it to be fitted precisely
 OFFLINE_LEARNING_RATE = 3e-3
-#: after an offline phase: standard deviation of the noise that is added, and its temperature, in units of the mean of |Q|
-ADDED_STD, ADDED_TEMPERATURE = 0.1, 0.01
 #: of the return, from scratch
 N_STEPS = 3
 #: of all networks: TD3's, of a policy from scratch that adds noise, and SAC's
@@ -57,13 +55,14 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     Source: Ding & Jin 2024, section 4.2; Wang et al. 2022. :math:`L_\mathrm{bc}` is the generative model's own loss.
 
-    Online, with a temperature w (``ent_coef``), noise of a learned standard deviation is added. After an offline phase
+    Online, unless ``ent_coef`` is 0, noise is added. After an offline phase it has the entropy that is aimed at, everywhere,
 
     .. math::
 
-        a = \mathrm{clip}(f(z, s) + \sigma(s)\, \epsilon), \qquad L = L_\mathrm{actor} + w \log \pi(a | s, z),
+        a = \mathrm{clip}(f(z, s) + \sigma \epsilon), \qquad \log \sigma = \bar H / d - \log(2 \pi e) / 2,
 
-    and from scratch, in one pass, with nothing to clone, SAC's policy whose mean depends on the noise z, too:
+    and from scratch its standard deviation is learned with a temperature w. In one pass, with nothing to clone, it is SAC's
+    policy whose mean depends on the noise z, too:
 
     .. math::
 
@@ -195,32 +194,30 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
-        alpha L_bc + eta L_q, and the cost w c of exploring; from scratch eta L_q + w c.
+        alpha L_bc + eta L_q; from scratch eta L_q + w c, with the cost c of exploring.
 
         :param batch: transitions
         :return: loss of the actor, scalars to log
         """
-        actor, explored, noise = self.policy.actor, None, None
+        actor = self.policy.actor
         # once for all terms: of images they cost most of the step
         features = actor.features(batch.observations)
         if self.is_from_scratch:
             explored = actor.explore(features, self.shift_cost)
-            actions = explored.actions
+            q_loss, cost = self.q_term(batch, explored.actions), explored.cost.mean()
+            loss = self.step_ent_coef * cost + self.step_eta * q_loss
+            told = {"q_loss": q_loss, "entropy": explored.entropy.mean(), "ent_coef": self.step_ent_coef}
+            told |= {"transport_cost": cost} if self.form == "transport" else {}
         else:
             noise = self.actor_noise(features)
             actions = actor.model.denoise(noise, features)
-            if self.form == "added":
-                explored = actor.model.spread(actions, th.randn_like(actions), features)
-        q_loss = self.q_term(batch, actions if explored is None else explored.actions)
-        loss, told = self.step_eta * q_loss, {"q_loss": q_loss}
-        if noise is not None and self.step_alpha is not None:
-            bc_loss = self.bc_term(batch, features, noise, actions)
-            loss, told = self.step_alpha * bc_loss + loss, {"bc_loss": bc_loss, **told}
-        if explored is not None:
-            cost = explored.cost.mean()
-            loss = self.step_ent_coef * cost + loss
-            told |= {"entropy": explored.entropy.mean(), "ent_coef": self.step_ent_coef}
-            told |= {"transport_cost": cost} if self.form == "transport" else {}
+            # the values are those of what acts
+            acting = actor.model.spread(actions, th.randn_like(actions), features).actions if self.form == "added" else actions
+            q_loss = self.q_term(batch, acting)
+            loss, told = self.step_eta * q_loss, {"q_loss": q_loss}
+            if self.step_alpha is not None:
+                bc_loss = self.bc_term(batch, features, noise, actions)
+                loss, told = self.step_alpha * bc_loss + loss, {"bc_loss": bc_loss, **told}
         return loss, {name: value.detach() for name, value in told.items()}
 
     def actor_noise(self, features: th.Tensor) -> th.Tensor:
@@ -420,9 +417,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         self._take_form()
         if self.form == "added":
             for model in self._acting_models:
-                model.start_spread(ADDED_STD)
-            if self.ent_coef == "auto":
-                self.temperature.restart(ADDED_TEMPERATURE)
+                model.start_spread(self.entropy_aim / math.prod(model.event_shape))
 
     def gradient_step(self, batch: Any) -> TensorDict:
         if self.run.from_scratch is None:

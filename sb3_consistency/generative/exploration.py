@@ -15,6 +15,8 @@ from sb3_consistency.options import Options, option
 #: what the mean of log |x - x'| lacks to the entropy, for a Gaussian number: (1 + log(2 pi) + Euler's constant) / 2
 GAUSSIAN_ENTROPY = 0.5 * (1 + math.log(2 * math.pi) + 0.5772156649)
 SMALLEST_DISTANCE = 1e-3
+#: entropy of standard normal noise
+UNIT_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
 EXPLORATIONS = ("gaussian", "transport", "none")
 FORMS = ("plain", "added", "squashed", "transport")
 #: limits of the logarithm of the standard deviation, SAC's
@@ -61,9 +63,9 @@ class ExplorationOptions(Options):
         one_of=EXPLORATIONS,
         fixed=True,
         before="none",
-        doc='with a temperature: "gaussian" adds noise of a learned standard deviation to the action, as SAC does; '
-        '"transport" carries the noise z itself to the action, at a cost that keeps several ways of doing a task, and after '
-        'an offline phase is as "gaussian"; "none" is as "transport", but adds nothing after an offline phase',
+        doc='with a temperature: "gaussian" adds noise to the action, from scratch of a standard deviation that is learned, '
+        'as SAC does; "transport" carries the noise z itself to the action, at a cost that keeps several ways of doing a task, '
+        'and after an offline phase is as "gaussian"; "none" is as "transport", but adds nothing after an offline phase',
     )
 
 
@@ -89,7 +91,7 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
     sigma_max is 0.003): a Q term makes one action of all noise. It has four forms:
 
     - "plain": the consistency model.
-    - "added", after an offline phase: a = f(z, s) + sigma(s) eps, clamped to [-1, 1].
+    - "added", after an offline phase: a = f(z, s) + sigma eps, clamped to [-1, 1].
     - "squashed", from scratch: a = tanh(F(z, s) + sigma(s) eps), SAC's policy with z. F is the same network at the same level.
     - "transport", from scratch: a = tanh(z + F(z, s)), with z clipped to [-1, 1]. The cost of moving the noise
       (:func:`pair_cost`) keeps it alive.
@@ -104,7 +106,7 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
         if self.exploration != "none":
             layers = mlp_layers([self.cond_dim, LOG_STD_WIDTH, self.event_shape[0]], nn.ReLU)
             self.log_std = nn.Sequential(*layers)
-            self.start_spread(1.0)
+            self.start_spread(UNIT_ENTROPY)
 
     @property
     def explores(self) -> bool:
@@ -114,15 +116,15 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
     def n_added(self) -> int:
         return int(self.form in ("added", "squashed"))
 
-    def start_spread(self, std: float) -> None:
+    def start_spread(self, entropy: float) -> None:
         """
-        Begin with a standard deviation.
+        Begin with one standard deviation in all states.
 
-        :param std: of the noise that is added, in all states
+        :param entropy: of the noise that is added, before tanh, per dimension
         """
         weight, bias = self.log_std[-1].parameters()
         nn.init.zeros_(weight)
-        nn.init.constant_(bias, math.log(std))
+        nn.init.constant_(bias, entropy - UNIT_ENTROPY)
 
     def jump(self, z: th.Tensor, cond: th.Tensor) -> th.Tensor:
         """
@@ -154,9 +156,12 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
         :return: the actions, minus their entropy as the cost
         """
         log_std = in_float32(self.log_std, cond).clamp(*LOG_STD_LIMITS)
+        if self.form == "added":
+            # critics that learned from data hardly mind noise: learned, it grows until it fills the action space
+            log_std = log_std.detach()
         raw = means + log_std.exp() * noise
         # half, and not half the square of the noise: its mean
-        entropy = log_std + 0.5 * math.log(2 * math.pi * math.e)
+        entropy = log_std + UNIT_ENTROPY
         if self.form == "squashed":
             # log(1 - tanh^2)
             entropy = entropy + 2 * (math.log(2) - raw - F.softplus(-2 * raw))

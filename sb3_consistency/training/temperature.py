@@ -10,7 +10,7 @@ from sb3_consistency.generative.exploration import ExplorationOptions
 from sb3_consistency.options import check_range, option
 from sb3_consistency.values.losses import temperature_gradient
 
-#: learning rate of a transport's temperature, in units of the critics'; with 1, as SAC has it and noise that is added, it is
+#: learning rate of a transport's temperature, in units of the critics'; with 1, as SAC has it and a Gaussian policy, it is
 #: still high when they know the values
 TRANSPORT_RATE = 3.0
 
@@ -42,18 +42,17 @@ class TemperatureOptions(ExplorationOptions):
         check=_check_ent_coef,
         fixed=True,
         before=0.0,
-        doc='online, the temperature: weight of the entropy, or of the transport cost, against Q. "auto" is learned, so that '
-        'the entropy stays near ``target_entropy``, "auto_0.1" from there on ("auto" begins at 1, after an offline phase at '
-        "0.01, in units of the mean of |Q|); 0 learns the offline phase's kind of policy, which explores by ``action_noise`` "
-        "and ``n_candidates`` only",
+        doc='online from scratch, the temperature: weight of the entropy, or of the transport cost, against Q. "auto" is '
+        'learned, so that the entropy stays near ``target_entropy``, "auto_0.1" from there on ("auto" begins at 1); 0 learns '
+        "the offline phase's kind of policy, which explores by ``action_noise`` and ``n_candidates`` only, after one, too",
         search={"online": ["auto", "auto_0.1", 0.05]},
     )
     target_entropy: str | float = option(
         default="auto",
         check=_check_target_entropy,
         before="auto",
-        doc='entropy that a learned temperature aims at (of a transport, before tanh); "auto" for -1 per action dimension, of '
-        "a chunk for each of its actions",
+        doc="entropy that a learned temperature aims at (of a transport, before tanh), and that of the noise that is added "
+        'after an offline phase; "auto" for -1 per action dimension, of a chunk for each of its actions: a deviation of 0.09',
     )
     shift_cost: float = option(
         default=1.0,
@@ -98,16 +97,6 @@ class Temperature:
         """
         if self.optimizer is not None:
             update_learning_rate(self.optimizer, self.rate * rate)
-
-    def restart(self, start: float) -> None:
-        """
-        Begin anew, if it is learned.
-
-        :param start: the temperature
-        """
-        if self.log is not None:
-            with th.no_grad():
-                self.log.fill_(math.log(start))
 
     def step(self, entropy: th.Tensor, target: float) -> None:
         """

@@ -15,7 +15,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_consistency import CPQL, open_dataset
-from sb3_consistency.algorithms import actor_critic
 from sb3_consistency.benchmark.runs import evaluate
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,9 +26,6 @@ parser.add_argument("--steps", type=int, help="20,000 offline, 8,000 online")
 parser.add_argument("--rate", type=float, help="the actor's learning rate online")
 parser.add_argument("--alpha", type=float, help="what the weight of cloning falls to, in a straight line over the steps online")
 parser.add_argument("--options", type=ast.literal_eval, default={}, help="others of the model, as a dict")
-parser.add_argument("--std", type=float, help="a standard deviation of the noise online that stays as it is")
-parser.add_argument("--temperature", type=float, help="where the temperature begins online")
-parser.add_argument("--temperature-rate", type=float, help="its learning rate, in units of the critics'")
 parser.add_argument("--warm", type=int, default=0, help="steps online before --alpha and --options")
 args = parser.parse_args()
 th.set_num_threads(1)
@@ -73,12 +69,5 @@ else:
     model = CPQL.load(args.model, env=env)
     model.load_dataset(args.dataset)
     model.actor_learning_rate = args.rate
-    if args.std is not None:
-        actor_critic.ADDED_STD, actor_critic.ADDED_TEMPERATURE = args.std, 1e-30
-        model.policy.actor.model.log_std.requires_grad_(False)
-    if args.temperature is not None:
-        actor_critic.ADDED_TEMPERATURE = args.temperature
-    if args.temperature_rate is not None:
-        model.temperature.rate = args.temperature_rate
     model.learn(args.steps or 8_000, callback=[Arm(), Curve(1_000)], reset_num_timesteps=False)
 print("at the end", round(evaluate(model, eval_env, job, True).value))
