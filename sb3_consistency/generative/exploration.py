@@ -64,7 +64,7 @@ class ExplorationOptions(Options):
         fixed=True,
         before="none",
         doc='with a temperature: "gaussian" adds noise to the action, from scratch of a standard deviation that is learned, '
-        'as SAC does; "transport" carries the noise z itself to the action, at a cost that keeps several ways of doing a task, '
+        'as SAC does; "transport" carries the noise z itself to the action, at a cost that keeps several ways of acting, '
         'and after an offline phase is as "gaussian"; "none" is as "transport", but adds nothing after an offline phase',
     )
 
