@@ -55,14 +55,14 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     Source: Ding & Jin 2024, section 4.2; Wang et al. 2022. :math:`L_\mathrm{bc}` is the generative model's own loss.
 
-    Online, unless ``ent_coef`` is 0, noise is added. After an offline phase it has the entropy that is aimed at, everywhere,
+    Online, unless ``ent_coef`` is 0, noise is added. After an offline phase its entropy is ``target_entropy`` in all states,
 
     .. math::
 
-        a = \mathrm{clip}(f(z, s) + \sigma \epsilon), \qquad \log \sigma = \bar H / d - \log(2 \pi e) / 2,
+        a = \mathrm{clip}(f(z, s) + \sigma \epsilon), \qquad \log \sigma = \bar H / d - \log(2 \pi e) / 2
 
-    and from scratch its standard deviation is learned with a temperature w. In one pass, with nothing to clone, it is SAC's
-    policy whose mean depends on the noise z, too:
+    (:math:`\bar H` of d dimensions). From scratch its deviation is learned, with a temperature w. In one pass, with nothing
+    to clone, it is SAC's policy whose mean depends on the noise z, too:
 
     .. math::
 
