@@ -370,7 +370,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     @property
     def entropy_aim(self) -> float:
-        """Entropy before tanh that a learned temperature aims at."""
+        """Entropy that a learned temperature aims at, and that of noise which is added after an offline phase."""
         if self.target_entropy == "auto":
             return -float(math.prod(self.policy.actor.model.event_shape))
         return float(self.target_entropy)

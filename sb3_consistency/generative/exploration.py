@@ -12,11 +12,11 @@ from sb3_consistency.generative.model import clamp_action
 from sb3_consistency.generative.networks import in_float32, mlp_layers
 from sb3_consistency.options import Options, option
 
-#: what the mean of log |x - x'| lacks to the entropy, for a Gaussian number: (1 + log(2 pi) + Euler's constant) / 2
-GAUSSIAN_ENTROPY = 0.5 * (1 + math.log(2 * math.pi) + 0.5772156649)
-SMALLEST_DISTANCE = 1e-3
 #: entropy of standard normal noise
 UNIT_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
+#: what the mean of log |x - x'| lacks to the entropy, for a Gaussian number: Euler's constant / 2 more
+GAUSSIAN_ENTROPY = UNIT_ENTROPY + 0.5 * 0.5772156649
+SMALLEST_DISTANCE = 1e-3
 EXPLORATIONS = ("gaussian", "transport", "none")
 FORMS = ("plain", "added", "squashed", "transport")
 #: limits of the logarithm of the standard deviation, SAC's

@@ -28,6 +28,7 @@ parser.add_argument("--alpha", type=float, help="what the weight of cloning fall
 parser.add_argument("--options", type=ast.literal_eval, default={}, help="others of the model, as a dict")
 parser.add_argument("--warm", type=int, default=0, help="steps online before --alpha and --options")
 args = parser.parse_args()
+n_steps = args.steps or (20_000 if args.phase == "pretrain" else 8_000)
 th.set_num_threads(1)
 source = open_dataset(args.dataset)
 env, eval_env = make_vec_env(source.make_env, seed=args.seed), make_vec_env(source.make_env, n_envs=20)
@@ -57,17 +58,17 @@ class Arm(BaseCallback):
             for name, value in args.options.items():
                 setattr(self.model, name, value)
             if args.alpha is not None:
-                begin, steps = self.model._n_updates, (args.steps or 8_000) - args.warm
+                begin, steps = self.model._n_updates, n_steps - args.warm
                 self.model.alpha = lambda step: 1 + (args.alpha - 1) * min((step - begin) / steps, 1)
         return True
 
 
 if args.phase == "pretrain":
     model = CPQL.from_dataset(args.dataset, env=env, seed=args.seed, compile=True)
-    model.pretrain(args.steps or 20_000, callback=Curve(2_000)).save(args.model)
+    model.pretrain(n_steps, callback=Curve(2_000)).save(args.model)
 else:
     model = CPQL.load(args.model, env=env)
     model.load_dataset(args.dataset)
     model.actor_learning_rate = args.rate
-    model.learn(args.steps or 8_000, callback=[Arm(), Curve(1_000)], reset_num_timesteps=False)
+    model.learn(n_steps, callback=[Arm(), Curve(1_000)], reset_num_timesteps=False)
 print("at the end", round(evaluate(model, eval_env, job, True).value))
