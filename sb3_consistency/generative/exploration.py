@@ -146,7 +146,8 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
 
     def spread(self, means: th.Tensor, noise: th.Tensor, cond: th.Tensor) -> Explored:
         """
-        Add noise to actions, of a standard deviation that depends on the state.
+        Add noise to actions: from scratch of a standard deviation that depends on the state, after an offline phase of the
+        one it began with.
 
         The entropy is that of the noise, given z: a lower bound of the policy's. What clamping takes is not counted.
 
@@ -155,10 +156,12 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
         :param cond: condition, (B, F)
         :return: the actions, minus their entropy as the cost
         """
-        log_std = in_float32(self.log_std, cond).clamp(*LOG_STD_LIMITS)
         if self.form == "added":
             # critics that learned from data hardly mind noise: learned, it grows until it fills the action space
-            log_std = log_std.detach()
+            _, bias = self.log_std[-1].parameters()
+            log_std = bias.detach().expand_as(means)
+        else:
+            log_std = in_float32(self.log_std, cond).clamp(*LOG_STD_LIMITS)
         raw = means + log_std.exp() * noise
         # half, and not half the square of the noise: its mean
         entropy = log_std + UNIT_ENTROPY
