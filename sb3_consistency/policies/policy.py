@@ -274,8 +274,8 @@ class CandidateOptions(Options):
     n_candidates: int | None = option(
         default=1,
         low=1,
-        doc="actions drawn per stochastic prediction, of which one is picked by its value; None for 50, and for 1 where a "
-        "temperature sees to exploration",
+        doc="actions drawn per stochastic prediction, of which one is picked by its value; None for 50, and for 1 of a "
+        "policy that explores by noise: with a temperature, or added after an offline phase",
         search={"online": [1, 10, 50]},
     )
     n_eval_candidates: int = option(
