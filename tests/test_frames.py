@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 from sb3_consistency import CPQL, FrameReplayBuffer
 from sb3_consistency.data.frames import shift
 from sb3_consistency.data.opening import open_dataset
+from sb3_consistency.resume.run_state import buffer_state, restore_buffer
 from tests.conftest import SMALL, VectorEnv, make_arrays
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +105,27 @@ def test_batches_are_those_of_sb3(kind, mapped, n_envs, n_steps, tmp_path):
     assert sources[0].lengths.tolist() == sources[1].lengths.tolist()
     for a, b in zip(*(source.episodes(range(len(source.lengths))) for source in sources), strict=True):
         assert (a.truncations == b.truncations).all() and (a.rewards == b.rewards).all()
+
+
+@pytest.mark.parametrize("n_steps", [1, 13, 301])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_checkpoint_has_the_filled_rows_and_is_continued_from_in_files_of_its_own(mapped, n_steps, tmp_path):
+    def new(n=300):
+        return FrameReplayBuffer(n, IMAGE, ACTIONS, folder=tmp_path if mapped else None)
+
+    ours, theirs, rng = new(), ReplayBuffer(300, IMAGE, ACTIONS), np.random.default_rng(0)
+    fill_both(ours, theirs, IMAGE, n_steps, 1, rng)
+    state = pickle.loads(pickle.dumps(buffer_state(ours)))
+    assert len(state["content"]["frames"][""]) == min(n_steps, 300)
+    del ours
+    assert not list(tmp_path.iterdir())
+    continued = restore_buffer(SimpleNamespace(n_envs=1, new_buffer=new), state)
+    assert_same_batches(continued, theirs)
+    # so many ends of episodes that the side table grows
+    fill_both(continued, theirs, IMAGE, 300, 1, rng, 1.0)
+    assert_same_batches(continued, theirs)
+    assert len(continued.finals[""]) == 2
+    assert isinstance(continued.frames[""], np.memmap) == mapped
 
 
 @given(

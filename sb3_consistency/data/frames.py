@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,17 @@ class FrameReplayBuffer(ReplayBuffer):
                 chunks.append(self._allocate(f"finals_{i}_{len(chunks)}", (FINALS,), key))
             self._free += range(first + FINALS - 1, first - 1, -1)
         return np.array([self._free.pop() for _ in range(n)], np.int32)
+
+    def take_finals(self, finals: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """
+        Take over another buffer's last observations of episodes, into this one's own memory or files.
+
+        :param finals: its ``finals``, all of whose slots are taken
+        """
+        self._new_slots(FINALS * len(next(iter(finals.values()))))
+        for key, chunks in finals.items():
+            for own, chunk in zip(self.finals[key], chunks, strict=True):
+                own[:] = np.asarray(chunk)
 
     def _release(self, rows: Any, columns: Any) -> None:
         slots = self.final_slot[rows, columns]

@@ -172,12 +172,10 @@ class BufferFile:
         n_slots = FINALS * next(iter(n_chunks))
         if len(n_chunks) != 1 or len(set(used.tolist())) != len(used) or used.max(initial=-1) >= n_slots:
             raise DatasetError(f"{self.path}: damaged: the last observations of episodes are not those of its rows.")
-        buffer._new_slots(n_slots)
+        buffer.take_finals({key: [self.tensors[name] for name in names] for key, names in chunks.items()})
         buffer._free = sorted(set(range(n_slots)) - set(used.tolist()), reverse=True)
-        for key, names in chunks.items():
-            buffer.newest[key][:] = np.asarray(self.tensors[f"newest/{key}"])
-            for chunk, name in zip(buffer.finals[key], names, strict=True):
-                chunk[:] = np.asarray(self.tensors[name])
+        for key, newest in buffer.newest.items():
+            newest[:] = np.asarray(self.tensors[f"newest/{key}"])
 
 
 def is_safe_path(path: Any) -> TypeGuard[str | os.PathLike[str]]:

@@ -20,6 +20,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
+from sb3_consistency.data.frames import FrameReplayBuffer
 from sb3_consistency.envs.state import VecEnvState, capture_vec_env, copy_random_state, restore_vec_env
 from sb3_consistency.resume.folder import Checkpoint, CheckpointError, Writer, write_checkpoint, write_shared
 
@@ -34,9 +35,13 @@ BUFFER_ROWS = (
     "infos",
     "ep_start",
     "ep_length",
+    "frames",
+    "final_slot",
+    "age",
+    "repeated",
 )
 # what a new buffer has from the model
-BUFFER_STATIC = ("observation_space", "action_space", "obs_shape", "action_dim", "device", "env", "n_envs")
+BUFFER_STATIC = ("observation_space", "action_space", "obs_shape", "action_dim", "device", "env", "n_envs", "folder")
 # counters and scores of SB3's callbacks; what their constructors take is the caller's again
 CALLBACK_STATE = (
     "n_calls n_episodes last_time_trigger best_mean_reward last_mean_reward last_best_mean_reward no_improvement_evals "
@@ -75,7 +80,8 @@ def buffer_state(buffer: ReplayBuffer) -> dict[str, Any]:
     # without an array of successors, that of the newest step lies in the next row
     rows = buffer.buffer_size if buffer.full else min(buffer.pos + int(buffer.optimize_memory_usage), buffer.buffer_size)
     content: dict[str, Any] = {}
-    for name, value in vars(buffer).items():
+    # as it goes into a pickle: frames in files are arrays there
+    for name, value in buffer.__getstate__().items():
         if name in BUFFER_ROWS:
             value = {k: x[:rows] for k, x in value.items()} if isinstance(value, dict) else value[:rows]
         if name not in BUFFER_STATIC:
@@ -94,12 +100,15 @@ def restore_buffer(model: Any, state: dict[str, Any]) -> ReplayBuffer:
     buffer: ReplayBuffer = model.new_buffer(content["buffer_size"] * model.n_envs)
     if type(buffer).__name__ != state["class"]:
         raise CheckpointError(f"replay_buffer_class: the checkpoint has a {state['class']}, got {type(buffer).__name__}.")
+    in_files = isinstance(buffer, FrameReplayBuffer) and buffer.folder is not None
     for name, value in content.items():
-        if name not in BUFFER_ROWS or rows == buffer.buffer_size:
+        if name == "finals" and isinstance(buffer, FrameReplayBuffer):
+            buffer.take_finals(value)
+        elif name not in BUFFER_ROWS or (rows == buffer.buffer_size and not (in_files and name == "frames")):
             setattr(buffer, name, value)
         elif isinstance(value, dict):
             for key, array in value.items():
-                getattr(buffer, name)[key][:rows] = array
+                getattr(buffer, name)[key][: len(array)] = array
         else:
             getattr(buffer, name)[:rows] = value
     return buffer
