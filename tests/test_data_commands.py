@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_consistency import DatasetError
+from sb3_consistency import DatasetError, record_dataset, swing_up
 from sb3_consistency.__main__ import main
 from sb3_consistency.data.convert import convert_dataset
 from sb3_consistency.data.opening import open_dataset
@@ -33,6 +33,31 @@ def test_inspect_and_convert(tmp_path, minari_folder, capsys):
     assert open_dataset("test/converted-v0").reference_returns == (-20.272305, 3234.3)
     assert main(["convert", path, "test/converted-v0"]) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_an_old_dataset_stays_until_the_new_one_is_complete(minari_folder, monkeypatch, capsys):
+    arrays, other = make_arrays(), make_arrays(n_episodes=4)
+    convert_dataset(arrays, "test/old-v0", env="Pendulum-v1")
+    old = open_dataset("test/old-v0").returns
+    with monkeypatch.context() as patch:
+        patch.setattr("sb3_consistency.data.convert._compare", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert_dataset(other, "test/old-v0", env="Pendulum-v1", overwrite=True)
+    np.testing.assert_array_equal(open_dataset("test/old-v0").returns, old)
+    # read from what it replaces
+    assert main(["convert", "test/old-v0", "test/old-v0", "--env", "Pendulum-v1", "--overwrite"]) == 0
+    np.testing.assert_array_equal(open_dataset("test/old-v0").returns, old)
+    convert_dataset(other, "test/old-v0", env="Pendulum-v1", overwrite=True)
+    replaced = open_dataset("test/old-v0")
+    assert len(replaced.returns) == 4 and replaced.name == "dataset test/old-v0"
+    with monkeypatch.context() as patch:
+        patch.setattr("minari.create_dataset_from_buffers", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            record_dataset("test/old-v0", "Pendulum-v1", swing_up(0.5, 0), 10, overwrite=True)
+    np.testing.assert_array_equal(open_dataset("test/old-v0").returns, replaced.returns)
+    record_dataset("test/old-v0", "Pendulum-v1", swing_up(0.5, 0), 10, overwrite=True)
+    assert open_dataset("test/old-v0").lengths.tolist() == [10]
+    assert sorted(path.name for path in (minari_folder / "test").iterdir() if path.is_dir()) == ["old-v0"]
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)

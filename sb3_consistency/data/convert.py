@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from sb3_consistency.data.checks import DatasetError, Observations, map_observations
 from sb3_consistency.data.episodes import Episode, EpisodeSource
-from sb3_consistency.data.formats.minari import NO_REWARDS, check_new_dataset_id
+from sb3_consistency.data.formats.minari import NO_REWARDS, check_new_dataset_id, writing_dataset
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.envs.spaces import action_bounds
 from sb3_consistency.registry import how_to_install
@@ -31,7 +31,7 @@ def convert_dataset(
     :param dataset: one dataset, as ``load_dataset`` takes it
     :param dataset_id: id of the new dataset, like "mine/hopper/medium-v0"
     :param env: environment (or its id) that it was recorded in, if the dataset does not name it; gives the bounds of actions
-    :param overwrite: replace a local dataset of this id
+    :param overwrite: replace a local dataset of this id, which may be the one that is read, once the new one is complete
     :param progress_bar: show a progress bar
     :return: the Minari dataset
     :raises ImportError: if Minari is not installed
@@ -42,31 +42,29 @@ def convert_dataset(
         import minari
     except ImportError as error:
         raise ImportError(f"Converting needs Minari: {how_to_install('offline')}.") from error
-    exists = check_new_dataset_id(dataset_id, overwrite)
+    check_new_dataset_id(dataset_id, overwrite)
     source = open_dataset(dataset)
     named = _named(source, env)
-    if exists:
-        minari.delete_dataset(dataset_id)
-    with warnings.catch_warnings(), tqdm(total=int(source.lengths.sum()), unit="step", disable=not progress_bar) as bar:
+    with (
+        warnings.catch_warnings(),
+        tqdm(total=int(source.lengths.sum()), unit="step", disable=not progress_bar) as bar,
+        writing_dataset(dataset_id) as unfinished,
+    ):
         # Minari asks for an author, an e-mail address and a permalink
         warnings.filterwarnings("ignore", message=".*(is set to None|no environment spec).*", category=UserWarning)
-        try:
-            written = minari.create_dataset_from_buffers(
-                dataset_id,
-                _buffers(source, named["action_space"], bar),
-                **named,
-                description=f"Converted from {source.name}.",
-                jpeg_encoding=False,
-            )
-            if source.reference_returns is not None:
-                names = ("ref_min_score", "ref_max_score")
-                written.storage.update_metadata(dict(zip(names, source.reference_returns, strict=True)))
-            if not source.has_rewards:
-                written.storage.update_metadata({NO_REWARDS: True})
-            _compare(source, open_dataset(dataset_id), named["action_space"])
-        except BaseException:
-            minari.delete_dataset(dataset_id)
-            raise
+        written = minari.create_dataset_from_buffers(
+            unfinished,
+            _buffers(source, named["action_space"], bar),
+            **named,
+            description=f"Converted from {source.name}.",
+            jpeg_encoding=False,
+        )
+        if source.reference_returns is not None:
+            names = ("ref_min_score", "ref_max_score")
+            written.storage.update_metadata(dict(zip(names, source.reference_returns, strict=True)))
+        if not source.has_rewards:
+            written.storage.update_metadata({NO_REWARDS: True})
+        _compare(source, open_dataset(unfinished), named["action_space"])
     return minari.load_dataset(dataset_id)
 
 

@@ -129,7 +129,7 @@ class FrameReplayBuffer(ReplayBuffer):
             self._free += range(first + FINALS - 1, first - 1, -1)
         return np.array([self._free.pop() for _ in range(n)], np.int32)
 
-    def take_finals(self, finals: Mapping[str, Sequence[np.ndarray]]) -> None:
+    def take_finals(self, finals: Mapping[str, Sequence[Any]]) -> None:
         """
         Take over another buffer's last observations of episodes, into this one's own memory or files.
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
 from sb3_consistency.data.checks import as_count
-from sb3_consistency.data.formats.minari import check_new_dataset_id
+from sb3_consistency.data.formats.minari import check_new_dataset_id, writing_dataset
 from sb3_consistency.envs.wrappers import flatten_nested
 from sb3_consistency.registry import how_to_install
 
@@ -61,7 +61,7 @@ def record_dataset(
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise ImportError(f"Recording needs Minari: {how_to_install('offline')}.") from error
-    exists = check_new_dataset_id(dataset_id, overwrite)
+    check_new_dataset_id(dataset_id, overwrite)
     n_steps = as_count("n_steps", n_steps, at_least=1)
     env = gym.make(env) if isinstance(env, str) else env
     named = _describe_env(env)  # before the work, so that nothing recorded is lost
@@ -74,18 +74,17 @@ def record_dataset(
             buffers.append(_record_episode(env, controller, seed + len(buffers), n_steps - n_recorded))
             n_recorded += len(buffers[-1]["rewards"])
             bar.update(len(buffers[-1]["rewards"]))
-    if exists:
-        minari.delete_dataset(dataset_id)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), writing_dataset(dataset_id) as unfinished:
         # Minari asks for an author, an e-mail address and a permalink
         warnings.filterwarnings("ignore", message=".*is set to None.*", category=UserWarning)
-        return minari.create_dataset_from_buffers(
-            dataset_id,
+        minari.create_dataset_from_buffers(
+            unfinished,
             [EpisodeBuffer(**buffer) for buffer in buffers],
             **named,
             algorithm_name=algorithm_name,
             description=description,
         )
+    return minari.load_dataset(dataset_id)
 
 
 def _describe_env(env: gym.Env) -> dict[str, Any]:

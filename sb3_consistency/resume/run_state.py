@@ -80,8 +80,9 @@ def buffer_state(buffer: ReplayBuffer) -> dict[str, Any]:
     # without an array of successors, that of the newest step lies in the next row
     rows = buffer.buffer_size if buffer.full else min(buffer.pos + int(buffer.optimize_memory_usage), buffer.buffer_size)
     content: dict[str, Any] = {}
-    # as it goes into a pickle: frames in files are arrays there
-    for name, value in buffer.__getstate__().items():
+    # frames in files are arrays there
+    state: Any = buffer.__getstate__()
+    for name, value in state.items():
         if name in BUFFER_ROWS:
             value = {k: x[:rows] for k, x in value.items()} if isinstance(value, dict) else value[:rows]
         if name not in BUFFER_STATIC:

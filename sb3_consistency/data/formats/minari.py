@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import socket
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +133,10 @@ def is_minari_id(dataset_id: str) -> bool:
     return match is not None and match.group("version") is not None
 
 
-def check_new_dataset_id(dataset_id: str, overwrite: bool) -> bool:
+def check_new_dataset_id(dataset_id: str, overwrite: bool) -> None:
     """
     :param dataset_id: id that a new local dataset is to have
     :param overwrite: whether it may replace one of this id
-    :return: whether it replaces one
     :raises DatasetError: if the id is no Minari id, or exists and ``overwrite`` is not set
     """
     from minari.storage.datasets_root_dir import get_dataset_path
@@ -143,10 +145,34 @@ def check_new_dataset_id(dataset_id: str, overwrite: bool) -> bool:
         raise DatasetError(
             f"dataset_id: {dataset_id!r} is no Minari id: pass one like 'mine/hopper/medium-v0', with the version."
         )
-    exists = (get_dataset_path(dataset_id) / "data").exists()
-    if exists and not overwrite:
+    if (get_dataset_path(dataset_id) / "data").exists() and not overwrite:
         raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
-    return exists
+
+
+@contextmanager
+def writing_dataset(dataset_id: str) -> Iterator[str]:
+    """
+    Write a local dataset under another id. Once it is complete it gets its own, in the place of one that has it; if anything
+    fails that one stays.
+
+    :param dataset_id: id of the new dataset
+    :return: the id to write it under
+    """
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    name, _, version = dataset_id.rpartition("-v")
+    unfinished = f"{name}-unfinished-v{version}"
+    path, target = get_dataset_path(unfinished), get_dataset_path(dataset_id)
+    shutil.rmtree(path, ignore_errors=True)  # of a process that was killed
+    try:
+        yield unfinished
+        metadata = path / "data" / "metadata.json"
+        metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "dataset_id": dataset_id}))
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def is_minari_folder(path: str) -> bool:
