@@ -1,6 +1,7 @@
 """Algorithms of other libraries in the benchmark: on our episodes, judged as ours are."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,7 +85,10 @@ def test_actions_are_scaled_there_and_back():
     actions, _ = policy.predict(obs, deterministic=True)
     np.testing.assert_allclose(actions, [[2], [-2], [1], [2]])
     assert policy.predict(obs[0])[0].shape == (1,)
-    np.testing.assert_allclose(peers._scaled(actions, env.action_space), [[1], [-1], [0.5], [1]])
+    for scaled in (False, True):  # a replay buffer's are
+        given = actions / 2 if scaled else actions
+        found = peers._scaled(given, SimpleNamespace(scaled_actions=scaled), env.action_space)
+        np.testing.assert_allclose(found, [[1], [-1], [0.5], [1]])
 
 
 @pytest.mark.parametrize("algo", ["TD3PlusBC", "IQL", "ReBRAC", "BC"])

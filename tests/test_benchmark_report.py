@@ -1,6 +1,7 @@
 """Benchmark reports: what tables and plots make of records."""
 
 import re
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,8 +18,10 @@ from sb3_consistency.benchmark.intervals import (
     grouped,
     labels,
     library_last,
+    references,
     score_of,
 )
+from sb3_consistency.benchmark.jobs import Job
 from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import latest, score_table, write_report
@@ -222,9 +225,23 @@ def test_online_scores_are_relative_to_sac_and_to_chance(options, tmp_path):
     assert (tmp_path / "online_30_2_10_normalised.png").stat().st_size > 5000
 
 
-def test_options_in_another_order_are_the_same():
-    (name,) = labels([record("CPQL", options=o) for o in ("{'gamma': 0.9, 'eta': 2.0}", "{'eta': 2.0, 'gamma': 0.9}")])
+def test_options_in_another_order_are_the_same(tmp_path):
+    runs = [record("CPQL", options=o) for o in ("{'gamma': 0.9, 'eta': 2.0}", "{'eta': 2.0, 'gamma': 0.9}")]
+    (name,) = labels(runs)
     assert name == "CPQL {'eta': 2.0, 'gamma': 0.9}"
+    # no second seed, and none that is to be run again
+    assert latest(runs) == runs[1:]
+    job = Job(**{field.name: runs[0][field.name] for field in fields(Job)})
+    assert job.is_done(tmp_path, runs[1:]) and not replace(job, options="{'gamma': 0.9}").is_done(tmp_path, runs)
+
+
+def test_scores_are_relative_to_sac_as_it_comes():
+    runs = [
+        online_run("SAC", "Hopper-v5", 0, final, options=options)
+        for options, final in (("{'learning_rate': 0.01}", 20.0), ("{}", 110.0), ("{'n_steps': 3}", 50.0))
+    ]
+    assert references(runs)["Hopper-v5"].sac == 110
+    assert references(runs[::2])["Hopper-v5"].sac == 20
 
 
 def test_how_long_it_takes_to_a_return():

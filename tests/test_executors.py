@@ -1,5 +1,6 @@
 """Where the runs of a benchmark take place: whatever dies, every run is in the records once, and comes to the same."""
 
+import argparse
 import os
 import random
 import shlex
@@ -19,6 +20,7 @@ import pytest
 
 from sb3_consistency import record_dataset, swing_up
 from sb3_consistency.__main__ import main
+from sb3_consistency.benchmark.command import _stages, add_parser
 from sb3_consistency.benchmark.executors import Attempt, Settings, attempt, missing, run_jobs, shard_of
 from sb3_consistency.benchmark.jobs import Job, Work
 from sb3_consistency.benchmark.planner_suite import planner_jobs
@@ -122,6 +124,22 @@ def test_what_was_evaluated_before_the_kill_is_not_lost_over_two_phases(minari_f
     ]
 
 
+def test_a_killed_planner_goes_on(minari_folder, tmp_path):
+    record_dataset(DATA, "Pendulum-v1", swing_up(1.0, 0), 400)
+    options = repr({"horizon": 4, "policy_kwargs": {"net_arch": [8], "model_kwargs": {"n_levels": 5}}})
+    (teacher,), (student,) = planner_jobs([DATA], [0], (130, 20, 110), ["{}"], options, 1)
+    for job in (teacher, student):
+        whole = attempt(job, Work(tmp_path / "whole", 1), {}).record
+        with pytest.raises(KeyboardInterrupt):
+            attempt(job, Work(tmp_path / "killed", 1, 10, Interrupt(100)), {})
+        steps = []
+        record = attempt(job, Work(tmp_path / "killed", 1, 10, steps.append), {}).record
+        assert sum(steps) == 130 - 64
+        returns = [[{k: p[k] for k in ("deterministic", "sampled")} for p in r["planners"]] for r in (whole, record)]
+        assert returns[0] == returns[1]
+    assert [file.suffixes for file in (tmp_path / "killed").glob("teacher*")] == [[".zip"]]
+
+
 def test_shards_are_all_jobs_once_and_keep_students_with_their_teachers(tmp_path):
     jobs = [replace(WALK, seed=seed) for seed in range(10)]
     shards = [shard_of(jobs, f"{i}/4") for i in range(1, 5)]
@@ -130,6 +148,15 @@ def test_shards_are_all_jobs_once_and_keep_students_with_their_teachers(tmp_path
     for i in (1, 2):
         files = [{job.teacher_file for job in shard_of(part, f"{i}/2")} for part in (teachers, students)]
         assert files[0] == files[1]
+        # whichever teachers there are by now
+        parser = argparse.ArgumentParser()
+        add_parser(parser.add_subparsers())
+        command = ["benchmark", "planner", "--datasets", "a", "b", "c", "--folder", str(tmp_path), "--shard", f"{i}/2"]
+        stages = _stages(parser.parse_args(command))
+        teachers_here = next(stages)
+        for job in teachers_here:
+            (tmp_path / job.teacher_file).touch()
+        assert {job.teacher_file for job in next(stages)} == {job.teacher_file for job in teachers_here} != set()
     for wrong in ("0/4", "5/4", "4", "a/b", "1/0"):
         with pytest.raises(ValueError, match="--shard must be like 3/16"):
             shard_of(jobs, wrong)

@@ -55,6 +55,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         if name != "report":
             suite.add_argument("--quick", action="store_true", help="minutes on 2 cores, on data recorded here: a trial run")
             _add_executor_arguments(suite)
+            if name in ("speed", "scaling"):
+                suite.set_defaults(threads=None, checkpoint_every=0)
+            else:
+                _add_run_arguments(suite)
     parser.set_defaults(run=run)
 
 
@@ -82,7 +86,6 @@ def _add_executor_arguments(suite: argparse.ArgumentParser) -> None:
     where = suite.add_argument_group("where the runs take place")
     where.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="default local: this machine")
     where.add_argument("--jobs", type=int, help="runs at a time, one thread each if more than one (default 1; cluster: all)")
-    where.add_argument("--threads", type=int, help="PyTorch threads of a run")
     where.add_argument(
         "--executor-options",
         default="{}",
@@ -91,15 +94,19 @@ def _add_executor_arguments(suite: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--address", help="ray: address of the cluster, or auto (default: one that is started here)")
     where.add_argument("--retries", type=int, default=0, help="how often a run whose process died is tried again (default 0)")
-    where.add_argument(
+    where.add_argument("--shard", metavar="I/N", help="do the I-th of N shares of the runs: for any other scheduler")
+    where.add_argument("--print-commands", type=int, metavar="N", help="print the commands of N shares, and stop")
+
+
+def _add_run_arguments(suite: argparse.ArgumentParser) -> None:
+    suite.add_argument("--threads", type=int, help="PyTorch threads of a run")
+    suite.add_argument(
         "--checkpoint-every",
         type=int,
         default=10_000,
         metavar="STEPS",
         help="a killed run goes on from its last checkpoint, bit for bit (default 10000; 0: it starts anew)",
     )
-    where.add_argument("--shard", metavar="I/N", help="do the I-th of N shares of the runs: for any other scheduler")
-    where.add_argument("--print-commands", type=int, metavar="N", help="print the commands of N shares, and stop")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -156,22 +163,27 @@ def shard_commands(arguments: Sequence[str], n: int) -> list[str]:
 
 
 def _stages(args: argparse.Namespace) -> Any:
-    """Lists of jobs, each of which may need files of those before."""
+    """Lists of jobs of this share, each of which may need files of those before."""
     if args.suite in ("speed", "scaling"):
         rounds, now = args.rounds or (3 if args.quick else 15), datetime.now(UTC).isoformat(timespec="seconds")
-        yield [Measurement(args.suite, rounds, args.quick, args.force, now, tuple(getattr(args, "axes", AXES)))]
+        yield _share([Measurement(args.suite, rounds, args.quick, args.force, now, tuple(getattr(args, "axes", AXES)))], args)
     elif args.suite == "planner":
         yield from _planner_stages(args)
     else:
-        yield _training_jobs(args)
+        yield _share(_training_jobs(args), args)
+
+
+def _share(jobs: Sequence[Any], args: argparse.Namespace) -> Sequence[Any]:
+    from sb3_consistency.benchmark.executors import shard_of
+
+    return shard_of(jobs, args.shard) if args.shard else jobs
 
 
 def _run(jobs: Sequence[Any], args: argparse.Namespace) -> list[str]:
-    from sb3_consistency.benchmark.executors import Settings, attempt, run_jobs, shard_of
+    from sb3_consistency.benchmark.executors import Settings, attempt, run_jobs
     from sb3_consistency.benchmark.runs import plain_options
 
     options = plain_options(args.executor_options, {}, "--executor-options")
-    jobs = shard_of(jobs, args.shard) if args.shard else jobs
     here = args.executor == "local"
     if here and args.suite in ("speed", "scaling"):
         # no process around it, whose work would have to be told from others'
@@ -190,8 +202,9 @@ def _planner_stages(args: argparse.Namespace) -> Any:
     steps = args.steps or ((QUICK_STEPS, QUICK_STEPS, QUICK_STEPS) if args.quick else (100_000, 10_000, 100_000))
     teachers, students = planner_jobs(data, args.seeds, steps, args.students or STUDENTS, args.options, args.episodes)
     _record_quick_dataset(data)
-    yield teachers
-    yield [job for job in students if (args.folder / job.teacher_file).exists()]
+    yield _share(teachers, args)
+    # a share is one of all students, whichever teachers there are by now
+    yield [job for job in _share(students, args) if (args.folder / job.teacher_file).exists()]
 
 
 def _training_jobs(args: argparse.Namespace) -> list[Any]:

@@ -255,16 +255,25 @@ class Reference(NamedTuple):
         return (value - self.random) / (self.sac - self.random)
 
 
+def label_of_sac(runs: Sequence[Run]) -> str | None:
+    """
+    :param runs: records of the online suite
+    :return: the label of SB3's SAC that others are compared with: the one without options, or else the first
+    """
+    found = [key for key in labels(runs) if of_label(runs, key)[0]["algo"] == "SAC"]
+    return min(found, key=lambda key: key != "SAC", default=None)
+
+
 def references(runs: Sequence[Run]) -> dict[str, Reference]:
     """
     :param runs: records of the online suite
     :return: a reference for each environment where SAC learned something; that of others would turn scores round
     """
-    found = {}
+    found, sacs = {}, label_of_sac(runs)
     for place in dict.fromkeys(run["data"] for run in runs):
         here = [run for run in runs if run["data"] == place]
         random = [run["random_return"] for run in here if "random_return" in run]
-        sac = [final_return(run) for run in here if run["algo"] == "SAC"]
+        sac = [final_return(run) for run in here if label(run) == sacs]
         if random and sac and np.mean(sac) > np.mean(random):
             found[place] = Reference(float(np.mean(random)), float(np.mean(sac)))
     return found

@@ -1,5 +1,6 @@
 """What a suite consists of: jobs, and what a worker is given to run one."""
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -92,7 +93,8 @@ class Job:
         :return: whether one of them is the job's, and what else it leaves for others is there
         """
         mine = asdict(self)
-        return any(mine.items() <= record.items() for record in records)
+        options = ast.literal_eval(mine.pop("options"))
+        return any(mine.items() <= record.items() and ast.literal_eval(record["options"]) == options for record in records)
 
     def run(self, work: Work) -> dict[str, Any]:
         """

@@ -93,8 +93,10 @@ class D3rlpyPolicy:
         return (actions[0] if single else actions), None
 
 
-def _scaled(actions: np.ndarray, space: Any) -> np.ndarray:
-    return np.asarray(2 * (actions - space.low) / (space.high - space.low) - 1, np.float32)
+def _scaled(actions: np.ndarray, source: Any, space: Any) -> np.ndarray:
+    if not source.scaled_actions:
+        actions = 2 * (actions - space.low) / (space.high - space.low) - 1
+    return np.asarray(actions, np.float32)
 
 
 def _unscaled(actions: np.ndarray, space: Any) -> np.ndarray:
@@ -122,7 +124,7 @@ def train_d3rlpy(job: Job, source: Any, evaluation: Evaluation) -> tuple[D3rlpyP
     episodes = [
         d3rlpy.dataset.Episode(
             observations=np.asarray(episode.observations, np.float32),
-            actions=_scaled(episode.actions, space),
+            actions=_scaled(episode.actions, source, space),
             rewards=np.asarray(episode.rewards, np.float32)[:, None],
             terminated=bool(episode.terminations[-1]),
         )

@@ -1,5 +1,6 @@
 """The planner suite: a teacher, and students distilled from it with and without rewards, at several numbers of passes."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_consistency import RACTD, make_env, normalized_score, open_dataset
@@ -14,7 +16,7 @@ from sb3_consistency.benchmark.drawing import format_number, markdown, spread
 from sb3_consistency.benchmark.jobs import Job, Work
 from sb3_consistency.benchmark.load import OtherLoad
 from sb3_consistency.benchmark.records import had_the_machine, provenance
-from sb3_consistency.benchmark.runs import acting_microseconds, constructor_arguments, evaluate, plain_options
+from sb3_consistency.benchmark.runs import acting_microseconds, constructor_arguments, continued, evaluate, plain_options
 
 STUDENTS = ("{'reward_weight': 0.0}", "{}")
 STUDENT_JUMPS = (1, 2, 4)
@@ -112,22 +114,27 @@ def execute_planner(job: PlannerJob, work: Work) -> dict[str, Any]:
         th.set_num_threads(work.threads)
     versions, others = provenance(), OtherLoad()
     source = open_dataset(job.data)
-    eval_env = make_vec_env(lambda: make_env(source.make_env()), n_envs=job.episodes)
+    eval_env, env = (make_vec_env(lambda: make_env(source.make_env()), n_envs=n) for n in (job.episodes, 1))
     options = {**constructor_arguments(job.options), **constructor_arguments(job.student or "{}")}
     teacher = work.folder / job.teacher_file
     trains = bool(job.student) or not teacher.exists()
     options |= {"reward_steps": job.reward_steps} if job.student else {"teacher_steps": job.teacher_steps}
     options |= {"teacher": str(teacher)} if teacher.exists() else {}
-    model = RACTD.from_dataset(job.data, seed=job.seed, **options)
+    model, checkpoints = continued(RACTD, job, work, env)
 
     def count(*_: Any) -> bool:
         work.report(1)
         return True
 
-    if trains:
-        model.pretrain(job.offline_steps, callback=count)
+    callbacks = [ConvertCallback(count), *checkpoints]
+    if model is not None:
+        model.resume(callback=callbacks)
+    else:
+        model = RACTD.from_dataset(job.data, env=env, seed=job.seed, **options)
+        if trains:
+            model.pretrain(job.offline_steps, callback=callbacks)
     if trains and not job.student:
-        unfinished = teacher.with_suffix(".part.zip")
+        unfinished = teacher.with_suffix(f".{os.getpid()}.part.zip")
         model.save(unfinished)
         unfinished.replace(teacher)
     network, passes_per_step = ("student", 1) if job.student else ("teacher", 2)

@@ -216,8 +216,8 @@ def latest(runs: Iterable[Run]) -> list[Run]:
     :return: of equal jobs the last one's: two records of one seed are not two seeds. The last point of a curve is the final
         evaluation (older records hold one before the last gradient step there)
     """
-    what = [*JOB_FIELDS, "student", "teacher_steps", "reward_steps"]
-    found = list({tuple(run.get(name) for name in what): run for run in runs}.values())
+    what = [*(set(JOB_FIELDS) - {"algo", "options"}), "student", "teacher_steps", "reward_steps"]
+    found = list({(label(run), *(run.get(name) for name in what)): run for run in runs}.values())
     for run in found:
         for point in run.get("curve", [])[-1:]:
             point |= {kind: run[f"deterministic_{kind}"] for kind in ("return", "score") if f"deterministic_{kind}" in run}

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -265,11 +264,8 @@ def _train(job: Job, work: Work, env: VecEnv, evaluation: Evaluation) -> tuple[A
     """The trained model, and the times of its phases; continued from a checkpoint where there is one."""
     cls: Any = peers.find_algorithm(job.algo)
     options = constructor_arguments(job.options)
-    callbacks: list[BaseCallback] = [evaluation]
-    model, checkpoints = None, work.folder / "checkpoints" / job.key
-    if work.checkpoint_every and hasattr(cls, "load_latest"):
-        callbacks.append(ResumableCheckpointCallback(checkpoints, save_freq=work.checkpoint_every, keep=1))
-        model = _continued(cls, checkpoints, env)
+    model, checkpoints = continued(cls, job, work, env)
+    callbacks = [evaluation, *checkpoints]
     times: dict[str, Any] = {} if model is None else {"resumed": True}
     if model is None and job.offline_steps:
         model = cls.from_dataset(job.data, env=env, seed=job.seed, **options)
@@ -293,15 +289,23 @@ def _train(job: Job, work: Work, env: VecEnv, evaluation: Evaluation) -> tuple[A
     return model, times
 
 
-def _continued(cls: Any, checkpoints: Path, env: VecEnv) -> Any:
-    """The model of the newest intact checkpoint; None if there is none: the job starts anew."""
-    if not checkpoints.is_dir():
-        return None
+def continued(cls: Any, job: Job, work: Work, env: VecEnv) -> tuple[Any, list[BaseCallback]]:
+    """
+    :param cls: the job's algorithm
+    :param job: the job that runs
+    :param work: what it finds where it runs
+    :param env: environment of the model
+    :return: the model of the job's newest intact checkpoint, None if there is none; what writes further checkpoints
+    """
+    if not (work.checkpoint_every and hasattr(cls, "load_latest")):
+        return None, []
+    folder = work.folder / "checkpoints" / job.key
+    callback = ResumableCheckpointCallback(folder, save_freq=work.checkpoint_every, keep=1)
     try:
-        return cls.load_latest(checkpoints, env=env)
+        return (cls.load_latest(folder, env=env) if folder.is_dir() else None), [callback]
     except CheckpointError as error:
         warnings.warn(f"The job starts anew: {error}", stacklevel=2)
-        return None
+        return None, [callback]
 
 
 def weights_digest(model: Any) -> str | None:
