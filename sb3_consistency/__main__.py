@@ -53,7 +53,8 @@ def find_vec_normalize(model: Path) -> Path | None:
     step = re.fullmatch(r"(.+)_(\d+_steps)", model.stem)
     beside = [model.with_name(f"{step[1]}_vecnormalize_{step[2]}")] if step else []
     # rl-zoo3 keeps them, for all models of a run, in a folder named after the environment
-    beside += [folder / "vecnormalize" for folder in (model.parent, *sorted(model.parent.glob("*/")))]
+    runs = sorted(notes.parent for notes in model.parent.glob("*/config.yml"))
+    beside += [folder / "vecnormalize" for folder in (model.parent, *runs)]
     found = [path for stem in beside for suffix in (".safetensors", ".pkl") if (path := Path(f"{stem}{suffix}")).is_file()]
     if found:
         return found[0]
@@ -76,7 +77,10 @@ def _load_vec_normalize(args: argparse.Namespace, model: Any, env: Any) -> Any:
     if args.vec_normalize == "none":
         return None
     path = args.vec_normalize or find_vec_normalize(Path(args.model))
-    if path is None and getattr(getattr(model, "run", None), "in_vec_normalize", False):
+    told = getattr(getattr(model, "run", None), "in_vec_normalize", None)  # of SB3's own models it is not known
+    if told is False and not args.vec_normalize:
+        return None  # what lies there is another model's
+    if path is None and told:
         raise ValueError(
             f"--vec-normalize: {args.model} learned from observations that VecNormalize normalised, and its statistics are "
             "not beside it: name the file of save_vec_normalize() or VecNormalize.save(), or none to go without."

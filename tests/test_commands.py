@@ -41,6 +41,7 @@ def in_the_zoos_layout(model, env, folder):
     (folder / "m_vecnormalize_40_steps.pkl").unlink()
     (folder / "Pendulum-v1").mkdir()
     env.save(folder / "Pendulum-v1/vecnormalize.pkl")
+    (folder / "Pendulum-v1/config.yml").write_text(yaml.dump(OrderedDict(normalize=True)))
     model.save(folder / "best_model.zip")
     return folder / "best_model.zip"
 
@@ -94,6 +95,19 @@ def test_a_model_that_learned_from_normalised_observations_says_so(command, mina
     assert main(command) == 1
     assert "or none to go without" in capsys.readouterr().err
     assert main([*command, "--vec-normalize", "none"]) == 0
+
+
+def test_statistics_of_another_model_are_left_alone(tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    _, env = trained(SAC, tmp_path / "other")
+    env.save(tmp_path / "other/vecnormalize.pkl")
+    for cls in (CPQL, SAC):
+        cls("MlpPolicy", "Pendulum-v1", **deepcopy(OPTIONS)).save(tmp_path / "plain.zip")
+        assert find_vec_normalize(tmp_path / "plain.zip") is None
+    env.save(tmp_path / "vecnormalize.pkl")
+    CPQL("MlpPolicy", "Pendulum-v1", **deepcopy(OPTIONS)).save(tmp_path / "plain.zip")
+    command = ["export", "--algo", "cpql", "--model", str(tmp_path / "plain.zip"), "--output", str(tmp_path / "m.pt2")]
+    assert main(command) == 0 and "are normalised with" not in capsys.readouterr().out
 
 
 def test_statistics_that_should_be_there_and_are_not(tmp_path, capsys):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sb3_consistency import CPQL, RACTD, ConsistencyBC, DatasetError, DiffusionBC, register_dataset
 from sb3_consistency.data.environment import environment_differs
 from sb3_consistency.data.opening import open_dataset
-from sb3_consistency.data.stored import StoredRows, open_npz, take
+from sb3_consistency.data.stored import ChainedRows, ForwardRows, StoredRows, open_npz, take
 from tests import formats
 from tests.conftest import ALGORITHMS, SMALL, VectorEnv, make_arrays
 from tests.formats import KEYS, assert_is, read
@@ -162,9 +162,39 @@ def test_done_can_be_read_in_two_ways(arrays):
     arrays["dones"] = done
     del arrays["terminations"]
     np.testing.assert_array_equal(read(open_dataset(arrays))["terminations"], right)
+    # or beside terminations, where they tell the other ends
+    del arrays["next_observations"]
     del arrays["truncations"]
+    arrays["terminations"] = right
+    got = open_dataset(arrays)
+    assert got.lengths.tolist() == [20, 19] * 3 and got.terminations.sum() == 3
+    del arrays["terminations"]
     with pytest.raises(DatasetError, match=r"'dones' can be read in two ways.*Call them 'terminations' or 'truncations'"):
         open_dataset(arrays)
+
+
+def test_masks_beside_time_outs_are_no_ogbench(arrays):
+    named = {"terminals": arrays["terminations"], "timeouts": arrays["truncations"], "masks": 1.0 - arrays["terminations"]}
+    rows = formats.only(arrays, "observations", "actions", "rewards")
+    for more in ({}, {"next_observations": arrays["next_observations"]}):
+        plain = formats.only(named, "terminals", "timeouts")
+        with_masks, without = (read(open_dataset({**rows, **more, **flags})) for flags in (named, plain))
+        for key in KEYS:
+            np.testing.assert_array_equal(with_masks[key], without[key])
+        assert with_masks["terminations"].sum() == 3
+
+
+def test_floats_are_not_cut_to_integers():
+    space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    images = np.random.default_rng(0).uniform(size=(20, 3, 36, 36))
+    arrays = {"observations": images, "actions": np.zeros((20, 2)), "episode": np.zeros(20)}
+    model = ConsistencyBC("CnnPolicy", VectorEnv(space), **SMALL)
+    with pytest.raises(DatasetError, match=r"observations are float64, 0\.\d+ for example, and the environment's uint8"):
+        model.load_dataset(arrays)
+    model.load_dataset({**arrays, "observations": (255 * images).round()})
+    assert model.replay_buffer.observations.max() == 255
+    with pytest.raises(DatasetError, match="300"):
+        model.load_dataset({**arrays, "observations": np.full((20, 3, 36, 36), 300)})
 
 
 def test_terminals_without_time_outs(arrays):
@@ -286,10 +316,33 @@ def test_columns_of_a_table_can_be_named(tmp_path):
     np.testing.assert_allclose(last.observations, episodes[-1].observations[:-1, [2, 0]], rtol=1e-6)
     np.testing.assert_allclose(last.rewards, episodes[-1].rewards, rtol=1e-6)
     assert open_dataset(formats.frame(episodes)).lengths.tolist() == [4, 6, 1, 4, 3]
+    # the next observation by another name, and D4RL's flags
+    following = {f"obs_next_{i}": np.arange(len(table)) for i in range(3)}
+    source = open_dataset(formats.frame(episodes).assign(**following, timeouts=0).rename(columns={"terminated": "terminals"}))
+    assert source.observation_space.shape == (3,) and source.next_observations.shape == (len(table), 3)
+    assert source.terminations.sum() == formats.frame(episodes)["terminated"].sum() > 0
     with pytest.raises(DatasetError, match="no columns of observations"):
         open_dataset(f"{tmp_path}/log.csv")
     with pytest.raises(DatasetError, match=r"must hold numbers"):
         open_dataset(f"{tmp_path}/log.csv?observations=comment&actions=u")
+
+
+def test_trajectories_of_imitation_keep_their_types(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    folder, images = tmp_path / "run[1]", np.random.default_rng(0).integers(0, 255, (2, 4, 6, 6, 3), np.uint8)
+    folder.mkdir()
+    nested = pa.uint8()
+    for _ in range(4):
+        nested = pa.list_(nested)
+    acts = pa.array([[[0.5], [0.25], [1.0]]] * 2, pa.list_(pa.list_(pa.float32())))
+    table = pa.table({"obs": pa.array(images.tolist(), nested), "acts": acts, "terminal": [True, False]})
+    for file in ("data-00000-of-00001.arrow", "state.json"):
+        with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    source = open_dataset(f"imitation:{folder}")
+    assert source.observation_space == spaces.Box(0, 255, (6, 6, 3), np.uint8) and source.actions.dtype == np.float32
+    for episode, frames in zip(source.episodes([0, 1]), images, strict=True):
+        np.testing.assert_array_equal(episode.observations, frames[:3])
 
 
 def test_a_run_of_the_zoo_names_its_environment(tmp_path):
@@ -369,6 +422,46 @@ def test_rows_in_files_are_those_in_memory(tmp_path, monkeypatch):
     for rows in (np.arange(400, 500), np.arange(10), np.array([3, 3, 4]), np.array([0, 250, 499]), np.array([7, 2])):
         np.testing.assert_array_equal(take(stored, rows), array[rows])
     np.testing.assert_array_equal(np.asarray(stored), array)
+
+
+class Decoded(ForwardRows):
+    """Rows that are decoded as they are read, and how many were."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype, self.n_decoded = array, array.shape, array.dtype, 0
+        super().__init__(self, "rows")
+        self._begin()
+
+    def restart(self):
+        self.next = 0
+
+    def advance(self, n_rows):
+        self.next += n_rows
+        self.n_decoded += n_rows
+        return self.array[self.next - n_rows : self.next]
+
+
+def test_episodes_that_lie_far_apart_are_read_once_and_alone():
+    arrays = {"actions": np.zeros((100_000, 1), np.float32), "observations": Decoded(np.arange(200_000.0).reshape(-1, 2))}
+    stored, largest = arrays["observations"], []
+    stored._read = lambda rows, read=stored._read: largest.append(rows.stop - rows.start) or read(rows)
+    source = open_dataset({**arrays, "episode": np.repeat(np.arange(1000), 100)})
+    (block,) = source.blocks([3, 990])
+    np.testing.assert_array_equal(block.observations, stored.array[np.r_[300:400, 99_000:99_100]])
+    inside = ~block.ends
+    np.testing.assert_array_equal(block.next_observations[inside], stored.array[np.r_[301:400, 99_001:99_100]])
+    assert max(largest) <= 101 and stored.n_decoded == 99_100
+
+
+def test_what_was_decoded_is_let_go_where_there_are_many_files():
+    rng = np.random.default_rng(0)
+    parts = [Decoded(rng.normal(size=(10, 3))) for _ in range(20)]
+    chained, whole = ChainedRows(parts, "rows"), np.concatenate([part.array for part in parts])
+    for _ in range(2):
+        for start in range(0, 200, 5):
+            np.testing.assert_array_equal(chained[start : start + 6], whole[start : start + 6])
+            assert sum(len(part._last) > 0 for part in parts) <= 3
+    assert sum(part.n_decoded for part in parts) == 2 * 200
 
 
 @pytest.mark.parametrize("block_bytes", [1, 50, 10_000])

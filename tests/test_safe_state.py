@@ -69,6 +69,17 @@ def test_as_a_dataset_it_has_the_buffers_episodes(name, n_steps, tmp_path):
                 np.testing.assert_array_equal(x if entry is None else x[entry], y if entry is None else y[entry])
 
 
+@pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
+def test_others_may_read_it_where_the_umask_lets_them(tmp_path):
+    before = os.umask(0o022)
+    try:
+        path = save_buffer(ReplayBuffer(20, SPACES["vector"], ACTIONS), tmp_path / "buffer")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in tmp_path.iterdir()] == ["buffer.safetensors"]
+
+
 def test_a_model_trains_on_it(tmp_path):
     model = CPQL("MlpPolicy", VectorEnv(), **SMALL)
     model.learn(60)

@@ -104,6 +104,14 @@ class EpisodeConverter:
         if array.shape[1:] != shape and int(np.prod(array.shape[1:])) != int(np.prod(shape)):
             where = self._where(block, what)
             raise DatasetError(f"{where} have shape {array.shape[1:]} per step, the environment's have {shape}.")
+        if np.issubdtype(space.dtype, np.integer) and array.dtype != space.dtype:
+            with np.errstate(invalid="ignore"):
+                lost = array.astype(space.dtype) != array
+            if lost.any():
+                raise DatasetError(
+                    f"{self._where(block, what)} are {array.dtype}, {array[lost][0]} for example, and the environment's "
+                    f"{space.dtype}: multiply images in [0, 1] by 255, or pass an environment whose observations are floats."
+                )
         return array.reshape(len(array), *shape)
 
     def _actions(self, actions: np.ndarray, block: Block) -> np.ndarray:

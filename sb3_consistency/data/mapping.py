@@ -30,7 +30,7 @@ TERMINALS = (
 )
 DONES = (
     "{name}: {key!r} can be read in two ways: as terminations (the task is over) or as ends of episodes (time limits "
-    "included). Call them 'terminations' or 'truncations', or give 'truncations' (or 'timeouts') beside them."
+    "included). Call them 'terminations' or 'truncations', or give one of these beside them."
 )
 
 
@@ -59,7 +59,9 @@ def is_ogbench(arrays: Mapping[str, Any]) -> bool:
     :return: whether they are OGBench's, whose "terminals" are ends of recordings and whose terminations are "masks" == 0
     """
     raw = "terminals" in arrays and "qpos" in arrays and "rewards" not in arrays and "next_observations" not in arrays
-    return "terminals" in arrays and ("masks" in arrays or "valids" in arrays or raw)
+    # D4RL's rows, with or without masks
+    has_timeouts = any(key in arrays for key in ("truncations", *SYNONYMS["truncations"]))
+    return "terminals" in arrays and not has_timeouts and ("masks" in arrays or "valids" in arrays or raw)
 
 
 class _Reader:
@@ -101,14 +103,18 @@ class _Reader:
         return arrays
 
     def _flags(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        kinds = ("terminations", "truncations")
         for key in ("dones", "done"):
-            if key in arrays and "terminations" not in arrays:
-                if "truncations" not in arrays:
-                    raise DatasetError(DONES.format(name=self.name, key=key))
-                done, cut = (as_flags(f"{self.name}: {k}", arrays[k]) for k in (key, "truncations"))
-                if done.size != cut.size:
-                    raise DatasetError(f"{self.name}: arrays of different lengths: {done.size} {key}, {cut.size} truncations.")
-                arrays["terminations"] = done.reshape(-1) & ~cut.reshape(-1)
+            given = [kind for kind in kinds if kind in arrays]
+            if key not in arrays or len(given) == 2:
+                continue
+            if not given:
+                raise DatasetError(DONES.format(name=self.name, key=key))
+            done, known = (as_flags(f"{self.name}: {k}", arrays[k]) for k in (key, *given))
+            if done.size != known.size:
+                raise DatasetError(f"{self.name}: arrays of different lengths: {done.size} {key}, {known.size} {given[0]}.")
+            (other,) = set(kinds) - set(given)
+            arrays[other] = done.reshape(-1) & ~known.reshape(-1)
         if "terminals" in arrays and "terminations" not in arrays:
             if "truncations" not in arrays and "next_observations" not in arrays:
                 raise DatasetError(TERMINALS.format(name=self.name))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -91,17 +90,16 @@ def write_file(path: str | os.PathLike[str], kind: str, stated: dict[str, Any], 
     described = json.dumps({**stated, "sha256": _digest(stated, tensors)}, allow_nan=False)
     header = json.dumps({"__metadata__": {ENTRY: described}, **entries}).encode()
     header += b" " * (-len(header) % 8)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for array in tensors.values():
                 for piece in _pieces(array):
                     file.write(piece)
         os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     return target
 
 

@@ -73,7 +73,7 @@ class ChainedRows(StoredRows):
         shapes = {tuple(each.shape[1:]) for each in chain}
         if len(shapes) != 1:
             raise DatasetError(f"{where}: the rows of the episodes differ in shape: {sorted(shapes)}.")
-        self._chain, self._where = chain, where
+        self._chain, self._where, self._front = chain, where, 0
         self._starts = np.concatenate([[0], np.cumsum([each.shape[0] for each in chain])])
         self.shape = (int(self._starts[-1]), *shapes.pop())
         self.dtype = np.result_type(*{np.dtype(each.dtype) for each in chain})
@@ -81,6 +81,10 @@ class ChainedRows(StoredRows):
     def _read(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(len(self))
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        for passed in self._chain[self._front : first]:
+            if isinstance(passed, ForwardRows):
+                passed.release()
+        self._front = first
         pieces = [np.empty((0, *self.shape[1:]), self.dtype)]
         while start < stop:
             low, high = self._starts[first], min(stop, int(self._starts[first + 1]))
@@ -105,6 +109,11 @@ class ForwardRows(StoredRows):
         :return: the next rows, (n_rows, ...)
         """
         raise NotImplementedError
+
+    def release(self) -> None:
+        """Let go of what was decoded, and of the decoder: one per episode is too many."""
+        if self._at:
+            self._begin()
 
     def _begin(self) -> None:
         self.restart()
@@ -194,7 +203,7 @@ def _open_member(path: str, arrays: Any, key: str, sizes: Mapping[str, int]) -> 
 def take(array: Any, rows: np.ndarray) -> np.ndarray:
     """
     :param array: an array in memory or in a file
-    :param rows: numbers of its rows, nearly ascending
+    :param rows: numbers of its rows
     :return: these rows
     """
     if isinstance(array, np.ndarray) or len(rows) == 0:
@@ -202,9 +211,10 @@ def take(array: Any, rows: np.ndarray) -> np.ndarray:
     low, high = int(rows.min()), int(rows.max()) + 1
     if high - low <= 4 * len(rows):
         return array[low:high][rows - low]
-    # far apart: one read for every run of rows
-    cuts = np.flatnonzero(np.diff(rows) > 64) + 1
-    return np.concatenate([take(array, part) for part in np.split(rows, cuts)]) if len(cuts) else array[low:high][rows - low]
+    # far apart: one read, forward, for every run of rows
+    unique, back = np.unique(rows, return_inverse=True)
+    runs = np.split(unique, np.flatnonzero(np.diff(unique) > 64) + 1)
+    return np.concatenate([array[run[0] : run[-1] + 1][run - run[0]] for run in runs])[back]
 
 
 def parts(n_rows: int, row_bytes: int) -> list[slice]:

@@ -32,7 +32,7 @@ def open_imitation(path: str) -> FlatSource:
         import pyarrow as pa
     except ImportError as error:
         raise ImportError(f"Trajectories of imitation need pyarrow: {how_to_install('formats')}.") from error
-    files = sorted(glob.glob(os.path.join(path, "*.arrow")))
+    files = sorted(glob.glob(os.path.join(glob.escape(path), "*.arrow")))
     if not files:
         raise DatasetError(f"dataset: there are no .arrow files in {path}.")
     columns: dict[str, list[Any]] = {}
@@ -43,9 +43,19 @@ def open_imitation(path: str) -> FlatSource:
         if missing:
             raise DatasetError(f"dataset: {file} holds no trajectories of imitation: it has no {sorted(missing)}.")
         for key in {"obs", "acts", "terminal", "rews"} & set(table.column_names):
-            columns.setdefault(key, []).extend(table[key].to_pylist())
-    trajectories = {key: [np.asarray(x) for x in columns[key]] for key in columns if key != "terminal"}
-    return _source(trajectories, np.asarray(columns["terminal"], bool), path)
+            values = table[key].to_pylist() if key == "terminal" else [_trajectory(row.values) for row in table[key]]
+            columns.setdefault(key, []).extend(values)
+    terminal = np.asarray(columns.pop("terminal"), bool)
+    return _source(columns, terminal, path)
+
+
+def _trajectory(values: Any) -> np.ndarray:
+    """What a row holds, lists in lists, as an array of the type that its numbers are stored in."""
+    shape = [len(values)]
+    while hasattr(values.type, "value_type"):
+        n_lists, values = len(values), values.flatten()
+        shape.append(len(values) // max(1, n_lists))
+    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
 def is_flat_imitation(arrays: Mapping[str, Any]) -> bool:

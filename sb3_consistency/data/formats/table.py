@@ -16,10 +16,15 @@ from sb3_consistency.registry import how_to_install
 #: what columns of one group start with: obs_0, obs_1 or observation.x, observation.y
 PREFIXES = {
     "observations": ("observation", "observations", "obs", "state"),
-    "next_observations": ("next_observation", "next_observations", "next_obs", "next_state"),
+    "next_observations": (
+        *("next_observation", "next_observations", "next_obs", "next_state"),
+        *("observation_next", "observations_next", "obs_next", "state_next", "new_obs"),
+    ),
     "actions": ("action", "actions", "act"),
 }
 SINGLE = ("rewards", "terminations", "truncations", "episode")
+#: what a mapping may call them, too
+FLAGS = ("terminals", "dones", "done")
 
 
 def open_table(path: str, **columns: str) -> FlatSource:
@@ -65,6 +70,7 @@ def read_frame(frame: Any, name: str = "the table", **columns: str) -> FlatSourc
             raise DatasetError(f"{name}: no column {missing}, it has {known}.")
         if chosen:
             arrays[key] = _values(frame, chosen, name) if key in PREFIXES else _values(frame, chosen, name)[:, 0]
+    arrays |= {key: _values(frame, [c], name)[:, 0] for key in FLAGS for c in known if c.lower() == key}
     for key in ("observations", "actions"):
         if key not in arrays:
             raise DatasetError(
@@ -79,7 +85,8 @@ def read_frame(frame: Any, name: str = "the table", **columns: str) -> FlatSourc
 
 def _group(known: list[str], key: str) -> list[str]:
     found = [c for c in known if any(c.lower() == p or c.lower().startswith((f"{p}_", f"{p}.")) for p in PREFIXES[key])]
-    return found
+    # obs_next_0 begins with obs_, too
+    return [c for c in found if c not in _group(known, "next_observations")] if key == "observations" else found
 
 
 def _single(known: list[str], key: str) -> list[str]:
