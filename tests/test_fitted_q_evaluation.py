@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_consistency import (
     CPQL,
@@ -51,6 +52,30 @@ def test_the_value_of_a_policy_that_did_not_make_the_data(data, value, determini
     monkeypatch.setattr(model.policy, "_predict", lambda obs, deterministic: th.full((len(obs), 1), ACTION))
     found = fitted_q_evaluation(model, gradient_steps=600, target_share=0.05, deterministic=deterministic)
     assert found == pytest.approx(10 * value, rel=0.05)
+
+
+class Blank(BaseFeaturesExtractor):
+    """Tells nothing until it is trained."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 1)
+        self.scale = th.nn.Parameter(th.zeros(1))
+
+    def forward(self, observations):
+        return self.scale * observations
+
+
+def test_its_critic_trains_an_extractor_of_its_own(monkeypatch):
+    kwargs = {**SMALL["policy_kwargs"], "features_extractor_class": Blank, "share_features_extractor": True}
+    data = two_steps()
+    data["rewards"] = data["rewards"] + 4 * data["observations"][:, 0]
+    model = CPQL("MlpPolicy", dataset=data, gamma=0.5, **{**SMALL, "policy_kwargs": kwargs})
+    model.load_dataset(model.dataset, heldout_fraction=0.5)
+    monkeypatch.setattr(model.policy, "_predict", lambda obs, deterministic: th.full((len(obs), 1), ACTION))
+    before = weights(model)
+    found = fitted_q_evaluation(model, gradient_steps=1000, target_share=0.05)
+    assert found == pytest.approx(ACTION + 0.5 * (5 + ACTION), rel=0.1)
+    assert th.equal(weights(model), before)
 
 
 def test_a_long_horizon_is_reached(monkeypatch):

@@ -143,6 +143,21 @@ def test_reward_transforms(arrays, transform, expected):
     assert [rewards.min(), rewards.max()] == pytest.approx(expected)
 
 
+def test_experience_of_before_gets_the_transform_too(arrays):
+    model = CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), n_steps=1, **SMALL).learn(5)
+    raw = model.replay_buffer.rewards[:5].copy()
+    model.load_dataset(arrays, reward_transform="antmaze")
+    model.learn(3, reset_num_timesteps=False)
+    np.testing.assert_allclose(model.replay_buffer.rewards[:5], 4 * raw - 2)
+    model.load_dataset(arrays, reward_transform="antmaze")
+    with pytest.raises(ValueError, match=r"reward_transform: .* AffineReward\(scale=4.0, shift=-2.0\) transformed"):
+        model.load_dataset(arrays)
+    np.testing.assert_allclose(model.replay_buffer.rewards[:5], 4 * raw - 2)
+    assert model.run.reward_function is not None and model.offline_buffer.rewards.max() == 18
+    model.replay_buffer.reset()
+    model.load_dataset(arrays)
+
+
 def test_normalized_rewards_and_the_same_transform_online(arrays):
     model = CPQL("MlpPolicy", VectorEnv(action_space=spaces.Box(-1, 1, (1,))), **SMALL)
     model.load_dataset(arrays, reward_transform="normalize")

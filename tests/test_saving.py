@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 
 from sb3_consistency import CPQL, ConsistencyAC, DiffusionQL
 from sb3_consistency.files.zip import ModelFileError
@@ -28,6 +28,7 @@ from tests.conftest import (
     every,
     make,
     make_arrays,
+    online,
     trained,
     weights,
 )
@@ -180,6 +181,28 @@ def test_n_step_models_load_quietly_with_another_n(tmp_path):
         warnings.simplefilter("error")
         assert CPQL.load(tmp_path / "model", env=box_env()).replay_buffer.n_steps == 3
         assert type(CPQL.load(tmp_path / "model", env=box_env(), n_steps=1).replay_buffer) is ReplayBuffer
+        # and from one step to several, again and again
+        for n_steps in (1, 3, None):
+            model = CPQL.load(tmp_path / "model", env=box_env(), n_steps=n_steps)
+            assert model.n_steps == getattr(model.replay_buffer, "n_steps", 1) == (n_steps or 3)
+            model.save(tmp_path / "model")
+        assert CPQL.load(tmp_path / "model", learning_rate=None).learning_rate == 1e-3
+
+
+def test_a_buffer_of_the_models_own_has_the_models_discount(tmp_path):
+    model = online(CPQL, learning_starts=100).learn(10)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    model.save(tmp_path / "model")
+    model.gamma = 0.5
+    other = CPQL.load(tmp_path / "model", env=box_env(), gamma=0.5)
+    other.load_replay_buffer(tmp_path / "buffer.pkl")
+    for each in (model, other):
+        # of the newest rows fewer steps are known
+        assert next(each.batches(1, 64)).discounts.unique().tolist() == [0.125, 0.25, 0.5]
+    kwargs = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 2, "gamma": 0.9}}
+    own = online(CPQL, learning_starts=100, **kwargs).learn(10)
+    own.gamma = 0.5
+    assert next(own.batches(1, 64)).discounts.unique().tolist() == pytest.approx([0.81, 0.9])
 
 
 class Renamed(CPQL):

@@ -170,7 +170,7 @@ def test_noise_that_is_added_after_an_offline_phase_keeps_the_action():
 
 
 @with_temperature
-def test_an_offline_policy_goes_online_with_noise(cls):
+def test_an_offline_policy_goes_online_with_noise(cls, tmp_path):
     model = loaded(cls, env="Pendulum-v1", exploration="gaussian", learning_starts=10)
     model.pretrain(5)
     obs = np.ones((4, 3), np.float32)
@@ -189,11 +189,18 @@ def test_an_offline_policy_goes_online_with_noise(cls):
     told = model.logger.name_to_value
     assert model.step_alpha == 1 and abs(told["train/q_loss"]) == pytest.approx(1, abs=0.5)
     assert "train/bc_loss" in told and "train/ent_coef" not in told
-    wider = loaded(cls, env="Pendulum-v1", exploration="gaussian", target_entropy=0.0)
-    wider.pretrain(1)
-    wider._begin_to_explore()
-    std, of_z = wider.actor.action_stds(th.zeros(4, 3))
-    assert math.sqrt(std**2 - of_z**2) == pytest.approx(math.e * added, rel=0.2)
+    # it is that of target_entropy, also where that is told later
+    model.target_entropy = 0.0
+    wider = [model, loaded(cls, env="Pendulum-v1", exploration="gaussian", target_entropy=0.0)]
+    wider[1].pretrain(1)
+    wider[1]._begin_to_explore()
+    model.target_entropy = -1.0
+    model.save(tmp_path / "model")
+    model.target_entropy = 0.0
+    wider.append(cls.load(tmp_path / "model", env=model.env, target_entropy=0.0).learn(1))
+    for each in wider:
+        _, _, entropy = each.actor.explore(each.actor.features(th.ones(4, 3)), 1.0)
+        th.testing.assert_close(entropy, th.zeros(4, 1), atol=1e-6, rtol=0)
 
 
 @with_temperature
@@ -253,8 +260,16 @@ def test_without_a_temperature_it_is_the_policy_of_the_offline_phase(cls):
 
 
 def test_a_weight_that_counts_for_nothing_is_told():
-    with pytest.warns(UserWarning, match=r"alpha=0.05 has no effect.*ent_coef=0"):
-        online_model(alpha=0.05).learn(20)
+    for name, value in {"alpha": 0.05, "max_q_backup": True, "train_sampling_steps": 2}.items():
+        with pytest.warns(UserWarning, match=rf"{name}={value} has no effect.*ent_coef=0"):
+            online_model(**{name: value}).learn(20)
+
+
+@pytest.mark.parametrize("cosine_lr_decay", [False, True])
+def test_the_temperature_has_the_critics_learning_rate(cosine_lr_decay):
+    model = online_model(cosine_lr_decay=cosine_lr_decay, exploration="gaussian").learn(40)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in (model.critic.optimizer, model.ent_coef_optimizer)]
+    assert rates[0] == rates[1] and (rates[0] < 1e-4) == cosine_lr_decay
 
 
 @with_temperature

@@ -64,6 +64,20 @@ def test_the_actor_waits_for_its_turn(cls):
     assert moved == [["critic", "actor", "actor_target"], ["critic"], ["critic"], ["critic", "actor", "actor_target"]]
 
 
+@actor_critics
+@pytest.mark.parametrize(("delay", "interval"), [(1, 3), (2, 2), (2, 3)])
+def test_the_actors_moving_average_counts_the_actors_updates(cls, delay, interval):
+    model = make(cls, policy_delay=delay, actor_ema_interval=interval, target_policy="ema", actor_ema_decay=0.5)
+    moved = []
+    for step in range(3 * delay * interval):
+        before = [p.clone() for p in model.actor_target.parameters()]
+        model.pretrain(1)
+        same = all(th.equal(p, q) for p, q in zip(before, model.actor_target.parameters(), strict=True))
+        moved += [] if same else [step]
+    # the actor's turns are the steps 0, delay, 2 delay, ...
+    assert moved == [delay * (n * interval - 1) for n in (1, 2, 3)]
+
+
 def test_a_conditional_moving_average():
     targets, sources = [th.zeros(3), th.ones(2, 2)], [th.ones(3), th.zeros(2, 2)]
     lerp_where(targets, sources, 0.25, th.tensor(False))

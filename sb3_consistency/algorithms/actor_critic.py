@@ -17,7 +17,7 @@ from sb3_consistency.options import StepSchedule, at_step, option, redeclared
 from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
 from sb3_consistency.policies.policy import CandidateOptions
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
-from sb3_consistency.training.batches import Batch, tree_map
+from sb3_consistency.training.batches import Batch
 from sb3_consistency.training.temperature import TRANSPORT_RATE, Temperature
 from sb3_consistency.training.updater import LossFn
 from sb3_consistency.values.losses import (
@@ -153,7 +153,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         "critics twice per environment step, and the actor once",
     )
     actor_ema_decay: float = option(default=0.995, low=0, high=1, doc="decay of that moving average per update")
-    actor_ema_interval: int = option(default=1, low=1, doc="gradient steps between its updates")
+    actor_ema_interval: int = option(default=1, low=1, doc="updates of the actor from one of its own to the next")
     actor_ema_start: int = option(default=0, low=0, size=False, doc="gradient steps for which it just follows the actor")
     #: of those that have a temperature, see :class:`~sb3_consistency.training.temperature.TemperatureOptions`
     ent_coef: str | float = option(init=False)
@@ -170,9 +170,10 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     def networks(self) -> Mapping[str, Network]:
         targets = {}
         if self.target_policy == "ema":
-            # from scratch it is not asked for, and stays as it is
-            share = 0.0 if self.is_from_scratch or not self.is_actors_turn else 1 - self.actor_ema_decay
-            targets["actor_target"] = Follow(share, self.actor_ema_interval, self.actor_ema_start)
+            # from scratch it is not asked for, and stays as it is; else it counts the actor's updates
+            moves = self.is_actors_turn and (self._n_updates // self.policy_delay + 1) % self.actor_ema_interval == 0
+            share = 1 - self.actor_ema_decay if moves and not self.is_from_scratch else 0.0
+            targets["actor_target"] = Follow(share, start=self.actor_ema_start)
         critic = Network(GenerativeCritic, {}, {"critic_target": Follow(self.tau, self.target_update_interval)})
         return {"actor": self.actor_network(**targets), "critic": critic}
 
@@ -293,11 +294,11 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         actor = getattr(self.policy, "actor_target" if self.target_policy == "ema" else "actor")
         if not self.max_q_backup:
             return self.target_value(obs, actor.sample(actor.features(obs), self.train_sampling_steps))
-        repeated = tree_map(lambda x: x.repeat_interleave(MAX_Q_ACTIONS, dim=0), obs)
-        actions = actor.sample(actor.features(repeated), self.train_sampling_steps)
         critic = self.policy.critic_target
+        features, critic_features = (x.features(obs).repeat_interleave(MAX_Q_ACTIONS, dim=0) for x in (actor, critic))
+        actions = actor.sample(features, self.train_sampling_steps)
         # as they are rounded in bfloat16, the highest would be the one rounded up
-        q_values = in_float32(critic.q_networks, critic.features(repeated), actions)
+        q_values = in_float32(critic.q_networks, critic_features, actions)
         best = q_values.unflatten(0, (-1, MAX_Q_ACTIONS)).amax(dim=1)
         return pessimistic_value(best, self._random_pair())
 
@@ -415,18 +416,32 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         """The first online gradient step: after an offline phase noise is added from now on."""
         self.run.explores = True
         self._take_form()
+        self._spread_as_told()
+
+    def _spread_as_told(self) -> None:
+        """Noise that is added after an offline phase has the entropy that is aimed at."""
         if self.form == "added":
             for model in self._acting_models:
                 model.start_spread(self.entropy_aim / math.prod(model.event_shape))
+
+    def option_changed(self, name: str, value: Any) -> None:
+        super().option_changed(name, value)
+        if name == "target_entropy":
+            self._spread_as_told()
+
+    def enter_loop(self) -> None:
+        super().enter_loop()
+        self._spread_as_told()  # load() may have been given another
 
     def gradient_step(self, batch: Any) -> TensorDict:
         if self.run.from_scratch is None:
             self.run.from_scratch = not self.in_offline_phase
             self._take_form()
-            if self.is_from_scratch and self.alpha not in (None, 0):
+            idle = {"alpha": (None, 0), "max_q_backup": (False,), "train_sampling_steps": (None,)}
+            for name in [n for n, without in idle.items() if self.is_from_scratch and getattr(self, n) not in without]:
                 warnings.warn(
-                    f"alpha={self.alpha} has no effect: a policy that learns online from scratch clones nothing; with "
-                    "ent_coef=0 it does.",
+                    f"{name}={getattr(self, name)} has no effect on a policy that learns online from scratch, in one pass and "
+                    "with nothing to clone; with ent_coef=0 it has.",
                     stacklevel=2,
                 )
         if not (self.in_offline_phase or self.run.explores):
@@ -469,7 +484,8 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def update_learning_rates(self) -> None:
         super().update_learning_rates()
-        self.temperature.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
+        progress = self._current_progress_remaining
+        self.temperature.set_learning_rate(self.cosine_decay(1 - progress) * self.lr_schedule(progress))
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "temperature", "step_alpha", "step_eta", "step_ent_coef", "_batch"]

@@ -290,14 +290,15 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
             # networks alike would fit; the losses are not
             name = self.run.algorithm
             raise ModelFileError(f"This is a {name}: load it with {name}.load(), not {type(self).__name__}.")
-        # again, because load() has set what it is given since
-        self.check_options()
-        check_precision(self.precision, self.device)
-        if self.replay_buffer_class is NStepReplayBuffer and self.run.n_step_class_is_derived:
+        if self.replay_buffer_class in (ReplayBuffer, NStepReplayBuffer) and self.run.n_step_class_is_derived:
             # set by an earlier call and saved: SB3 would take it for the user's
             self.replay_buffer_class = None
             self.replay_buffer_kwargs = {k: v for k, v in self.replay_buffer_kwargs.items() if k not in ("n_steps", "gamma")}
         self.run.n_step_class_is_derived = self.replay_buffer_class is None
+        # again, because load() has set what it is given since
+        self.take_defaults()
+        self.check_options()
+        check_precision(self.precision, self.device)
         user_kwargs = self.policy_kwargs
         shared = shared_options(self.policy_aliases["MlpPolicy"], type(self))
         # the caller's (and the saved) policy_kwargs stay as they were given
@@ -552,7 +553,8 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> "Self":
         """
-        Train on the loaded dataset without touching an environment.
+        Train on the loaded dataset without touching an environment; after going online on the experience of it, too, in the
+        shares of ``offline_fraction``.
 
         SB3 callbacks work as in :meth:`learn`: ``on_step`` is called once per gradient step, ``on_rollout_start`` and
         ``on_rollout_end`` around every chunk of 64, whose batches are drawn together. Inside,

@@ -66,7 +66,9 @@ def fitted_q_evaluation(
     with th.random.fork_rng([device] if device.type == "cuda" else []):
         th.manual_seed(seed)
         rng = np.random.default_rng(seed)
-        critic, target = (policy.new_network(Network(GenerativeCritic, {"n_critics": 1, "n_quantiles": 1})) for _ in range(2))
+        # with a features extractor of its own, or nothing would train that one
+        kwargs = {"n_critics": 1, "n_quantiles": 1, "share_features_extractor": False}
+        critic, target = (policy.new_network(Network(GenerativeCritic, kwargs)) for _ in range(2))
         critic.obs_normalizer.load_state_dict(policy.actor.obs_normalizer.state_dict())
         target.load_state_dict(critic.state_dict())
         fixed_actions = _actions(policy, data["next_observations"], True) if deterministic else None

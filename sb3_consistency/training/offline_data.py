@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency.data.buffer import BlockWriter, Segment, block_rows, converted_episodes, fill, set_size
@@ -22,11 +22,11 @@ from sb3_consistency.data.opening import open_datasets
 from sb3_consistency.data.rewards import RewardFunction, fit_reward_transform
 from sb3_consistency.data.selection import hold_out, select_episodes
 from sb3_consistency.data.statistics import ObservationStatistics, fit_vec_normalize
-from sb3_consistency.training.batches import Batch, can_sample, concatenate, sample, split
+from sb3_consistency.training.batches import Batch, can_sample, concatenate, sample, split, tree_map
 from sb3_consistency.training.windows import WindowRows, Windows, chunk_batch
 
 # rows of the held-out data that are evaluated, evenly spread
-HELDOUT_ROWS = 8192
+HELDOUT_ROWS, HELDOUT_PART = 8192, 1024
 # up to so many it is looked whether there is a full window; with more, that there is none is an error of the horizon
 FEW_ROWS = 10_000
 # what of it a checkpoint holds, beside the buffer and the held-out episodes
@@ -121,10 +121,11 @@ class OfflineData:
             # without weights there are no shares, and no segments
             self.segments = [Segment(*rows, share) for rows, share in zip(ranges, shares, strict=False)]
             self.heldout = heldout
-            model.run.reward_function = reward_function
+            former, model.run.reward_function = model.run.reward_function, reward_function
             model.run.reference_returns = sources[0].reference_returns
             if model._n_updates == 0:
                 self._fit_statistics(statistics, buffer, n_rows)
+            self._transform_experience(former, reward_function)
         return sum(sizes)
 
     def _check_recorded(self, sources: list[EpisodeSource], reward_transform: str | RewardFunction) -> None:
@@ -182,6 +183,19 @@ class OfflineData:
             )
         buffer.rewards[:n_rows] = transformed
         return function
+
+    def _transform_experience(self, former: RewardFunction | None, function: RewardFunction | None) -> None:
+        """Rewards of online experience that is already there, as those that come from now on."""
+        online = self.model.replay_buffer
+        if self.in_replay or online is None or online.size() == 0 or former == function:
+            return
+        if former is not None or function is None:
+            raise ValueError(
+                f"reward_transform: the replay buffer holds online experience with rewards that {former} transformed: load "
+                "the data with the same, or empty the buffer before (model.replay_buffer.reset())."
+            )
+        rewards = online.rewards[: online.size()]
+        rewards[:] = function(rewards.copy())
 
     def read_heldout(self, converters: list[EpisodeConverter], held: list[np.ndarray]) -> dict[str, Any] | None:
         """
@@ -273,7 +287,13 @@ class OfflineData:
         actor = getattr(model.policy, model.cloning_network)
         noise = th.randn(actions.shape, generator=generator).to(model.device)
         u = th.rand(len(actions), actor.model.n_uniforms, generator=generator).to(model.device)
-        return float(actor.model.loss(actions, actor.features(obs), noise=noise, u=u).mean())
+        # thousands of images at once would need a gigabyte
+        losses = []
+        for first in range(0, len(actions), HELDOUT_PART):
+            rows = slice(first, first + HELDOUT_PART)
+            features = actor.features(tree_map(lambda x, rows=rows: x[rows], obs))
+            losses.append(actor.model.loss(actions[rows], features, noise=noise[rows], u=u[rows]))
+        return float(th.cat(losses).mean())
 
     def _heldout_tensors(self) -> tuple[Any, th.Tensor]:
         model, heldout = self.model, self.heldout
@@ -325,6 +345,9 @@ class OfflineData:
 
     def _drawn(self, buffer: ReplayBuffer, size: int, segments: list[Segment] | None) -> Batch:
         model = self.model
+        if isinstance(buffer, NStepReplayBuffer) and model.run.n_step_class_is_derived:
+            # made by the model, which may have been told others since
+            buffer.n_steps, buffer.gamma = model.n_steps, model.gamma
         if not model.has_windows:
             return sample(buffer, size, model.gamma, model._vec_normalize_env, segments)
         windows = self.windows_of(buffer)
