@@ -76,10 +76,10 @@ def _load_vec_normalize(args: argparse.Namespace, model: Any, env: Any) -> Any:
 
     if args.vec_normalize == "none":
         return None
-    path = args.vec_normalize or find_vec_normalize(Path(args.model))
     told = getattr(getattr(model, "run", None), "in_vec_normalize", None)  # of SB3's own models it is not known
-    if told is False and not args.vec_normalize:
+    if told is False and model._n_updates > 0 and not args.vec_normalize:
         return None  # what lies there is another model's
+    path = args.vec_normalize or find_vec_normalize(Path(args.model))
     if path is None and told:
         raise ValueError(
             f"--vec-normalize: {args.model} learned from observations that VecNormalize normalised, and its statistics are "

@@ -1,5 +1,6 @@
 """``inspect`` and ``convert``, and that every row of the page "Bring your own data" is read."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from sb3_consistency import DatasetError, record_dataset, swing_up
 from sb3_consistency.__main__ import main
 from sb3_consistency.data.convert import convert_dataset
+from sb3_consistency.data.formats.minari import writing_dataset
 from sb3_consistency.data.opening import open_dataset
 from tests import formats
 from tests.conftest import VectorEnv, make_arrays
@@ -35,6 +37,17 @@ def test_inspect_and_convert(tmp_path, minari_folder, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def refuse(name, replace=os.replace):
+    """os.replace() that moves anything but one folder."""
+
+    def moved(source, target):
+        if Path(source).name == name:
+            raise PermissionError(name)
+        replace(source, target)
+
+    return moved
+
+
 def test_an_old_dataset_stays_until_the_new_one_is_complete(minari_folder, monkeypatch, capsys):
     arrays, other = make_arrays(), make_arrays(n_episodes=4)
     convert_dataset(arrays, "test/old-v0", env="Pendulum-v1")
@@ -57,7 +70,22 @@ def test_an_old_dataset_stays_until_the_new_one_is_complete(minari_folder, monke
     np.testing.assert_array_equal(open_dataset("test/old-v0").returns, replaced.returns)
     record_dataset("test/old-v0", "Pendulum-v1", swing_up(0.5, 0), 10, overwrite=True)
     assert open_dataset("test/old-v0").lengths.tolist() == [10]
-    assert sorted(path.name for path in (minari_folder / "test").iterdir() if path.is_dir()) == ["old-v0"]
+    # another process wrote one in the meantime
+    with pytest.raises(DatasetError, match="exists"), writing_dataset("test/new-v0", overwrite=False) as unfinished:
+        for dataset_id in (unfinished, "test/new-v0"):
+            convert_dataset(arrays, dataset_id, env="Pendulum-v1")
+    # it can't be moved to its place
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        with writing_dataset("test/old-v0", overwrite=True) as unfinished:
+            convert_dataset(other, unfinished, env="Pendulum-v1")
+            patch.setattr("os.replace", refuse(unfinished.partition("/")[2]))
+    assert open_dataset("test/old-v0").lengths.tolist() == [10]
+    assert sorted(path.name for path in (minari_folder / "test").iterdir() if path.is_dir()) == ["new-v0", "old-v0"]
+    # a folder of others
+    convert_dataset(arrays, "test/old-v1/inside-v0", env="Pendulum-v1")
+    with pytest.raises(DatasetError, match="no dataset but other things"):
+        convert_dataset(arrays, "test/old-v1", env="Pendulum-v1", overwrite=True)
+    assert len(open_dataset("test/old-v1/inside-v0").lengths) == 6
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC, DatasetError, DiffusionBC, register_dataset
 from sb3_consistency.data.environment import environment_differs
+from sb3_consistency.data.formats.table import read_frame
 from sb3_consistency.data.opening import open_dataset
 from sb3_consistency.data.stored import ChainedRows, ForwardRows, StoredRows, open_npz, take
 from tests import formats
@@ -321,6 +322,15 @@ def test_columns_of_a_table_can_be_named(tmp_path):
     source = open_dataset(formats.frame(episodes).assign(**following, timeouts=0).rename(columns={"terminated": "terminals"}))
     assert source.observation_space.shape == (3,) and source.next_observations.shape == (len(table), 3)
     assert source.terminations.sum() == formats.frame(episodes)["terminated"].sum() > 0
+    # names that are told belong to no other group; without rewards nobody asks what "done" means
+    named = {f"obs_next_{i}": name for i, name in enumerate(("obs_next_x", "obs_next_y", "obs_next_z"))}
+    table = formats.frame(episodes).assign(**following).rename(columns=named)
+    source = read_frame(table, observations="obs_0,obs_next_x,obs_next_y,obs_next_z")
+    assert source.observation_space.shape == (4,) and source.next_observations is None
+    cloned = formats.frame(episodes).rename(columns={"terminated": "done"})
+    assert open_dataset(cloned.drop(columns="reward")).lengths.tolist() == [4, 7, 1, 5, 3]
+    with pytest.raises(DatasetError, match="'done' can be read in two ways"):
+        open_dataset(cloned)
     with pytest.raises(DatasetError, match="no columns of observations"):
         open_dataset(f"{tmp_path}/log.csv")
     with pytest.raises(DatasetError, match=r"must hold numbers"):

@@ -149,6 +149,8 @@ def test_experience_of_before_gets_the_transform_too(arrays):
     model.load_dataset(arrays, reward_transform="antmaze")
     model.learn(3, reset_num_timesteps=False)
     np.testing.assert_allclose(model.replay_buffer.rewards[:5], 4 * raw - 2)
+    # the same function, from a file say
+    model.load_dataset(arrays, reward_transform=lambda rewards: 4 * rewards - 2)
     model.load_dataset(arrays, reward_transform="antmaze")
     with pytest.raises(ValueError, match=r"reward_transform: .* AffineReward\(scale=4.0, shift=-2.0\) transformed"):
         model.load_dataset(arrays)

@@ -114,6 +114,10 @@ def test_layers_replaced_with_their_optimizer_are_trained(cls):
     before = model.actor.model.network.layers[-1].weight.clone()
     model.pretrain(1)
     assert not th.equal(before, model.actor.model.network.layers[-1].weight)
+    # and followed
+    model.actor_ema_decay = 0.0
+    model.pretrain(1)
+    assert th.equal(*(actor.model.network.layers[-1].weight for actor in (model.actor, model.actor_target)))
 
 
 class FrozenExtractor(BaseFeaturesExtractor):

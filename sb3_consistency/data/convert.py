@@ -48,7 +48,7 @@ def convert_dataset(
     with (
         warnings.catch_warnings(),
         tqdm(total=int(source.lengths.sum()), unit="step", disable=not progress_bar) as bar,
-        writing_dataset(dataset_id) as unfinished,
+        writing_dataset(dataset_id, overwrite) as unfinished,
     ):
         # Minari asks for an author, an e-mail address and a permalink
         warnings.filterwarnings("ignore", message=".*(is set to None|no environment spec).*", category=UserWarning)

@@ -74,7 +74,7 @@ def record_dataset(
             buffers.append(_record_episode(env, controller, seed + len(buffers), n_steps - n_recorded))
             n_recorded += len(buffers[-1]["rewards"])
             bar.update(len(buffers[-1]["rewards"]))
-    with warnings.catch_warnings(), writing_dataset(dataset_id) as unfinished:
+    with warnings.catch_warnings(), writing_dataset(dataset_id, overwrite) as unfinished:
         # Minari asks for an author, an e-mail address and a permalink
         warnings.filterwarnings("ignore", message=".*is set to None.*", category=UserWarning)
         minari.create_dataset_from_buffers(

@@ -111,7 +111,7 @@ def restore_buffer(model: Any, state: dict[str, Any]) -> ReplayBuffer:
             for key, array in value.items():
                 getattr(buffer, name)[key][: len(array)] = array
         else:
-            getattr(buffer, name)[:rows] = value
+            getattr(buffer, name)[: len(value)] = value
     return buffer
 
 

@@ -45,10 +45,11 @@ class Updater:
         self._unchecked: list[TensorDict] = []
         networks = [getattr(policy, name) for name in policy.trained_networks()]
         self._batch_norm_statistics = [x for network in networks for x in get_parameters_by_name(network, ["running_"])]
-        following = [(name, target) for name, network in policy.structure.items() for target in network.targets]
-        pairs = {target: [getattr(policy, x) for x in (name, target)] for name, target in following}
-        self._parameter_pairs = {target: [list(x.parameters()) for x in pair] for target, pair in pairs.items()}
-        self._batch_norm_pairs = {t: [get_parameters_by_name(x, ["running_"]) for x in pair] for t, pair in pairs.items()}
+        self._batch_norm_pairs = {
+            target: tuple(get_parameters_by_name(getattr(policy, x), ["running_"]) for x in (name, target))
+            for name, network in policy.structure.items()
+            for target in network.targets
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         # for copies and pickles: compiled functions belong to these very weights
@@ -129,7 +130,8 @@ class Updater:
         on_cpu = finite is not None and finite.device.type == "cpu"
         if weight == 0 or (on_cpu and not finite):
             return
-        sources, targets = self._parameter_pairs[target]
+        targets: list[th.Tensor] = list(getattr(self.policy, target).parameters())
+        sources: list[th.Tensor] = list(getattr(self.policy, name).parameters())
         if finite is None or on_cpu:
             th._foreach_lerp_(targets, sources, weight)
         else:

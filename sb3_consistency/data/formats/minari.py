@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import urllib.parse
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -137,7 +138,7 @@ def check_new_dataset_id(dataset_id: str, overwrite: bool) -> None:
     """
     :param dataset_id: id that a new local dataset is to have
     :param overwrite: whether it may replace one of this id
-    :raises DatasetError: if the id is no Minari id, or exists and ``overwrite`` is not set
+    :raises DatasetError: if the id is no Minari id, exists and ``overwrite`` is not set, or is the name of a folder of others
     """
     from minari.storage.datasets_root_dir import get_dataset_path
 
@@ -145,32 +146,45 @@ def check_new_dataset_id(dataset_id: str, overwrite: bool) -> None:
         raise DatasetError(
             f"dataset_id: {dataset_id!r} is no Minari id: pass one like 'mine/hopper/medium-v0', with the version."
         )
-    if (get_dataset_path(dataset_id) / "data").exists() and not overwrite:
-        raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
+    path = get_dataset_path(dataset_id)
+    if (path / "data").exists():
+        if not overwrite:
+            raise DatasetError(f"dataset_id: {dataset_id!r} exists in {get_dataset_path()}; choose another, or overwrite it.")
+    elif path.exists() and any(path.iterdir()):
+        raise DatasetError(f"dataset_id: {path} is a folder that holds no dataset but other things; choose another id.")
 
 
 @contextmanager
-def writing_dataset(dataset_id: str) -> Iterator[str]:
+def writing_dataset(dataset_id: str, overwrite: bool) -> Iterator[str]:
     """
     Write a local dataset under another id. Once it is complete it gets its own, in the place of one that has it; if anything
     fails that one stays.
 
     :param dataset_id: id of the new dataset
+    :param overwrite: whether it may replace one of this id
     :return: the id to write it under
+    :raises DatasetError: if there is one by now, and ``overwrite`` is not set
     """
     from minari.storage.datasets_root_dir import get_dataset_path
 
     name, _, version = dataset_id.rpartition("-v")
-    unfinished = f"{name}-unfinished-v{version}"
+    unfinished = f"{name}-unfinished-{uuid.uuid4().hex[:8]}-v{version}"
     path, target = get_dataset_path(unfinished), get_dataset_path(dataset_id)
-    shutil.rmtree(path, ignore_errors=True)  # of a process that was killed
+    former = path.with_name(f"{path.name}-former")
     try:
         yield unfinished
         metadata = path / "data" / "metadata.json"
         metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "dataset_id": dataset_id}))
+        check_new_dataset_id(dataset_id, overwrite)
         if target.exists():
-            shutil.rmtree(target)
-        os.replace(path, target)
+            os.replace(target, former)
+        try:
+            os.replace(path, target)
+        except OSError:
+            if former.exists():
+                os.replace(former, target)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -63,14 +63,17 @@ def read_frame(frame: Any, name: str = "the table", **columns: str) -> FlatSourc
         raise DatasetError(f"{name}: no option {sorted(unknown)}; columns are named by {sorted({*PREFIXES, *SINGLE})}.")
     known = list(map(str, frame.columns))
     arrays: dict[str, Any] = {}
+    told = {word for words in columns.values() for word in as_words(words)}
+    others = [column for column in known if column not in told]
     for key in (*PREFIXES, *SINGLE):
-        chosen = as_words(columns.get(key)) or (_group(known, key) if key in PREFIXES else _single(known, key))
+        chosen = as_words(columns.get(key)) or (_group(others, key) if key in PREFIXES else _single(others, key))
         missing = [column for column in chosen if column not in known]
         if missing:
             raise DatasetError(f"{name}: no column {missing}, it has {known}.")
         if chosen:
             arrays[key] = _values(frame, chosen, name) if key in PREFIXES else _values(frame, chosen, name)[:, 0]
-    arrays |= {key: _values(frame, [c], name)[:, 0] for key in FLAGS for c in known if c.lower() == key}
+    if "rewards" in arrays or "episode" not in arrays:
+        arrays |= {key: _values(frame, [c], name)[:, 0] for key in FLAGS for c in others if c.lower() == key}
     for key in ("observations", "actions"):
         if key not in arrays:
             raise DatasetError(
