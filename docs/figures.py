@@ -169,9 +169,11 @@ def online() -> None:
     """Learning curves from scratch, and the mean of their last three points."""
     for env in ("Hopper-v5", "HalfCheetah-v5"):  # the page's table has them
         from_scratch(env, 30_000)
-    tasks = [("Pendulum-v1", 8_000), ("Hopper-v5", 100_000), ("HalfCheetah-v5", 100_000)]
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    for axis, (env, steps) in zip(axes, tasks, strict=True):
+    mujoco = [(env, 100_000) for env in ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")]
+    tasks = [("Pendulum-v1", 8_000), *mujoco]
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
+    axes.flat[-1].set_visible(False)
+    for axis, (env, steps) in zip(axes.flat, tasks, strict=False):
         x, curves = from_scratch(env, steps)
         ends = []
         for name, lines in curves.items():
@@ -181,7 +183,8 @@ def online() -> None:
         thousands(axis)
         tidy(axis)
         name_lines(axis, ends)
-    axes[0].set_ylabel("mean return of 10 episodes")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mean return of 10 episodes")
     save(figure, "online")
 
 
