@@ -183,6 +183,7 @@ def test_an_offline_policy_goes_online_with_noise(cls, tmp_path):
     model.learn(300)
     # neither the temperature nor flat critics let it grow
     for networks in (model.actor, model.actor_target):
+        th.testing.assert_close(networks.model.log_std(networks.features(th.ones(4, 3))), th.full((4, 1), math.log(added)))
         _, _, entropy = networks.explore(networks.features(th.ones(4, 3)), 1.0)
         th.testing.assert_close(entropy, th.full((4, 1), -1.0))
     # the reference stays, and Q in its units
@@ -201,6 +202,8 @@ def test_an_offline_policy_goes_online_with_noise(cls, tmp_path):
     for each in wider:
         _, _, entropy = each.actor.explore(each.actor.features(th.ones(4, 3)), 1.0)
         th.testing.assert_close(entropy, th.zeros(4, 1), atol=1e-6, rtol=0)
+        std, of_z = each.actor.action_stds(th.zeros(4, 3))
+        assert math.sqrt(std**2 - of_z**2) == pytest.approx(math.e * added, rel=0.2)
 
 
 @with_temperature

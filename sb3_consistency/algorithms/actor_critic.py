@@ -484,8 +484,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
 
     def update_learning_rates(self) -> None:
         super().update_learning_rates()
-        progress = self._current_progress_remaining
-        self.temperature.set_learning_rate(self.cosine_decay(1 - progress) * self.lr_schedule(progress))
+        self.temperature.set_learning_rate(self.policy.critic.optimizer.param_groups[0]["lr"])
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "temperature", "step_alpha", "step_eta", "step_ent_coef", "_batch"]

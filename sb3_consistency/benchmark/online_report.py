@@ -40,7 +40,8 @@ def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
     wanted = [key for key in labels(runs) if common_seeds(of_label(runs, key), set(places))] if runs else []
     if len(wanted) < 2:
         return []
-    sac = next((key for key in wanted if key == label_of_sac(runs)), None)
+    sac = label_of_sac(runs)
+    sac = sac if sac in wanted else None
     names, measures = display_names(runs), {"final": final_return, "area under the curve": area_under_curve}
 
     def scores(key: str, measure: str) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
 """The planner suite: a teacher, and students distilled from it with and without rewards, at several numbers of passes."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -17,6 +16,7 @@ from sb3_consistency.benchmark.jobs import Job, Work
 from sb3_consistency.benchmark.load import OtherLoad
 from sb3_consistency.benchmark.records import had_the_machine, provenance
 from sb3_consistency.benchmark.runs import acting_microseconds, constructor_arguments, continued, evaluate, plain_options
+from sb3_consistency.data.safe_file import replacing
 
 STUDENTS = ("{'reward_weight': 0.0}", "{}")
 STUDENT_JUMPS = (1, 2, 4)
@@ -134,9 +134,8 @@ def execute_planner(job: PlannerJob, work: Work) -> dict[str, Any]:
         if trains:
             model.pretrain(job.offline_steps, callback=callbacks)
     if trains and not job.student:
-        unfinished = teacher.with_suffix(f".{os.getpid()}.part.zip")
-        model.save(unfinished)
-        unfinished.replace(teacher)
+        with replacing(teacher) as unfinished:
+            model.save(unfinished)
     network, passes_per_step = ("student", 1) if job.student else ("teacher", 2)
     planners = []
     for steps in STUDENT_JUMPS if job.student else (model.policy.teacher_model.model.n_levels - 1, FEW_HEUN_STEPS):

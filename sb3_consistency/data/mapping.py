@@ -21,6 +21,8 @@ SYNONYMS = {
     "truncations": ("truncated", "truncation", "timeouts", "timeout"),
     "episode": ("episode_id", "episode_index", "episodes"),
 }
+#: what may be ends of any kind
+DONE_KEYS = ("dones", "done")
 NEEDED = ("observations", "actions")
 OBSERVATION_KEYS = ("observations", "next_observations")
 TERMINALS = (
@@ -104,7 +106,7 @@ class _Reader:
 
     def _flags(self, arrays: dict[str, Any]) -> dict[str, Any]:
         kinds = ("terminations", "truncations")
-        for key in ("dones", "done"):
+        for key in DONE_KEYS:
             given = [kind for kind in kinds if kind in arrays]
             if key not in arrays or len(given) == 2:
                 continue

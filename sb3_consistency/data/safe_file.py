@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,22 @@ def _warn_once(path: str, writer: str) -> None:
     )
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """
+    Write a file that takes another's place once it is complete; if anything fails that one stays.
+
+    :param path: the file's place
+    :return: where to write it
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_file(path: str | os.PathLike[str], kind: str, stated: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
     """
     Write as safetensors lays files out, without a copy of the arrays: they may fill half the memory.
@@ -90,16 +107,11 @@ def write_file(path: str | os.PathLike[str], kind: str, stated: dict[str, Any], 
     described = json.dumps({**stated, "sha256": _digest(stated, tensors)}, allow_nan=False)
     header = json.dumps({"__metadata__": {ENTRY: described}, **entries}).encode()
     header += b" " * (-len(header) % 8)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for array in tensors.values():
-                for piece in _pieces(array):
-                    file.write(piece)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for array in tensors.values():
+            for piece in _pieces(array):
+                file.write(piece)
     return target
 
 

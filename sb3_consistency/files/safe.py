@@ -7,7 +7,6 @@ in the header of the safetensors file; classes are looked up by name in a list o
 
 import hashlib
 import json
-import os
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -26,7 +25,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_consistency import registry
 from sb3_consistency.data.rewards import AffineReward
-from sb3_consistency.data.safe_file import ENTRY
+from sb3_consistency.data.safe_file import ENTRY, replacing
 from sb3_consistency.envs.spaces import adopted_spaces, check_action_space, check_observation_space
 from sb3_consistency.files.allocation import AllocationLimit
 from sb3_consistency.files.plain_data import (
@@ -81,12 +80,8 @@ def save_safe(model: Any, path: str | Path) -> Path:
     config = json.dumps(_config(model), allow_nan=False)
     metadata = {"format": FORMAT, "config": config, "sha256": _digest(config, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

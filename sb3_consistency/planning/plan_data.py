@@ -10,8 +10,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_consistency.data.statistics import ObservationStatistics
 from sb3_consistency.envs.spaces import is_normalised_space
+from sb3_consistency.policies.modules import in_parts
 from sb3_consistency.training.batches import split, tree_map
-from sb3_consistency.training.offline_data import OfflineData, spread_windows
+from sb3_consistency.training.offline_data import HELDOUT_PART, OfflineData, spread_windows
 from sb3_consistency.training.windows import WindowRows, Windows, discounted_returns
 
 
@@ -84,8 +85,14 @@ class PlanData(OfflineData):
         generator = th.Generator().manual_seed(0)
         noise = th.randn(batch.plans.shape, generator=generator).to(model.device)
         u = th.rand(len(batch.plans), 2, generator=generator).to(model.device)
-        loss = network.model.denoising_loss(batch.plans, network.condition(batch.conditions), noise=noise, u=u)[0]
-        return float(loss.mean())
+
+        def loss(rows: Any) -> th.Tensor:
+            condition = network.condition(rows["conditions"])
+            losses: th.Tensor = network.model.denoising_loss(rows["plans"], condition, noise=rows["noise"], u=rows["u"])[0]
+            return losses
+
+        whole: Any = {"plans": batch.plans, "conditions": batch.conditions, "noise": noise, "u": u}
+        return float(in_parts(loss, whole, HELDOUT_PART).mean())
 
     def sample(self, n_batches: int, batch_size: int) -> list[Any]:
         windows = self.windows()

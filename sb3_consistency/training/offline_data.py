@@ -22,7 +22,8 @@ from sb3_consistency.data.opening import open_datasets
 from sb3_consistency.data.rewards import RewardFunction, fit_reward_transform
 from sb3_consistency.data.selection import hold_out, select_episodes
 from sb3_consistency.data.statistics import ObservationStatistics, fit_vec_normalize
-from sb3_consistency.training.batches import Batch, can_sample, concatenate, sample, split, tree_map
+from sb3_consistency.policies.modules import in_parts
+from sb3_consistency.training.batches import Batch, can_sample, concatenate, sample, split
 from sb3_consistency.training.windows import WindowRows, Windows, chunk_batch
 
 # rows of the held-out data that are evaluated, evenly spread
@@ -291,13 +292,16 @@ class OfflineData:
         actor = getattr(model.policy, model.cloning_network)
         noise = th.randn(actions.shape, generator=generator).to(model.device)
         u = th.rand(len(actions), actor.model.n_uniforms, generator=generator).to(model.device)
+
+        def loss(rows: Any) -> th.Tensor:
+            losses: th.Tensor = actor.model.loss(
+                rows["actions"], actor.features(rows["obs"]), noise=rows["noise"], u=rows["u"]
+            )
+            return losses
+
+        whole: Any = {"actions": actions, "obs": obs, "noise": noise, "u": u}
         # thousands of images at once would need a gigabyte
-        losses = []
-        for first in range(0, len(actions), HELDOUT_PART):
-            rows = slice(first, first + HELDOUT_PART)
-            features = actor.features(tree_map(lambda x, rows=rows: x[rows], obs))
-            losses.append(actor.model.loss(actions[rows], features, noise=noise[rows], u=u[rows]))
-        return float(th.cat(losses).mean())
+        return float(in_parts(loss, whole, HELDOUT_PART).mean())
 
     def _heldout_tensors(self) -> tuple[Any, th.Tensor]:
         model, heldout = self.model, self.heldout

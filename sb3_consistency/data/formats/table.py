@@ -10,7 +10,7 @@ import numpy as np
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.data.flat import FlatSource
 from sb3_consistency.data.formats.keywords import as_words
-from sb3_consistency.data.mapping import SYNONYMS, read_mapping
+from sb3_consistency.data.mapping import DONE_KEYS, SYNONYMS, read_mapping
 from sb3_consistency.registry import how_to_install
 
 #: what columns of one group start with: obs_0, obs_1 or observation.x, observation.y
@@ -24,7 +24,7 @@ PREFIXES = {
 }
 SINGLE = ("rewards", "terminations", "truncations", "episode")
 #: what a mapping may call them, too
-FLAGS = ("terminals", "dones", "done")
+FLAGS = ("terminals", *DONE_KEYS)
 
 
 def open_table(path: str, **columns: str) -> FlatSource:
