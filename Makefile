@@ -6,9 +6,10 @@ STAMP := $(VENV)/.installed
 QUICK := $(VENV)/.quickstart
 DOCS := $(VENV)/.docs
 SOURCES = sb3_consistency tests examples docs
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=25
 INSTALL := -m pip install --progress-bar off -c constraints.txt
 
-.PHONY: quickstart test pytest lint type format check-codestyle commit-checks docs figures notebooks dist version-is floors constraints robotics libraries clean
+.PHONY: quickstart test pytest coverage lint type format check-codestyle commit-checks docs figures notebooks dist version-is floors constraints robotics libraries clean
 
 # what the quickstart needs, and no more: `make test` installs the rest into the same environment
 quickstart: $(QUICK)
@@ -33,7 +34,11 @@ $(DOCS): $(STAMP)
 	touch $(DOCS)
 
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=25 --cov --cov-report=term:skip-covered
+	$(PYTEST)
+
+# the same tests, traced: not in `test`, for it makes them much slower
+coverage: $(STAMP)
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: $(STAMP)
 	$(PY) -m ruff check $(SOURCES)
