@@ -119,22 +119,19 @@ class Option:
     def _check_kind(self, value: Any, members: tuple[Any, ...]) -> None:
         kinds = {get_origin(member) or member: member for member in members}
         optional, schedule = type(None) in members, Callable in kinds or any(_is_protocol(m) for m in members)
-        is_limited = self.above is not None or self.low > -float("inf") or self.high < float("inf")
         if tuple in kinds and not {int, float} & kinds.keys():
             check_pair(self.name, value, self.low, integer=get_args(kinds[tuple])[0] is int)
         elif {int, float} & kinds.keys():
-            if is_limited:
-                low = self.low if self.above is None else self.above
-                check_range(
-                    self.name,
-                    value,
-                    low,
-                    self.high,
-                    open_low=self.above is not None,
-                    integer=float not in kinds,
-                    optional=optional,
-                    schedule=schedule,
-                )
+            check_range(
+                self.name,
+                value,
+                self.low if self.above is None else self.above,
+                self.high,
+                open_low=self.above is not None,
+                integer=float not in kinds,
+                optional=optional,
+                schedule=schedule,
+            )
         elif dict in kinds and list not in kinds:
             check_type(self.name, value, dict, "a dict")
 

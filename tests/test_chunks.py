@@ -16,6 +16,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_consistency import CPQL, RACTD, ConsistencyBC, DiffusionBC, FrameReplayBuffer, load_safe, model_controller
+from sb3_consistency.data import frames
 from sb3_consistency.data.episodes import DatasetError
 from tests.conftest import ALGORITHMS, SMALL, VectorEnv, box_env, make, make_arrays, online, trained
 
@@ -137,6 +138,28 @@ def test_histories_of_any_observations(space, policy, buffer):
     model.learn(24)
     assert model.n_updates > 0 and all(p.isfinite().all() for p in model.policy.parameters())
     assert np.isfinite(evaluate_policy(model, env, n_eval_episodes=2)[0])
+
+
+@pytest.mark.parametrize("cls", [ConsistencyBC, RACTD])
+def test_windows_of_images_are_shifted_but_not_those_held_out(cls, monkeypatch):
+    data = make_arrays()
+    rng = np.random.default_rng(0)
+    for key in ("observations", "next_observations"):
+        data[key] = rng.integers(0, 256, (len(data["actions"]), 36, 36, 3), dtype=np.uint8)
+    shifted = []
+    monkeypatch.setattr(frames, "shift", lambda images, pad: shifted.append(pad) or images)
+    kwargs = {"horizon": 4, "replay_buffer_class": FrameReplayBuffer, "replay_buffer_kwargs": {"random_shift": 2}}
+    model = cls("CnnPolicy", VectorEnv(IMAGE, spaces.Box(-1, 1, (1,))), **{**SMALL, "batch_size": 4}, **kwargs)
+    model.load_dataset(data, heldout_fraction=0.2)
+    model.data.heldout_loss()
+    assert not shifted
+    model.data.sample(1, 4)
+    assert shifted
+
+
+def test_a_state_that_is_none_is_told():
+    with pytest.raises(TypeError, match=r"state must be what the last predict.. returned, or None, got a tuple"):
+        trained(ConsistencyBC, horizon=2).predict(OBS[:1, 0], state=(OBS, OBS))
 
 
 def test_every_observation_of_a_window_is_encoded_once():

@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 
-from sb3_consistency import CPQL, RACTD
+from sb3_consistency import CPQL, RACTD, ConsistencyBC
 from sb3_consistency.generative.consistency import squared_error
 from sb3_consistency.generative.diffusion import DiffusionModel
 from sb3_consistency.policies.modules import GenerativeActor, Network
@@ -26,6 +26,19 @@ def test_architectures_optimizers_and_schedules(cls, net_arch):
         optimizer = getattr(model.policy, name).optimizer
         assert type(optimizer) is th.optim.RMSprop and optimizer.param_groups[0]["alpha"] == 0.9
     assert any(isinstance(m, nn.ELU) for m in model.policy.actor.modules())
+
+
+def test_an_optimizers_argument_leaves_a_planners_others():
+    def of_student(**optimizer_kwargs):
+        model = make(RACTD, policy_kwargs={"net_arch": [4], "optimizer_kwargs": optimizer_kwargs})
+        return model.policy.student.optimizer.defaults
+
+    assert of_student(eps=1e-5)["betas"] == (0.95, 0.999) and of_student(betas=(0.8, 0.9))["betas"] == (0.8, 0.9)
+
+
+def test_candidates_of_an_algorithm_without_critics():
+    model = make(ConsistencyBC, policy_kwargs={"net_arch": [4], "n_candidates": None})
+    assert model.predict(OBS)[0].shape == (4, 1)
 
 
 def test_network_arguments_join_the_architecture():

@@ -13,7 +13,9 @@ from sb3_consistency.algorithms.actor_critic import ActorCritic
 from sb3_consistency.algorithms.cpql import TEACHERS
 from sb3_consistency.files.zip import ModelFileError
 from sb3_consistency.generative.consistency import ConsistencyActorOptions, ConsistencyModel
+from sb3_consistency.generative.edm import EDMModel
 from sb3_consistency.options import MISSING, Options, option, options_of, shared_options
+from sb3_consistency.planning.planner import PlannerPolicy
 from sb3_consistency.policies.policy import GenerativePolicy
 from tests.conftest import ALGORITHMS, SMALL, box_env, every, loaded, make, make_arrays
 
@@ -373,6 +375,22 @@ def test_unknown_arguments_are_type_errors(cls, tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(TypeError, match="lerning_rate"):
         cls.load(tmp_path / "model", lerning_rate=1)
+
+
+@pytest.mark.parametrize("cls", [*ALGORITHMS, GenerativePolicy, PlannerPolicy, ConsistencyModel, EDMModel])
+def test_a_text_is_no_number(cls):
+    numbers = [o for o in options_of(cls).values() if {int, float} & set(o.members) and o.own_check is None]
+    assert numbers
+    for declared in numbers:
+        with pytest.raises(TypeError, match=f"^{declared.name} must be .*'x'"):
+            declared.check("x")
+
+
+@pytest.mark.parametrize("policy_kwargs", [{"noise_seed": -1}, {"embedding_scale": "x"}, {"model_kwargs": {"p_std": "a"}}])
+def test_bad_options_of_a_policy_are_told_when_it_is_made(policy_kwargs):
+    (name,) = policy_kwargs.get("model_kwargs", policy_kwargs)
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        make(ConsistencyBC, policy_kwargs={**SMALL["policy_kwargs"], **policy_kwargs})
 
 
 MISPLACED = [

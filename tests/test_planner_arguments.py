@@ -21,6 +21,8 @@ def test_networks_tell_bad_shapes():
         TemporalUnet((10, 2), 3)
     with pytest.raises(ValueError, match="net_arch"):
         TemporalUnet((8, 2), 3, net_arch=[])
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        TemporalUnet((8, 2), 3, net_arch=[4], kernel_size=4)
     with pytest.raises(ValueError, match="network"):
         EDMModel((8, 2), 3, network="x")
     x, cond, level = th.randn(4, 8, 2), th.randn(4, 3), th.zeros(1)
@@ -83,6 +85,8 @@ def test_every_option_trains_and_survives_saving(kwargs, tmp_path):
         {"executed_steps": 0},
         {"teacher_steps": 1.5},
         {"reward_steps": -1},
+        {"teacher_steps": 0},
+        {"reward_steps": 0},
         {"teacher_steps": 0.9, "reward_steps": 0.1},
         {"warmup_steps": -1},
         {"alpha": -1},

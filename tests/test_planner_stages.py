@@ -200,6 +200,21 @@ def test_a_teacher_must_fit(tmp_path):
         make_planner(teacher=str(tmp_path / "nope.zip"))
 
 
+def test_a_teacher_must_be_trained(tmp_path):
+    make_planner().save(tmp_path / "untrained")
+    with pytest.raises(ValueError, match=r"teacher: .*untrained has taken no gradient step"):
+        make_planner(teacher=str(tmp_path / "untrained"))
+
+
+def test_returns_are_discounted_by_the_gamma_of_now(arrays):
+    arrays["rewards"][:] = 1
+    model = make_planner(arrays=arrays)
+    assert model.policy.reward_model.high > 10
+    model.gamma = 0.5
+    model.pretrain(1)
+    assert model.data.windows().returns.max() <= 2 and model.policy.reward_model.high <= 2
+
+
 def test_a_loaded_model_keeps_its_teacher(tmp_path):
     make_planner(teacher_steps=6).pretrain(2).save(tmp_path / "teacher")
     path, own = str(tmp_path / "teacher"), str(tmp_path / "model")
@@ -279,7 +294,7 @@ def test_an_evaluation_asks_the_model_that_it_is_given_to():
 
     evaluated = []
     evaluation = EvalCallback(box_env(), callback_after_eval=Note(), n_eval_episodes=1, eval_freq=1, verbose=0)
-    waiting, acting = make_planner(teacher_steps=50), make_planner(teacher_steps=0, reward_steps=0)
+    waiting, acting = make_planner(teacher_steps=50), make_planner(teacher_steps=1, reward_steps=1).pretrain(2)
     for model in (waiting, acting, waiting, acting):
         model.pretrain(2, callback=evaluation)
     assert evaluated == 4 * [acting]

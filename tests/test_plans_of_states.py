@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -127,10 +128,10 @@ def test_rewards_of_states_know_goals_at_rest_only(pointer):
 
 @pytest.mark.parametrize(("executed_steps", "age"), [(None, 5), (5, 0), (100, 20)])
 def test_a_plan_of_states_is_renewed_when_it_is_over(executed_steps, age, tmp_path):
-    options = {"plan_of": "states", "horizon": 16, "executed_steps": executed_steps, "teacher_steps": 0, "reward_steps": 0}
+    options = {"plan_of": "states", "horizon": 16, "executed_steps": executed_steps, "teacher_steps": 1, "reward_steps": 1}
     model = RACTD("MultiInputPolicy", PointEnv(), **options, **SMALL)
     model.load_dataset(point_data())
-    model.pretrain(1).save(tmp_path / "model")
+    model.pretrain(3).save(tmp_path / "model")
     model = RACTD.load(tmp_path / "model")
     obs, _ = PointEnv().reset(seed=3)
     _, state = model.predict(obs)
@@ -139,6 +140,27 @@ def test_a_plan_of_states_is_renewed_when_it_is_over(executed_steps, age, tmp_pa
         _, state = model.predict(obs, state, np.array([False]))
     assert state.age.tolist() == [age]  # a plan of 16 states has 15 moves; more of them hold its end
     assert np.array_equal(state.plan, first) == (executed_steps == 100)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1)])
+def test_actions_have_the_shape_of_their_space(shape):
+    class Shaped(PointEnv):
+        action_space = spaces.Box(-1, 1, shape, np.float32)
+
+    data = point_data(100)
+    data["actions"] = np.reshape(data["actions"], (-1, *shape))
+    model = RACTD("MultiInputPolicy", Shaped(), plan_of="states", horizon=8, teacher_steps=1, reward_steps=1, **SMALL)
+    model.load_dataset(data)
+    model.pretrain(3)
+    obs, _ = PointEnv().reset(seed=0)
+    batch = {key: np.stack(3 * [x]) for key, x in obs.items()}
+    assert model.predict(obs)[0].shape == shape and model.predict(batch)[0].shape == (3, *shape)
+
+
+def test_own_extractors_are_refused():
+    policy_kwargs = {**SMALL["policy_kwargs"], "features_extractor_class": NatureCNN}
+    with pytest.raises(ValueError, match=r"features_extractor_class must be left out with plan_of='states'.*NatureCNN"):
+        RACTD("MultiInputPolicy", PointEnv(), plan_of="states", **{**SMALL, "policy_kwargs": policy_kwargs})
 
 
 def test_between_planned_states_lies_the_line_that_joins_them():

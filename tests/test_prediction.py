@@ -34,6 +34,8 @@ def test_predictions_have_the_shapes_of_the_observations(cls):
         model.predict(np.zeros((4, 7), np.float32))
     with pytest.raises(ValueError, match=r"gymnasium\.Env|tuple"):
         model.predict((OBS[0], {}))  # what reset() returns
+    with pytest.raises(ValueError, match=r"gymnasium\.Env|tuple"):
+        model.plan((OBS[0], {}))
 
 
 @every

@@ -59,6 +59,8 @@ def test_normalised_q_ignores_the_scale_of_rewards():
 
 def test_batch_normalised_has_unit_deviation():
     assert batch_normalised(100 * th.randn(1000, 1)).std(unbiased=False) == pytest.approx(1, rel=1e-5)
+    for same in (th.full((1, 1), 3.0), th.full((5, 1), 3.0)):
+        assert th.equal(batch_normalised(same), same)
 
 
 def test_best_candidate():

@@ -195,6 +195,8 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
 
     def check_together(self) -> None:
         super().check_together()
+        if self.max_q_backup and self.value_mode == "iql":
+            raise ValueError('max_q_backup must be False with value_mode="iql", whose target takes no action, got True.')
         if self.is_built and self.distills != ("teacher" in self.policy.structure):
             raise ValueError(
                 f'bc_loss can\'t become {self.bc_loss!r} on a CPQL that is built: with "distill" it has a teacher, give it to '

@@ -71,7 +71,7 @@ def systems() -> list[System]:
         *(System(f"{algo}{what}", algo, options) for algo in ("ConsistencyAC", "CPQL") for what, options in variants.items()),
         *(System(f"DiffusionQL (T = {n})", "DiffusionQL", {**papers, "diffusion_steps": n}) for n in (5, 50, 100)),
         *(System(f"DiffusionQL (T = 5){what}", "DiffusionQL", options) for what, options in variants.items() if what),
-        System("RACTD, student stage", "RACTD", {"teacher_steps": 0, "reward_steps": 0}),
+        System("RACTD, student stage", "RACTD", {"teacher_steps": 1, "reward_steps": 1}),
     ]
 
 

@@ -186,6 +186,8 @@ class TemporalUnet(_TemporalNetwork):
                 f"horizon must be a multiple of {2 ** (len(net_arch) - 1)} for a U-Net of the {len(net_arch)} resolutions "
                 f"net_arch={list(net_arch)}, got {horizon}; use fewer, or network='mlp'."
             )
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, or the plan would change its length, got {kernel_size}.")
         cond_features = 4 * embedding_dim
         super().__init__(cond_features, n_levels, embedding_dim, embedding_scale)
         self.cond_encoder = nn.Sequential(

@@ -13,7 +13,7 @@ from sb3_consistency.envs.spaces import is_normalised_space
 from sb3_consistency.policies.modules import in_parts
 from sb3_consistency.training.batches import split, tree_map
 from sb3_consistency.training.offline_data import HELDOUT_PART, OfflineData, spread_windows
-from sb3_consistency.training.windows import WindowRows, Windows, discounted_returns
+from sb3_consistency.training.windows import WindowRows, Windows, augmented, discounted_returns
 
 
 class PlanBatch(NamedTuple):
@@ -67,9 +67,14 @@ class PlanData(OfflineData):
         """
         buffer = self.buffer
         assert buffer is not None
-        if self._windows is None or self._windows.buffer is not buffer:
-            self._windows = self.windows_of(buffer)
-        return self._windows
+        windows, model = self._windows, self.model
+        if windows is None or windows.buffer is not buffer or windows.gamma != model.gamma:
+            self._windows = windows = self.windows_of(buffer)
+            # other data, or another gamma, may come while R has not learned yet
+            if model._n_updates <= model.stage_ends()[0]:
+                returns = windows.returns[: buffer.size()]
+                model.policy.reward_model.fit_returns(float(returns.min()), float(returns.max()))
+        return windows
 
     @th.no_grad()
     def heldout_loss(self) -> float:
@@ -80,7 +85,7 @@ class PlanData(OfflineData):
         model.policy.set_training_mode(False)
         assert self.heldout is not None
         windows = self.heldout["windows"]
-        batch = self._plan_batch(windows, spread_windows(windows))
+        batch = self._plan_batch(windows, spread_windows(windows), augment=False)
         network = model.policy.student if model.stage == "student" else model.policy.teacher_model
         generator = th.Generator().manual_seed(0)
         noise = th.randn(batch.plans.shape, generator=generator).to(model.device)
@@ -98,10 +103,11 @@ class PlanData(OfflineData):
         windows = self.windows()
         return split(self._plan_batch(windows, windows.sample(n_batches * batch_size, self.segments)), n_batches)
 
-    def _plan_batch(self, windows: PlanWindows, at: WindowRows) -> PlanBatch:
-        buffer, normalise = windows.buffer, windows.buffer._normalize_obs
-        observed = normalise(windows.observations(at.past, at.columns), self.model._vec_normalize_env)
-        history = tree_map(buffer.to_torch, observed)
+    def _plan_batch(self, windows: PlanWindows, at: WindowRows, augment: bool = True) -> PlanBatch:
+        buffer, observed = windows.buffer, windows.observations(at.past, at.columns)
+        if augment:
+            observed = augmented(buffer, observed)
+        history = tree_map(buffer.to_torch, buffer._normalize_obs(observed, self.model._vec_normalize_env))
         conditions = reward_conditions = self.model.policy.conditions(history)
         if self.model.plan_of == "actions":
             plans = buffer.to_torch(windows.take(buffer.actions, at.rows, at.columns))
@@ -119,10 +125,8 @@ class PlanData(OfflineData):
         if self.model.plan_of == "states" and vec_normalize is not None and vec_normalize.norm_obs:
             raise ValueError("env: plan_of='states' plans in the environment's units: use VecNormalize(norm_obs=False).")
         super().install(buffer)
-        # other data, or another gamma, may come while R has not learned yet
-        if self.model._n_updates <= self.model.stage_ends()[0]:
-            returns = self.windows().returns[: buffer.size()]
-            self.model.policy.reward_model.fit_returns(float(returns.min()), float(returns.max()))
+        self._windows = None
+        self.windows()
 
     def fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:
         """Centre and half range in the place of mean and deviation: min-max scaling to [-1, 1]."""

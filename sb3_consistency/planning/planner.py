@@ -17,6 +17,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_consistency.envs.spaces import check_observation
 from sb3_consistency.generative.networks import Mish
 from sb3_consistency.generative.trajectory import JumpOptions, TrajectoryConsistencyModel
 from sb3_consistency.options import option
@@ -112,8 +113,6 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
     )
 
     def construct(self, values: dict[str, Any]) -> None:
-        if values["optimizer_kwargs"] is None and values["optimizer_class"] is th.optim.AdamW:
-            values = {**values, "optimizer_kwargs": {"betas": (0.95, 0.999)}}
         #: the network in training; the others stay in evaluation mode
         self.in_training = "teacher_model"
         #: the network that ``predict`` plans with, and its number of steps (None for the default)
@@ -129,6 +128,7 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
         super().check_together()
         if self.plan_of == "states":
             self._check_goal_space()
+            self._check_extractor()
 
     def _check_goal_space(self) -> None:
         space, n_actions = self.observation_space, get_action_dim(self.action_space)
@@ -139,6 +139,14 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
                 "plan_of='states' tracks positions with forces: it needs Dict observations whose 'observation' is position "
                 "and velocity, whose 'desired_goal' is a position, and one action per position; got "
                 f"{space} and {n_actions} action(s). Use plan_of='actions'."
+            )
+
+    def _check_extractor(self) -> None:
+        extractor = self.features_extractor_class
+        if self.features_extractor_kwargs or extractor not in (FlattenExtractor, CombinedExtractor):
+            raise ValueError(
+                "features_extractor_class must be left out with plan_of='states', whose plans are compared with states, "
+                f"got {extractor.__name__} and {self.features_extractor_kwargs}."
             )
 
     @property
@@ -167,17 +175,18 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
 
     def _model_kwargs(self, net_arch: list[int], of_student: bool) -> dict[str, Any]:
         given, own = self.model_kwargs or {}, self.student_kwargs or {}
-        network_kwargs = {"net_arch": net_arch, "activation_fn": self.activation_fn, **given.get("network_kwargs", {})}
+        network_kwargs = {"net_arch": net_arch, "activation_fn": self.activation_fn, **(given.get("network_kwargs") or {})}
         shared = {"network": self.network, "network_kwargs": network_kwargs}
         model_kwargs = {**TRAINING_LEVELS[self.plan_of], **given, **shared}
         if not of_student:
             return model_kwargs
         student = {**model_kwargs, "sampling_steps": self.sampling_steps, **own}
-        student["network_kwargs"] = {"dropout": self.dropout, **network_kwargs, **own.get("network_kwargs", {})}
+        student["network_kwargs"] = {"dropout": self.dropout, **network_kwargs, **(own.get("network_kwargs") or {})}
         return student
 
     def optimizer_defaults(self, name: str) -> dict[str, Any]:
-        return {"weight_decay": WEIGHT_DECAY[name]} if self.optimizer_class is th.optim.AdamW else {}
+        adamw = {"betas": (0.95, 0.999), "weight_decay": WEIGHT_DECAY[name]}
+        return adamw if self.optimizer_class is th.optim.AdamW else {}
 
     @property
     def actor(self) -> PlanNetwork:
@@ -254,6 +263,7 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
         :return: the plan in the environment's units, (H, ...), or (B, H, ...) for a batch
         """
         self.set_training_mode(False)
+        check_observation(observation)
         obs, vectorized = self.obs_to_tensor(observation)
         plans = self.unscale_plans(getattr(self, network).plan(self.conditions(self.repeat(obs)), deterministic, steps))
         return plans if vectorized else plans[0]
@@ -278,6 +288,7 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
         plans = self.unscale_plans(th.as_tensor(memory.plan, device=self.device))
         targets = planned_states(plans, memory.age + 1, self.stride)
         pull = forces(memory.history["observation"][:, -1].cpu().numpy(), targets, self.tracking_gains)
+        pull = pull.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
         return np.clip(pull, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
 
 

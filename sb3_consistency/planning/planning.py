@@ -75,8 +75,16 @@ class PlanningAlgorithm(PlanOptions, GenerativeAlgorithm):
         super().construct(values)
         if values["_init_setup_model"]:  # what was saved was accepted once
             check_student_kwargs(*(self.policy_kwargs.get(name) or {} for name in ("student_kwargs", "model_kwargs")))
+            self._check_stages()
             if self.teacher is not None:
                 take_teacher(self, self.teacher, self.teacher_arguments)
+
+    def _check_stages(self) -> None:
+        """The student learns from nothing that has random weights."""
+        if self.teacher_steps == 0 and self.teacher is None:
+            raise ValueError("teacher_steps must be above 0, got 0: the student learns from the teacher. Or pass teacher=.")
+        if self.reward_steps == 0 and self.needs_rewards:
+            raise ValueError("reward_steps must be above 0, got 0: the student climbs rewards. Or pass reward_weight=0.")
 
     def check_together(self) -> None:
         super().check_together()

@@ -32,6 +32,8 @@ def take_teacher(model: Any, path: str, same: Sequence[str]) -> None:
         source = type(model).load(path, device=model.device, seed=model.seed, buffer_size=1)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"teacher: {error} Pass a file of {type(model).__name__}.save().") from error
+    if source.teacher is None and source._n_updates == 0:
+        raise ValueError(f"teacher: the model in {path} has taken no gradient step; train its teacher first.")
     for name in same:
         theirs, ours = getattr(source, name), getattr(model, name)
         if theirs != ours:

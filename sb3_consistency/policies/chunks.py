@@ -188,6 +188,8 @@ class ChunkPolicy(ChunkOptions, BasePolicy):
             # an image may still be the environment's own array
             history = map_observations(lambda x: x.clone(), first)
             return PlanMemory(history, np.zeros((n, *self.plan_shape), np.float32), np.full(n, NO_PLAN))
+        if not isinstance(memory, PlanMemory):
+            raise TypeError(f"state must be what the last predict() returned, or None, got a {type(memory).__name__}.")
         check_n_envs(n, state=len(memory.age), episode_start=n if episode_start is None else np.size(episode_start))
         fresh = np.zeros(n, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(n)
         history = first

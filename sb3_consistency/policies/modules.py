@@ -191,7 +191,7 @@ class FeatureNetwork(HistoryOptions, BaseModel):
 class NoiseOptions(Options):
     """The fixed noise of deterministic predictions."""
 
-    noise_seed: int = option(default=0, size=False, doc="seed of the fixed noise of deterministic predictions")
+    noise_seed: int = option(default=0, low=0, size=False, doc="seed of the fixed noise of deterministic predictions")
     noise_scale: float = option(
         default=0.5,
         low=0,

@@ -404,7 +404,8 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
         """Chunks of scaled actions, (B, H A), for observations, (B, ...) or (B, h, ...)."""
         n_candidates = self.n_eval_candidates if deterministic else self.n_candidates
         if n_candidates is None:
-            n_candidates = 1 if self.actor.model.explores else N_CANDIDATES
+            has_choice = "critic" in self.structure and not self.actor.model.explores
+            n_candidates = N_CANDIDATES if has_choice else 1
         if n_candidates == 1:
             return self.actor(observation, deterministic)
         noise = self.actor.fixed_noise(n_candidates, self.device) if deterministic else None

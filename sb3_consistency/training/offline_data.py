@@ -308,7 +308,7 @@ class OfflineData:
         assert heldout is not None
         if "windows" in heldout:
             windows = heldout["windows"]
-            batch = chunk_batch(windows, spread_windows(windows), model.gamma, model._vec_normalize_env)
+            batch = chunk_batch(windows, spread_windows(windows), model.gamma, model._vec_normalize_env, augment=False)
             return batch.observations, batch.actions
         rows = np.linspace(0, len(heldout["actions"]) - 1, min(HELDOUT_ROWS, len(heldout["actions"]))).astype(int)
         taken = map_observations(lambda x: x[rows], heldout["observations"])

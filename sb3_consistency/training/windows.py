@@ -255,7 +255,7 @@ def _leading(flags: np.ndarray) -> np.ndarray:
     return counts
 
 
-def chunk_batch(windows: Windows, at: WindowRows, gamma: float, env: VecNormalize | None) -> Batch:
+def chunk_batch(windows: Windows, at: WindowRows, gamma: float, env: VecNormalize | None, augment: bool = True) -> Batch:
     """
     Transitions from the state before a chunk of actions to the one after it: what a critic of chunks learns from.
 
@@ -268,6 +268,7 @@ def chunk_batch(windows: Windows, at: WindowRows, gamma: float, env: VecNormaliz
     :param at: their places
     :param gamma: discount factor of one step
     :param env: normalises observations and rewards
+    :param augment: shift images at random, if the buffer has ``random_shift``
     :return: observations (B, ...), with a history (B, h, ...); chunks one action after the other, (B, H A)
     """
     buffer: Any = windows.buffer
@@ -281,8 +282,8 @@ def chunk_batch(windows: Windows, at: WindowRows, gamma: float, env: VecNormaliz
     lengths = (~at.padded).sum(axis=1, keepdims=True)
 
     def tensors(observations: Any) -> Any:
-        if isinstance(buffer, FrameReplayBuffer):
-            observations = buffer._shifted(observations)
+        if augment:
+            observations = augmented(buffer, observations)
         if windows.history == 1:
             observations = tree_map(lambda x: x[:, 0], observations)
         return tree_map(buffer.to_torch, buffer._normalize_obs(observations, env))
@@ -298,6 +299,15 @@ def chunk_batch(windows: Windows, at: WindowRows, gamma: float, env: VecNormaliz
         column(buffer.dones[last] * (1 - buffer.timeouts[last])),
         column(gamma**lengths),
     )
+
+
+def augmented(buffer: ReplayBuffer, observations: Any) -> Any:
+    """
+    :param buffer: a replay buffer
+    :param observations: some of its observations, (B, h, ...), or a dict of them
+    :return: the same, images shifted at random if it has ``random_shift``
+    """
+    return buffer._shifted(observations) if isinstance(buffer, FrameReplayBuffer) else observations
 
 
 def _take_goals_in_hindsight(buffer: HerReplayBuffer, at: WindowRows, observations: Any, following: Any, rewards: Any) -> None:

@@ -111,12 +111,13 @@ def batch_normalised(target: th.Tensor) -> th.Tensor:
     """
     Target divided by its standard deviation over the batch (the ``q_norm`` option of Ding & Jin's code).
 
-    It changes the fixed point of the critic.
+    It changes the fixed point of the critic. Targets that are all equal stay as they are.
 
     :param target: (B, 1)
     :return: (B, 1)
     """
-    return target / target.std(unbiased=False).clamp(min=1e-6)
+    std = target.std(unbiased=False)
+    return target / th.where(std > 1e-6, std, 1.0)
 
 
 def choose_candidate(
