@@ -85,7 +85,13 @@ def test_denoising_jobs_set_the_number_of_steps():
 
 @pytest.mark.parametrize(
     ("suite", "algo"),
-    [("offline", "SAC"), ("online", "RACTD"), ("offline-to-online", "ConsistencyBC"), ("online", "nothing")],
+    [
+        ("offline", "SAC"),
+        ("online", "RACTD"),
+        ("offline-to-online", "ConsistencyBC"),
+        ("online", "nothing"),
+        ("online", "PPO"),
+    ],
 )
 def test_algorithms_that_a_suite_cannot_run_are_refused_at_once(suite, algo):
     with pytest.raises(ValueError, match="algo"):
@@ -260,7 +266,10 @@ def test_calls_of_seconds_are_measured_a_few_times(few_systems, monkeypatch, tmp
 def test_planners_share_a_teacher_and_resume(tmp_path, dataset):
     folder = tmp_path / "out"
     options = repr({"horizon": 4, "policy_kwargs": {"net_arch": [8], "model_kwargs": {"n_levels": 5}}})
-    students = ["{'reward_weight': 0.0}", "{'reward_weight': 5.0}"]
+    students = [
+        "{'reward_weight': 0.0}",
+        "{'reward_weight': 5.0, 'policy_kwargs': {'student_kwargs': {'dsm_target': 'jump'}}}",
+    ]
     command = ["benchmark", "planner", "--datasets", DATA, "--steps", "6", "2", "4", "--episodes", "2"]
     command += ["--options", options, "--folder", str(folder), "--students"]
     assert main([*command, students[0]]) == 0
@@ -272,7 +281,7 @@ def test_planners_share_a_teacher_and_resume(tmp_path, dataset):
     assert [[p["passes"] for p in run["planners"]] for run in runs] == [[8, 20], [1, 2, 4], [1, 2, 4]]
     assert runs[1]["planners"][0]["deterministic"] != runs[2]["planners"][0]["deterministic"]
     text = (folder / "README.md").read_text()
-    assert "teacher, 6 steps `'horizon': 4" in text and "student `'reward_weight': 5.0`, 4 steps" in text
+    assert "teacher, 6 steps `'horizon': 4" in text and "student `'reward_weight': 5.0, 'policy_kwargs'" in text
     teachers, _ = planner_jobs([DATA], [0], (6, 2, 4), students, options, 2)
     assert teachers[0].is_done(folder, runs) and teacher_file.stat().st_mtime_ns == written
     teacher_file.unlink()

@@ -15,7 +15,14 @@ from sb3_consistency.benchmark.drawing import format_number, markdown, spread
 from sb3_consistency.benchmark.jobs import Job, Work
 from sb3_consistency.benchmark.load import OtherLoad
 from sb3_consistency.benchmark.records import had_the_machine, provenance
-from sb3_consistency.benchmark.runs import acting_microseconds, constructor_arguments, continued, evaluate, plain_options
+from sb3_consistency.benchmark.runs import (
+    acting_microseconds,
+    constructor_arguments,
+    continued,
+    evaluate,
+    merged,
+    plain_options,
+)
 from sb3_consistency.data.safe_file import replacing
 
 STUDENTS = ("{'reward_weight': 0.0}", "{}")
@@ -115,7 +122,7 @@ def execute_planner(job: PlannerJob, work: Work) -> dict[str, Any]:
     versions, others = provenance(), OtherLoad()
     source = open_dataset(job.data)
     eval_env, env = (make_vec_env(lambda: make_env(source.make_env()), n_envs=n) for n in (job.episodes, 1))
-    options = {**constructor_arguments(job.options), **constructor_arguments(job.student or "{}")}
+    options = merged(constructor_arguments(job.options), constructor_arguments(job.student or "{}"))
     teacher = work.folder / job.teacher_file
     trains = bool(job.student) or not teacher.exists()
     options |= {"reward_steps": job.reward_steps} if job.student else {"teacher_steps": job.teacher_steps}

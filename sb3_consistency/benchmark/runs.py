@@ -211,6 +211,18 @@ def constructor_arguments(text: str) -> dict[str, Any]:
     return options
 
 
+def merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param common: options
+    :param own: further ones, which have the last word
+    :return: all of them, those within dicts, too
+    """
+    inner = {
+        key: merged(common[key], own[key]) for key in own if isinstance(own[key], dict) and isinstance(common.get(key), dict)
+    }
+    return {**common, **own, **inner}
+
+
 def _activations(options: dict[str, Any]) -> list[Any]:
     policy_kwargs = options.get("policy_kwargs")
     return [policy_kwargs["activation_fn"]] if isinstance(policy_kwargs, dict) and "activation_fn" in policy_kwargs else []

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
 from sb3_consistency.benchmark.jobs import Job
 from sb3_consistency.benchmark.peers import class_name, find_algorithm
-from sb3_consistency.benchmark.runs import plain_options
+from sb3_consistency.benchmark.runs import merged, plain_options
 
 OFFLINE_ALGORITHMS = ("ConsistencyBC", "DiffusionBC", "ConsistencyAC", "CPQL", "DiffusionQL", "RACTD")
 ONLINE_ALGORITHMS = ("SAC", "TD3", "TQC", "CPQL", "ConsistencyAC", "DiffusionQL")
@@ -68,7 +70,7 @@ def jobs_of(
         algo = _check_algorithm(name.strip(), suite)
         # other libraries have other options
         common = {} if ":" in algo else given
-        mine = {**common, **(plain_options(brace + own, taken, "--algos") if brace else {})}
+        mine = merged(common, plain_options(brace + own, taken, "--algos") if brace else {})
         steps = [{STEPS_OPTION[algo]: n} for n in DENOISING_STEPS] if suite == "denoising" else [{}]
         variants += [(algo, {**mine, **each}) for each in steps]
     return [
@@ -88,6 +90,8 @@ def _check_algorithm(name: str, suite: str) -> str:
         return class_name(name)
     if suite != "online" and not hasattr(cls, "from_dataset"):
         raise ValueError(f"--algos: {name!r} does not learn from datasets, which the {suite} suite is about.")
+    if not issubclass(cls, OffPolicyAlgorithm):
+        raise ValueError(f"--algos: {name!r} takes whole rollouts, not --online-steps; use off-policy algorithms, like SAC.")
     if suite in ("online", "offline-to-online") and getattr(cls, "offline_only", False):
         raise ValueError(f"--algos: {name!r} learns offline only; the {suite} suite collects experience.")
     if suite == "denoising" and cls.__name__ not in STEPS_OPTION:
