@@ -676,6 +676,10 @@ def test_a_comparison_of_one_run_is_refused_with_the_way_to_draw_it(runs, tmp_pa
         (["--env", "Pendulum-v1", "--storage", "s.log", "--trial-id", "0"], "--trial-id belong together"),
         (["--env", "Pendulum-v1", "--seeds-per-trial", "2"], "--seeds-per-trial is for tuning"),
         (["--env", "Pendulum-v1", "-optimize", "--seeds-per-trial", "0"], "--seeds-per-trial must be at least 1, got 0"),
+        (
+            ["--env", "Pendulum-v1", "-optimize", "--seeds-per-trial", "2", "--n-jobs", "3"],
+            "--n-jobs 3 and --seeds-per-trial 2",
+        ),
         (["--env", "Pendulum-v1", "-optimize", "--heartbeat", "0"], "--heartbeat must be at least 1, got 0"),
     ],
 )

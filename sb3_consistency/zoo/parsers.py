@@ -103,6 +103,11 @@ class TrainParser(ZooParser):
             name = "seeds-per-trial" if args.seeds_per_trial < 1 else "heartbeat"
             self.error(f"--{name} must be at least 1, got {getattr(args, name.replace('-', '_'))}")
         if args.optimize_hyperparameters:
+            if args.n_jobs != 1 and args.seeds_per_trial > 1:
+                self.error(
+                    f"--n-jobs {args.n_jobs} and --seeds-per-trial {args.seeds_per_trial} do not go together: threads share "
+                    "their random numbers. Start several workers with one --storage instead (docs/cluster.md)"
+                )
             return
         if args.seeds_per_trial > 1:
             self.error("--seeds-per-trial is for tuning: optimize, or train -optimize")
