@@ -131,6 +131,9 @@ def test_means_over_datasets_need_the_same_datasets():
     assert comparable([one, other, *elsewhere, ablation]) == both
     returns = [{k: v for k, v in record(algo, data=d).items() if not k.endswith("score")} for d in "ab" for algo in both]
     assert comparable(returns) == []
+    successes = [{**run, "deterministic_success": 0.5} for run in returns]
+    assert comparable(successes) == both
+    assert comparable([one, other, *successes[2:]]) == []  # percentages of two kinds
 
 
 def test_more_seeds_on_one_dataset_do_not_weigh_more():

@@ -135,10 +135,11 @@ def comparable(runs: Sequence[Run]) -> list[str]:
     """
     :param runs: records of one suite
     :return: labels of what can be compared by means over datasets: those that ran on all of the datasets; none where only
-        one did or has several runs, or where there are returns, which have no mean over several tasks
+        one did or has several runs, where scores are of several kinds, or where there are returns, which have no mean over
+        several tasks
     """
-    places = {run["data"] for run in runs}
-    if len(places) > 1 and any(score_name(run) == "return" for run in runs):
+    places, kinds = {run["data"] for run in runs}, {score_name(run) for run in runs}
+    if len(kinds) > 1 or (len(places) > 1 and "return" in kinds):
         return []
     names = [name for name in labels(runs) if common_seeds(of_label(runs, name), places)]
     return names if len(names) > 1 and sum(label(run) in names for run in runs) > len(names) else []
