@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -49,6 +50,9 @@ def test_the_control_is_sac_with_normalised_critics():
 def test_settings_of_ones_own_go_with_the_name():
     jobs = jobs_of("offline", ["cpql {'eta': 3.0}", "CPQL"], ["d"], [0], 10, 0, "{'gamma': 0.9}")
     assert [job.options for job in jobs] == ["{'gamma': 0.9, 'eta': 3.0}", "{'gamma': 0.9}"]
+    nested = ["CPQL {'policy_kwargs': {'a': {'b': 3}, 'd': 4}}"]
+    (job,) = jobs_of("offline", nested, ["d"], [0], 10, 0, "{'policy_kwargs': {'a': {'b': 1, 'c': 2}}}")
+    assert job.options == "{'policy_kwargs': {'a': {'b': 3, 'c': 2}, 'd': 4}}"
     with pytest.raises(ValueError, match="--algos"):
         jobs_of("offline", ["CPQL {'eta'"], ["d"], [0], 10, 0)
 
@@ -127,11 +131,20 @@ def test_d3rlpys_cloning_learns_the_behaviour(minari_folder, tmp_path):
     assert np.square(errors).mean() < 0.05 * np.var(last.actions)
 
 
-def test_penalties_are_the_authors_for_the_kind_of_data():
-    pytest.importorskip("d3rlpy")
-    job = Job("offline", "d3rlpy:ReBRAC", "{}", "zoo/hopper/mixed-v0", 0, 10, 0, 1, 1)
-    settings = peers.reproduction_settings(job)
-    assert (settings["actor_beta"], settings["critic_beta"]) == (0.05, 0.5)
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {"actor_beta": 0.05, "critic_beta": 0.5}),
+        ({"critic_beta": 0.1}, {"actor_beta": 0.05, "critic_beta": 0.1}),
+        ({"actor_beta": 0.1}, {"actor_beta": 0.1, "critic_beta": 0.5}),
+    ],
+)
+def test_penalties_are_the_authors_where_one_has_none_of_ones_own(own, expected, monkeypatch):
+    for module in ("", ".models", ".optimizers", ".optimizers.lr_schedulers", ".preprocessing"):
+        monkeypatch.setitem(sys.modules, f"d3rlpy{module}", MagicMock())
+    job = Job("offline", "d3rlpy:ReBRAC", repr(own), "zoo/hopper/mixed-v0", 0, 10, 0, 1, 1)
+    settings = {**peers.reproduction_settings(job), **own}
+    assert {name: settings[name] for name in expected} == expected
 
 
 def test_jax_sac_runs_online(tmp_path):

@@ -218,7 +218,7 @@ def reproduction_settings(job: Job) -> dict[str, Any]:
             "observation_scaler": StandardObservationScaler(),
             "actor_encoder_factory": VectorEncoderFactory([256, 256, 256]),
             "critic_encoder_factory": VectorEncoderFactory([256, 256, 256], use_layer_norm=True),
-            # those of one's own, if any, need no others
-            **({} if "critic_beta" in job.options else rebrac_penalties(job.data)),
+            # one's own take their places; where those are both there, nobody needs to be warned
+            **({} if {"actor_beta", "critic_beta"} <= ast.literal_eval(job.options).keys() else rebrac_penalties(job.data)),
         }
     return {}
