@@ -936,6 +936,15 @@ def test_the_hub_gets_statistics_and_models_that_execute_nothing(tmp_path, monke
     assert not list(Path("fetched/cpql").rglob("*.pkl"))
 
 
+def test_the_command_of_an_environment_with_a_namespace(tmp_path):
+    from sb3_consistency.zoo.hub import _command
+
+    (tmp_path / "mine-Reach-v0").mkdir()
+    command = "python -m sb3_consistency train --algo cpql --env mine/Reach-v0 --seed 7"
+    (tmp_path / "mine-Reach-v0/command.txt").write_text(command)
+    assert _command(tmp_path, "cpql", "mine/Reach-v0", {}) == command
+
+
 def test_card_of_an_offline_model(tmp_path, monkeypatch):
     from sb3_consistency.zoo.hub import use_our_card
 

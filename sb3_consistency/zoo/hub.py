@@ -7,6 +7,7 @@ from pprint import pformat
 from typing import Any
 
 import numpy as np
+from huggingface_sb3 import EnvironmentName
 
 from sb3_consistency.registry import colour_of
 from sb3_consistency.zoo.register import is_ours
@@ -173,7 +174,7 @@ def _command(run: Path, algo: str, env_id: str, hyperparams: dict[str, Any]) -> 
     :param hyperparams: the run's
     :return: the command that trained the model, or one with the same data
     """
-    saved = run / env_id / "command.txt"
+    saved = run / EnvironmentName(env_id) / "command.txt"
     command = saved.read_text().strip() if saved.is_file() else ""
     if command.startswith("python -m sb3_consistency "):
         return command
