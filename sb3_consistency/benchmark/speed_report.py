@@ -98,11 +98,12 @@ def draw_speed(training: "pd.DataFrame", place: str) -> "Figure":
 
 def scaling_sections(records: list[dict[str, Any]], folder: Path) -> list[str]:
     """
-    :param records: the records of the scaling suite, of one or several runs; the last run counts
+    :param records: the records of the scaling suite, of one or several runs; of every axis the last run counts
     :param folder: where the plot goes
     :return: Markdown: step time against every size, and the memory that a large dataset takes
     """
-    last = [record for record in records if record["run"] == records[-1]["run"]]
+    newest = {record["axis"]: record["run"] for record in records}
+    last = [record for record in records if record["run"] == newest[record["axis"]]]
     steps = [record for record in last if record["axis"] != "memory"]
     parts = ["## Scaling"]
     if any(record["load_percent"] > LOAD_LIMIT for record in last):
@@ -141,7 +142,7 @@ def _memory_row(record: dict[str, Any]) -> dict[str, str]:
 
 def draw_scaling(records: list[dict[str, Any]]) -> "Figure":
     """
-    :param records: step times of one run
+    :param records: step times, of one run per axis
     :return: a panel per axis, time against size, both logarithmic
     """
     axes = list(dict.fromkeys(record["axis"] for record in records))
