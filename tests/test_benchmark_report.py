@@ -26,7 +26,7 @@ from sb3_consistency.benchmark.published import published_score
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import latest, score_table, write_report
 from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
-from sb3_consistency.benchmark.speed_report import ratio_table
+from sb3_consistency.benchmark.speed_report import ratio_table, scaling_sections
 from sb3_consistency.registry import COLOURS
 
 
@@ -193,6 +193,18 @@ def test_names_are_no_dicts_and_leave_out_what_all_share():
     assert list(display_names(runs).values()) == ["CPQL, eta=3.0", "CPQL", "IQL (d3rlpy), expectile=0.9"]
 
 
+@pytest.mark.parametrize(
+    ("options", "other", "told"),
+    [
+        ({"net_arch": [64, 64], "alpha": 1}, {"net_arch": [64, 64], "alpha": 2}, ["CPQL, alpha=1", "CPQL, alpha=2"]),
+        ({"a": {"n": 1}, "b": {"n": 2}}, {"a": {"n": 2}, "b": {"n": 2}}, ["CPQL, a.n=1", "CPQL, a.n=2"]),
+        ({"a": {"n": 1}}, {"b": {"n": 1}}, ["CPQL, a.n=1", "CPQL, b.n=1"]),
+    ],
+)
+def test_two_settings_have_two_names(options, other, told):
+    assert list(display_names([record(options=repr(options)), record(options=repr(other))]).values()) == told
+
+
 def test_the_last_point_of_a_curve_is_the_record(tmp_path):
     before = record(score=727.0)
     before |= {"deterministic_score": 616.0, "deterministic_return": 30 * 616.0}  # SB3 evaluated before the last step
@@ -263,6 +275,12 @@ def test_an_environment_where_sac_learned_nothing_is_left_out(tmp_path, sac):
     assert "over 1 environments" in text and "Left out: Hopper-v5" in text
 
 
+def test_an_algorithm_that_lacks_an_environment_is_left_out_aloud(tmp_path):
+    for algo, env in (("SAC", "Ant-v5"), ("CPQL", "Ant-v5"), ("TQC", "Ant-v5"), ("SAC", "Hopper-v5"), ("CPQL", "Hopper-v5")):
+        add(tmp_path, online_run(algo, env, 0, 100.0))
+    assert "Left out of the means, as they did not run on all of the data: TQC." in write_report(tmp_path).read_text()
+
+
 def test_successes_take_the_place_of_returns():
     more = {"deterministic_success": 0.25, "sampled_success": 0.5, "behaviour_return": -981.0}
     runs = [{k: v for k, v in record(data=d, **more).items() if not k.endswith("_score")} for d in ("ogbench:a", "ogbench:b")]
@@ -295,6 +313,17 @@ def test_times_of_runs_that_shared_the_machine_are_left_out(tmp_path, shared):
     assert "ms per step" not in write_report(tmp_path).read_text()
     add(tmp_path, record(seed=1, other_load=0.1))
     assert "100.00" in write_report(tmp_path).read_text()
+
+
+def test_of_every_axis_the_last_run_counts(tmp_path):
+    def step(axis, run, milliseconds):
+        figure = {"axis": axis, "run": run, "value": 64, "system": "CPQL", "median_us": 1000 * milliseconds, "threads": 1}
+        return {**figure, "load_percent": 1.0}
+
+    records = [step("width", "1", 7.0), step("critics", "1", 8.0), step("width", "2", 9.0)]
+    text = "".join(scaling_sections(records, tmp_path))
+    assert "against critics" in text and text.count("against width") == 1
+    assert "| 8 " in text and "| 9 " in text and "| 7 " not in text
 
 
 def test_ratios_refer_to_the_run_without_candidates():

@@ -1,6 +1,7 @@
 """What runs come to: names, scores, interquartile means and their intervals."""
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -54,11 +55,25 @@ def of_label(runs: Sequence[Run], wanted: str) -> list[Run]:
     return [run for run in runs if label(run) == wanted]
 
 
-def _flat(options: dict[str, Any]) -> dict[str, Any]:
+def _flat(options: dict[str, Any], outer: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in options.items():
-        flat.update(_flat(value) if isinstance(value, dict) else {key: value})
+        flat |= _flat(value, f"{outer}{key}.") if isinstance(value, dict) and value else {f"{outer}{key}": value}
     return flat
+
+
+def _named_options(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The options of each run, those within others by their own keys, or from the outermost key on where two have the same."""
+    each = [_flat(ast.literal_eval(run["options"])) for run in runs]
+    keys = {name: name.rpartition(".")[2] for options in each for name in options}
+    holders = Counter(keys.values())
+    names = {name: key if holders[key] == 1 else name for name, key in keys.items()}
+    return [{names[name]: value for name, value in options.items()} for options in each]
+
+
+def _shared(runs: Sequence[Run]) -> dict[str, Any]:
+    each = [options for run, options in zip(runs, _named_options(runs), strict=True) if ":" not in run["algo"]]
+    return {key: value for key, value in each[0].items() if all((key, value) in o.items() for o in each)} if each else {}
 
 
 def _text(key: str, value: Any) -> str:
@@ -79,8 +94,7 @@ def shared_options(runs: Sequence[Run]) -> str:
     :param runs: records of runs
     :return: options that all runs of this package and SB3 have, as a person writes them
     """
-    each = [_flat(ast.literal_eval(run["options"])) for run in runs if ":" not in run["algo"]]
-    return ", ".join(_text(*item) for item in each[0].items() if all(item in other.items() for other in each)) if each else ""
+    return ", ".join(_text(*item) for item in _shared(runs).items())
 
 
 def display_names(runs: Sequence[Run]) -> dict[str, str]:
@@ -88,12 +102,21 @@ def display_names(runs: Sequence[Run]) -> dict[str, str]:
     :param runs: records of runs
     :return: label -> name for people: the algorithm, and what is not the same for all
     """
-    shared = shared_options(runs).split(", ")
-    names = {}
-    for run in runs:
-        own = [_text(*item) for item in _flat(ast.literal_eval(run["options"])).items()]
-        names[label(run)] = ", ".join([library_last(run["algo"]), *(text for text in own if text not in shared)])
+    shared, names = _shared(runs), {}
+    for run, options in zip(runs, _named_options(runs), strict=True):
+        own = [_text(*item) for item in options.items() if item not in shared.items()]
+        names[label(run)] = ", ".join([library_last(run["algo"]), *own])
     return names
+
+
+def left_out_of_means(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+    """
+    :param runs: records of one suite
+    :param wanted: labels of those that the means are of
+    :return: Markdown: a sentence that names the others; none where there are none
+    """
+    absent = [name for key, name in display_names(runs).items() if key not in wanted]
+    return [f"Left out of the means, as they did not run on all of the data: {'; '.join(absent)}."] if absent else []
 
 
 def score_of(run: Run, acting: str = "deterministic") -> float:

@@ -19,6 +19,7 @@ from sb3_consistency.benchmark.intervals import (
     grouped,
     label_of_sac,
     labels,
+    left_out_of_means,
     of_label,
     references,
 )
@@ -74,6 +75,7 @@ def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
         f"in whole runs of SAC: until the mean of {LAST} evaluations is as high, and where it never is, twice the whole run."
     )
     parts = ["### Relative to SAC", text, markdown(rows), f"![relative to SAC]({stem}_normalised.png)"]
+    parts += left_out_of_means(runs, wanted)
     if left_out:
         parts.append(f"Left out: {', '.join(left_out)} (no run of SAC, no return of a random policy, or SAC learned nothing).")
     return parts

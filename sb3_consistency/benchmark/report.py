@@ -18,6 +18,7 @@ from sb3_consistency.benchmark.intervals import (
     display_names,
     label,
     labels,
+    left_out_of_means,
     of_label,
     score_name,
     score_of,
@@ -134,9 +135,7 @@ def score_sections(suite: str, runs: list[Run], folder: Path) -> list[str]:
         means = aggregates(runs, wanted)
         save(folder / f"{stem}_aggregate.png", draw_aggregate(means, names, score_name(runs[0])))
         parts += [aggregate_table(runs, means), f"![interquartile means]({stem}_aggregate.png)"]
-        left_out = [names[key] for key in labels(runs) if key not in wanted]
-        if left_out:
-            parts.append(f"Left out of the means, as they did not run on all of the data: {'; '.join(left_out)}.")
+        parts += left_out_of_means(runs, wanted)
     parts.append(time_table(runs))
     return parts
 
