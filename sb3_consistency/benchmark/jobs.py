@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 #: what the scaling suite measures, unless told to measure less
 AXES = ("batch size", "width", "critics", "denoising steps", "environments (predict)", "environments (online)", "memory")
+# characters of a key before its digest: a file name has 255, and a machine's name, up to 64, and a process's number come to it
+READABLE = 165
 
 
 def tell_nobody(n: int) -> None:
@@ -79,7 +81,7 @@ class Job:
     def key(self) -> str:
         """The job, for the names of its files: equal for equal jobs on all machines."""
         digest = sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
-        return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{self.algo}_{self.data}_{self.seed}_") + digest
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{self.algo}_{self.data}_{self.seed}_")[:READABLE] + digest
 
     @property
     def shard(self) -> str:
