@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,6 +56,14 @@ def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert records.read() == [{"a": 1}, {"a": 2}]
     records.write("one", {"a": 3})
     assert records.read() == [{"a": 3}, {"a": 2}]
+
+
+def test_a_job_with_a_long_name_has_a_record(tmp_path, monkeypatch):
+    assert job().key == "CPQL_test_pendulum-v0_0_3aeb2cd3dadc"
+    monkeypatch.setattr(socket, "gethostname", lambda: 64 * "h")
+    far = job(data="ogbench:/" + 30 * "folder/" + "cube.npz?task=2")
+    Records(tmp_path, "runs").write(far.key, {"a": 1})
+    assert far.key != replace(far, seed=1).key and Records(tmp_path, "runs").read() == [{"a": 1}]
 
 
 def test_packed_records_are_read_and_damage_is_named(tmp_path):
@@ -191,6 +200,30 @@ def test_the_denoising_suite_sets_the_steps_itself():
 def test_numbers_that_are_too_small_are_named(option, tmp_path, capsys):
     assert main(["benchmark", "offline", "--quick", option, "0", "--folder", str(tmp_path)]) == 1
     assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["online", "--print", "3"], "unrecognized arguments: --print 3"),
+        (
+            ["online", "--print-commands", "2", "--shard", "1/2"],
+            "argument --shard: not allowed with argument --print-commands",
+        ),
+        (["speed", "--shard", "1/2"], "unrecognized arguments: --shard"),
+        (["scaling", "--jobs", "2"], "unrecognized arguments: --jobs"),
+        (["speed", "--retries", "2"], "--retries is for other executors than local"),
+        (["online", "--address", "auto"], "--address is for other executors than local"),
+        (["planner", "--executor-options", "{'num_cpus': 2}"], "--executor-options is for other executors than local"),
+        (["online", "--executor", "slurm", "--address", "auto"], "--address is for other executors than slurm"),
+    ],
+)
+def test_flags_that_nothing_would_heed_are_refused(arguments, message, tmp_path, capsys):
+    try:
+        assert main(["benchmark", *arguments, "--folder", str(tmp_path / "new")]) == 1
+    except SystemExit as refused:
+        assert refused.code == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_other_work_is_told_from_our_own():

@@ -12,6 +12,7 @@ from typing import Any
 from sb3_consistency.benchmark.jobs import AXES, Measurement, Work
 from sb3_consistency.registry import how_to_install
 
+MEASURING = ("speed", "scaling")
 QUICK_STEPS = 500
 QUICK_DATASET = "sb3-consistency/pendulum/mixed-v0"
 
@@ -52,13 +53,15 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for name, suite in suites.choices.items():
         what = "records, tables and plots go here (default benchmark)"
         suite.add_argument("--folder", type=Path, default=Path("benchmark"), help=what)
+        # shard_commands() looks for a flag by its name
+        suite.allow_abbrev = False
         if name != "report":
             suite.add_argument("--quick", action="store_true", help="minutes on 2 cores, on data recorded here: a trial run")
-            _add_executor_arguments(suite)
-            if name in ("speed", "scaling"):
-                suite.set_defaults(threads=None, checkpoint_every=0)
+            where = _add_executor_arguments(suite)
+            if name in MEASURING:
+                suite.set_defaults(jobs=None, shard=None, print_commands=None, threads=None, checkpoint_every=0)
             else:
-                _add_run_arguments(suite)
+                _add_run_arguments(suite, where)
     parser.set_defaults(run=run)
 
 
@@ -82,10 +85,9 @@ def _add_training_arguments(suite: argparse.ArgumentParser, name: str) -> None:
     suite.add_argument("--evaluations", type=int, default=5, help="evaluations per phase (default 5)")
 
 
-def _add_executor_arguments(suite: argparse.ArgumentParser) -> None:
+def _add_executor_arguments(suite: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     where = suite.add_argument_group("where the runs take place")
     where.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="default local: this machine")
-    where.add_argument("--jobs", type=int, help="runs at a time, one thread each if more than one (default 1; cluster: all)")
     where.add_argument(
         "--executor-options",
         default="{}",
@@ -94,11 +96,14 @@ def _add_executor_arguments(suite: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--address", help="ray: address of the cluster, or auto (default: one that is started here)")
     where.add_argument("--retries", type=int, default=0, help="how often a run whose process died is tried again (default 0)")
-    where.add_argument("--shard", metavar="I/N", help="do the I-th of N shares of the runs: for any other scheduler")
-    where.add_argument("--print-commands", type=int, metavar="N", help="print the commands of N shares, and stop")
+    return where
 
 
-def _add_run_arguments(suite: argparse.ArgumentParser) -> None:
+def _add_run_arguments(suite: argparse.ArgumentParser, where: "argparse._ArgumentGroup") -> None:
+    where.add_argument("--jobs", type=int, help="runs at a time, one thread each if more than one (default 1; cluster: all)")
+    shares = where.add_mutually_exclusive_group()
+    shares.add_argument("--shard", metavar="I/N", help="do the I-th of N shares of the runs: for any other scheduler")
+    shares.add_argument("--print-commands", type=int, metavar="N", help="print the commands of N shares, and stop")
     suite.add_argument("--threads", type=int, help="PyTorch threads of a run")
     suite.add_argument(
         "--checkpoint-every",
@@ -142,6 +147,12 @@ def _check(args: argparse.Namespace) -> None:
         if number is not None and number < least:
             option = "steps" if name == "offline_steps" else name.replace("_", "-")
             raise ValueError(f"--{option} must be at least {least}, got {number}.")
+    unused = {"local": ["address", "executor_options"], "slurm": ["address"]}.get(getattr(args, "executor", ""), [])
+    if args.suite in MEASURING and args.executor == "local":
+        unused.append("retries")
+    for name in unused:
+        if getattr(args, name) not in (None, "{}", 0):
+            raise ValueError(f"--{name.replace('_', '-')} is for other executors than {args.executor}; leave it out.")
     needed = ["matplotlib", "pandas", "psutil", "scipy", "tabulate"]
     needed += ["onnxruntime", "onnxscript"] if args.suite == "speed" else []
     absent = [name for name in needed if find_spec(name) is None]
@@ -164,7 +175,7 @@ def shard_commands(arguments: Sequence[str], n: int) -> list[str]:
 
 def _stages(args: argparse.Namespace) -> Any:
     """Lists of jobs of this share, each of which may need files of those before."""
-    if args.suite in ("speed", "scaling"):
+    if args.suite in MEASURING:
         rounds, now = args.rounds or (3 if args.quick else 15), datetime.now(UTC).isoformat(timespec="seconds")
         yield _share([Measurement(args.suite, rounds, args.quick, args.force, now, tuple(getattr(args, "axes", AXES)))], args)
     elif args.suite == "planner":
@@ -185,7 +196,7 @@ def _run(jobs: Sequence[Any], args: argparse.Namespace) -> list[str]:
 
     options = plain_options(args.executor_options, {}, "--executor-options")
     here = args.executor == "local"
-    if here and args.suite in ("speed", "scaling"):
+    if here and args.suite in MEASURING:
         # no process around it, whose work would have to be told from others'
         outcomes = [attempt(job, Work(args.folder.resolve(), args.threads), {"executor": "local"}) for job in jobs]
         return [outcome.error for outcome in outcomes if outcome.error]
