@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from sb3_consistency.__main__ import main
+from sb3_consistency.benchmark.drawing import styles_of
 from sb3_consistency.benchmark.intervals import (
     aggregates,
     comparable,
@@ -27,6 +28,7 @@ from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import latest, score_table, write_report
 from sb3_consistency.benchmark.score_plots import draw_aggregate, draw_curves, draw_denoising
 from sb3_consistency.benchmark.speed_report import ratio_table, scaling_sections
+from sb3_consistency.benchmark.suites import DENOISING_STEPS
 from sb3_consistency.registry import COLOURS
 
 
@@ -92,12 +94,14 @@ def test_report_holds_every_suite(tmp_path):
     for algo, name in {"ConsistencyBC": "sampling_steps", "DiffusionBC": "diffusion_steps"}.items():
         for n in (1, 2):
             add(tmp_path, record(algo, suite="denoising", options=repr({name: n})))
+    add(tmp_path, record("CPQL", "ogbench:cube.npz?task=2", suite="denoising", options="{'sampling_steps': 1}"))
     text = write_report(tmp_path).read_text()
     assert "## Offline" in text and "## Number of denoising steps" in text
     pngs = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pngs == [
         "denoising_10_2_10.png",
         "denoising_10_2_10_mujoco_hopper_medium-v0_steps.png",
+        "denoising_10_2_10_ogbench_cube.npz_task_2_steps.png",
         "offline_10_2_10.png",
         "offline_10_2_10_aggregate.png",
     ]
@@ -279,6 +283,10 @@ def test_an_algorithm_that_lacks_an_environment_is_left_out_aloud(tmp_path):
     for algo, env in (("SAC", "Ant-v5"), ("CPQL", "Ant-v5"), ("TQC", "Ant-v5"), ("SAC", "Hopper-v5"), ("CPQL", "Hopper-v5")):
         add(tmp_path, online_run(algo, env, 0, 100.0))
     assert "Left out of the means, as they did not run on all of the data: TQC." in write_report(tmp_path).read_text()
+
+
+def test_every_number_of_steps_has_a_style():
+    assert len(set(styles_of([f"ConsistencyBC {n}" for n in DENOISING_STEPS]).values())) == len(DENOISING_STEPS)
 
 
 def test_successes_take_the_place_of_returns():

@@ -11,13 +11,14 @@ from sb3_consistency.registry import colour_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# of an algorithm with several settings in a figure
-STYLES = ("-", "--", ":", "-.")
+LineStyle = str | tuple[int, tuple[int, ...]]
+# of an algorithm with several settings in a figure, as many as the denoising suite has
+STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 # height of a line of text beside a panel, in inches
 LINE_OF_TEXT = 0.27
 
 
-def styles_of(labels: Sequence[str]) -> dict[str, str]:
+def styles_of(labels: Sequence[str]) -> dict[str, LineStyle]:
     """
     :param labels: algorithms, with or without settings
     :return: label -> style of its lines: of one algorithm's settings, which have one colour, each has another

@@ -1,5 +1,6 @@
 """Tables and plots from the records of a benchmark run."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -125,7 +126,8 @@ def score_sections(suite: str, runs: list[Run], folder: Path) -> list[str]:
     parts += [f"![learning curves: mean, and every seed]({stem}.png)"]
     if suite == "denoising":
         for place in dict.fromkeys(run["data"] for run in runs):
-            name = f"{stem}_{place.replace('/', '_')}_steps.png"
+            # no link may end at a ":" or "?" of a file's name
+            name = f"{stem}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', place)}_steps.png"
             save(folder / name, draw_denoising([run for run in runs if run["data"] == place], place))
             parts.append(f"![{place}: score and times by the number of steps]({name})")
     elif suite == "online":

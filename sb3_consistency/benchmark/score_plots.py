@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_consistency.benchmark.drawing import LINE_OF_TEXT, name_lines, new_figure, styles_of, thousands
+from sb3_consistency.benchmark.drawing import LINE_OF_TEXT, LineStyle, name_lines, new_figure, styles_of, thousands
 from sb3_consistency.benchmark.intervals import (
     ACTINGS,
     BEHAVIOUR,
@@ -65,7 +65,7 @@ def draw_curves(runs: Sequence[Run]) -> "Figure":
     return figure
 
 
-def _draw_panel(axis: Any, runs: Sequence[Run], names: dict[str, str], styles: dict[str, str]) -> None:
+def _draw_panel(axis: Any, runs: Sequence[Run], names: dict[str, str], styles: dict[str, LineStyle]) -> None:
     scored = all(score_name(run) == score_name(runs[0]) for run in runs)
     ends = []
     for key in labels(runs):
