@@ -53,6 +53,8 @@ def test_settings_of_ones_own_go_with_the_name():
     nested = ["CPQL {'policy_kwargs': {'a': {'b': 3}, 'd': 4}}"]
     (job,) = jobs_of("offline", nested, ["d"], [0], 10, 0, "{'policy_kwargs': {'a': {'b': 1, 'c': 2}}}")
     assert job.options == "{'policy_kwargs': {'a': {'b': 3, 'c': 2}, 'd': 4}}"
+    with pytest.raises(ValueError, match=r"--algos: \{'eta': 3\} belongs to no algorithm; name and options are one argument"):
+        jobs_of("offline", ["CPQL", "{'eta': 3}"], ["d"], [0], 10, 0)
     with pytest.raises(ValueError, match="--algos"):
         jobs_of("offline", ["CPQL {'eta'"], ["d"], [0], 10, 0)
 

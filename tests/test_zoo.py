@@ -551,7 +551,7 @@ def test_a_checkpoint_of_the_offline_phase_keeps_its_normalisation(minari, tmp_p
 
 
 def test_dataset_through_keys(minari, tmp_path):
-    section = {"n_timesteps": 10, "dataset": DATASET, "pretrain_steps": 10, "offline_fraction": "lin_0.5", "batch_size": 8}
+    section = {"n_timesteps": 10, "dataset": DATASET, "pretrain_steps": 1e1, "offline_fraction": "lin_0.5", "batch_size": 8}
     section |= {"dataset_kwargs": {"heldout_fraction": 0.4}, "policy_kwargs": {"net_arch": [8]}}
     (tmp_path / "mine.yml").write_text(yaml.dump({"Pendulum-v1": section}))
     command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-conf", tmp_path / "mine.yml", "-f", tmp_path]
@@ -665,6 +665,9 @@ def test_a_comparison_of_one_run_is_refused_with_the_way_to_draw_it(runs, tmp_pa
     with pytest.raises(SystemExit, match="2"):
         main(["plot-from-file", "-i", "nothing"])
     assert "no file nothing.pkl" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["plot-from-file"])
+    assert "--input must be given" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -687,6 +690,27 @@ def test_half_said_commands_are_refused(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--algo", "cpql", "-f", str(tmp_path), *arguments])
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_hyperparameters_that_can_not_be_are_told_without_a_traceback(tmp_path, capsys, monkeypatch):
+    import optuna
+
+    command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 10, "-f", tmp_path / "logs", "--eval-freq", -1]
+    zoo(*command, "-params", "etta:1", status=1)
+    assert "unexpected argument 'etta'" in capsys.readouterr().err
+    monkeypatch.setattr(CPQL, "learn", lambda *args, **kwargs: int([]))
+    with pytest.raises(TypeError):
+        zoo(*command, *TINY)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s.log"))
+    optuna.create_study(storage=storage, study_name="x").enqueue_trial({"gamma": 0.9})
+    for file, study, message in (
+        ("new.log", "x", "--storage: there is no file new.log"),
+        ("s.log", "y", "there is no study 'y' in --storage"),
+        ("s.log", "x", "--trial-id: trial 0 of x, WAITING, has no"),
+    ):
+        zoo(*command, "--storage", file, "--study-name", study, "--trial-id", 0, status=1)
+        assert message in capsys.readouterr().err
+    assert not Path("new.log").exists()
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ def jobs_of(
     variants: list[tuple[str, dict[str, Any]]] = []
     for text in algos:
         name, brace, own = text.partition("{")
+        if not name.strip():
+            raise ValueError(f'--algos: {text} belongs to no algorithm; name and options are one argument: "CPQL {text}".')
         algo = _check_algorithm(name.strip(), suite)
         # other libraries have other options
         common = {} if ":" in algo else given

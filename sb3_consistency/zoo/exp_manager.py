@@ -146,6 +146,9 @@ class GenerativeExperimentManager(ExperimentManager):
         if self._offline_only and "pretrain_steps" in hyperparams:
             # for these algorithms learn() is the offline phase
             hyperparams["n_timesteps"] = hyperparams.pop("pretrain_steps")
+        elif "pretrain_steps" in hyperparams:
+            # "1e5" is a float, as rl-zoo3 takes n_timesteps
+            hyperparams["pretrain_steps"] = int(hyperparams["pretrain_steps"])
         hyperparams.setdefault("n_timesteps", 0)
         unset = self.n_evaluations is None
         processed = super()._preprocess_hyperparams(hyperparams)
@@ -344,14 +347,23 @@ class GenerativeExperimentManager(ExperimentManager):
         :param trial_id: number of the trial; None for the best one
         :param convert: whether to make constructor arguments of the sampled values
         :return: the hyperparameters
-        :raises ValueError: if the study has no such trial
+        :raises ValueError: if there is no such study, or it has no such trial, or not its hyperparameters
         """
-        study = optuna.load_study(storage=open_storage(storage), study_name=study_name)
+        if storage.endswith(".log") and not Path(storage).is_file():
+            raise ValueError(f"--storage: there is no file {storage}; name the one that optimize wrote.")
+        try:
+            study = optuna.load_study(storage=open_storage(storage), study_name=study_name)
+        except KeyError as error:
+            raise ValueError(f"--study-name: there is no study {study_name!r} in --storage.") from error
         n_trials = len(study.trials)
         if trial_id is not None and not 0 <= trial_id < n_trials:
             raise ValueError(f"--trial-id: {study_name} has {n_trials} trials, numbered from 0, got {trial_id}.")
-        params = (study.best_trial if trial_id is None else study.trials[trial_id]).params
-        return dict(HYPERPARAMS_CONVERTER[self.algo](params)) if convert else params
+        trial = study.best_trial if trial_id is None else study.trials[trial_id]
+        try:
+            return dict(HYPERPARAMS_CONVERTER[self.algo](trial.params)) if convert else trial.params
+        except KeyError as error:
+            told = f"trial {trial.number} of {study_name}, {trial.state.name}, has no {error}"
+            raise ValueError(f"--trial-id: {told}; choose a finished one.") from error
 
     def hyperparameters_optimization(self) -> None:
         require_pandas()
@@ -383,11 +395,15 @@ class GenerativeExperimentManager(ExperimentManager):
         Build the model; see rl-zoo3's method.
 
         :return: the model and its hyperparameters; None when tuning
+        :raises ValueError: if a hyperparameter is unknown, or has a wrong type or value
         """
         try:
             return super().setup_experiment()
-        except BaseException:
+        except BaseException as error:
             self._forget_if_empty()
+            if isinstance(error, TypeError):
+                # of what was given, and told as such; a TypeError in training needs its traceback
+                raise ValueError(str(error)) from error
             raise
 
     def _forget_if_empty(self) -> None:

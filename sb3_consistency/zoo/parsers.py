@@ -172,7 +172,9 @@ class CompareParser(ZooParser):
 
     def settle(self, args: argparse.Namespace) -> None:
         super().settle(args)
-        path = Path(args.input or "")
+        if args.input is None:
+            self.error("--input must be given: the file that all-plots wrote (-o)")
+        path = Path(args.input)
         path = path if path.suffix == ".pkl" else path.with_name(f"{path.name}.pkl")
         if not path.is_file():
             self.error(f"--input: there is no file {path}; all-plots writes one (-o)")
