@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sb3_consistency.__main__ import main
 from sb3_consistency.benchmark import load, scaling, speed
 from sb3_consistency.benchmark.executors import Settings, run_jobs
 from sb3_consistency.benchmark.jobs import Job, Work
-from sb3_consistency.benchmark.planner_suite import planner_jobs
+from sb3_consistency.benchmark.planner_suite import planner_jobs, planner_section
 from sb3_consistency.benchmark.records import Records
 from sb3_consistency.benchmark.report import read_rows
 from sb3_consistency.benchmark.runs import constructor_arguments
@@ -319,6 +319,28 @@ def test_planners_share_a_teacher_and_resume(tmp_path, dataset):
     assert teachers[0].is_done(folder, runs) and teacher_file.stat().st_mtime_ns == written
     teacher_file.unlink()
     assert not teachers[0].is_done(folder, runs)  # so it runs again
+
+
+def test_planners_are_the_same_in_whatever_order_their_options_are_told(tmp_path):
+    def planners(options, student):
+        return [job for (job,) in planner_jobs(["d"], [0], (1, 1, 1), [student], options)]
+
+    told = ("{'horizon': 4, 'compile': {'b': 1, 'a': 2}}", "{'reward_weight': 0.1, 'gamma': 0.9}")
+    other = ("{'compile': {'a': 2, 'b': 1}, 'horizon': 4}", "{'gamma': 0.9, 'reward_weight': 0.1}")
+    records = [{**asdict(job), "weights": [1]} for job in planners(*told)]
+    (tmp_path / planners(*told)[0].teacher_file).touch()
+    assert all(job.is_done(tmp_path, records) for job in planners(*other))
+    assert not planners(told[0], "{}")[1].is_done(tmp_path, records)
+    seen = {"scored": False, "behaviour": 1.0}
+    seen["planners"] = [{"passes": 1, "deterministic": 1.0, "sampled": 1.0, "acting_us": 1.0}]
+    table = planner_section([{**asdict(job), **seen} for job in (*planners(*told), *planners(*other))])
+    assert len(table.splitlines()) == 4  # a teacher and a student
+
+
+def test_teachers_of_before_are_found(tmp_path):
+    ((teacher,), _) = planner_jobs(["d"], [0], (1, 1, 1), options="{'horizon': 4, 'compile': True}")
+    (tmp_path / "teacher_bb7ad524d691.zip").touch()
+    assert teacher.is_done(tmp_path, [asdict(teacher)]) and teacher.teacher_file != "teacher_bb7ad524d691.zip"
 
 
 @pytest.mark.parametrize(

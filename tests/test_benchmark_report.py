@@ -245,9 +245,10 @@ def test_online_scores_are_relative_to_sac_and_to_chance(options, tmp_path):
 
 
 def test_options_in_another_order_are_the_same(tmp_path):
-    runs = [record("CPQL", options=o) for o in ("{'gamma': 0.9, 'eta': 2.0}", "{'eta': 2.0, 'gamma': 0.9}")]
+    told = ("{'gamma': 0.9, 'eta': {'b': 1, 'a': 2.0}}", "{'eta': {'a': 2.0, 'b': 1}, 'gamma': 0.9}")
+    runs = [record("CPQL", options=o) for o in told]
     (name,) = labels(runs)
-    assert name == "CPQL {'eta': 2.0, 'gamma': 0.9}"
+    assert name == "CPQL {'eta': {'a': 2.0, 'b': 1}, 'gamma': 0.9}"
     # no second seed, and none that is to be run again
     assert latest(runs) == runs[1:]
     job = Job(**{field.name: runs[0][field.name] for field in fields(Job)})

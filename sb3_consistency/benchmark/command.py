@@ -215,7 +215,7 @@ def _planner_stages(args: argparse.Namespace) -> Any:
     _record_quick_dataset(data)
     yield _share(teachers, args)
     # a share is one of all students, whichever teachers there are by now
-    yield [job for job in _share(students, args) if (args.folder / job.teacher_file).exists()]
+    yield [job for job in _share(students, args) if job.teacher(args.folder).exists()]
 
 
 def _training_jobs(args: argparse.Namespace) -> list[Any]:

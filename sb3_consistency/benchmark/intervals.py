@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sb3_consistency.benchmark.jobs import in_order
+
 # how an evaluation acts
 ACTINGS = ("deterministic", "sampled")
 # evaluations at the end of a run of the online suite that make its final return
@@ -34,8 +36,8 @@ def label(run: Run) -> str:
     :param run: record of a run
     :return: its algorithm and options, in whatever order they were told: what tells it from others that are no seeds of it
     """
-    options = dict(sorted(ast.literal_eval(run["options"]).items()))
-    return f"{run['algo']} {options}" if options else str(run["algo"])
+    options = in_order(run["options"])
+    return str(run["algo"]) if options == "{}" else f"{run['algo']} {options}"
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -21,6 +21,22 @@ def tell_nobody(n: int) -> None:
     """
 
 
+def in_order(text: str) -> str:
+    """
+    :param text: options, as the text of a dict; empty for none
+    :return: the text of the same dict, its keys and those of dicts in it sorted: equal options have one, however they are told
+    """
+
+    def of(value: Any) -> Any:
+        return {key: of(value[key]) for key in sorted(value, key=str)} if isinstance(value, dict) else value
+
+    return repr(of(ast.literal_eval(text))) if text else ""
+
+
+def _parsed(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {name: ast.literal_eval(record[name]) for name in ("options", "student") if record.get(name)}
+
+
 @dataclass(frozen=True)
 class Work:
     """
@@ -94,9 +110,8 @@ class Job:
         :param records: its records
         :return: whether one of them is the job's, and what else it leaves for others is there
         """
-        mine = asdict(self)
-        options = ast.literal_eval(mine.pop("options"))
-        return any(mine.items() <= record.items() and ast.literal_eval(record["options"]) == options for record in records)
+        mine = _parsed(asdict(self)).items()
+        return any(mine <= _parsed(record).items() for record in records)
 
     def run(self, work: Work) -> dict[str, Any]:
         """

@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_consistency import RACTD, make_env, normalized_score, open_dataset
 from sb3_consistency.benchmark.drawing import format_number, markdown, spread
-from sb3_consistency.benchmark.jobs import Job, Work
+from sb3_consistency.benchmark.jobs import Job, Work, in_order
 from sb3_consistency.benchmark.load import OtherLoad
 from sb3_consistency.benchmark.records import had_the_machine, provenance
 from sb3_consistency.benchmark.runs import (
@@ -31,8 +31,8 @@ STUDENT_JUMPS = (1, 2, 4)
 FEW_HEUN_STEPS = 10
 # calls of predict to time
 N_CALLS = {"student": 200, "teacher": 20}
-# records that agree in these are seeds of each other
-SAME_RUN = ("data", "options", "student", "teacher_steps", "reward_steps", "offline_steps", "episodes")
+# records that agree in these, and in their options, are seeds of each other
+SAME_RUN = ("data", "teacher_steps", "reward_steps", "offline_steps", "episodes")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,19 @@ class PlannerJob(Job):
     @property
     def teacher_file(self) -> str:
         """Name of the file that the teacher is kept in."""
-        made_by = (self.data, self.options, self.seed, self.teacher_steps)
+        return self._teacher_file(in_order(self.options))
+
+    def _teacher_file(self, options: str) -> str:
+        made_by = (self.data, options, self.seed, self.teacher_steps)
         return f"teacher_{sha256(repr(made_by).encode()).hexdigest()[:12]}.zip"
+
+    def teacher(self, folder: Path) -> Path:
+        """
+        :param folder: folder of the benchmark run
+        :return: file of the teacher; one of before the order of options did not count has them in its name as they were told
+        """
+        before = folder / self._teacher_file(self.options)
+        return before if before.exists() else folder / self.teacher_file
 
     @property
     def name(self) -> str:
@@ -64,7 +75,7 @@ class PlannerJob(Job):
         return self.teacher_file
 
     def is_done(self, folder: Path, records: list[dict[str, Any]]) -> bool:
-        return super().is_done(folder, records) and (bool(self.student) or (folder / self.teacher_file).exists())
+        return super().is_done(folder, records) and (bool(self.student) or self.teacher(folder).exists())
 
     def run(self, work: Work) -> dict[str, Any]:
         return execute_planner(self, work)
@@ -123,7 +134,7 @@ def execute_planner(job: PlannerJob, work: Work) -> dict[str, Any]:
     source = open_dataset(job.data)
     eval_env, env = (make_vec_env(lambda: make_env(source.make_env()), n_envs=n) for n in (job.episodes, 1))
     options = merged(constructor_arguments(job.options), constructor_arguments(job.student or "{}"))
-    teacher = work.folder / job.teacher_file
+    teacher = job.teacher(work.folder)
     trains = bool(job.student) or not teacher.exists()
     options |= {"reward_steps": job.reward_steps} if job.student else {"teacher_steps": job.teacher_steps}
     options |= {"teacher": str(teacher)} if teacher.exists() else {}
@@ -168,8 +179,8 @@ def planner_section(records: list[dict[str, Any]]) -> str:
     :return: Markdown: what each planner reaches with how many passes, mean and standard deviation over seeds
     """
     rows: list[dict[str, Any]] = []
-    for group in dict.fromkeys(tuple(record[name] for name in SAME_RUN) for record in records):
-        runs = [record for record in records if tuple(record[name] for name in SAME_RUN) == group]
+    for group in dict.fromkeys(map(_same_run, records)):
+        runs = [record for record in records if _same_run(record) == group]
         for i, planner in enumerate(runs[0]["planners"]):
             alone = [run["planners"][i]["acting_us"] for run in runs if had_the_machine(run)]
             rows.append(
@@ -185,6 +196,10 @@ def planner_section(records: list[dict[str, Any]]) -> str:
                 }
             )
     return markdown(rows)
+
+
+def _same_run(record: dict[str, Any]) -> tuple[Any, ...]:
+    return (in_order(record["options"]), in_order(record["student"]), *(record[name] for name in SAME_RUN))
 
 
 def _planner_name(run: dict[str, Any]) -> str:

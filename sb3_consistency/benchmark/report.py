@@ -25,7 +25,7 @@ from sb3_consistency.benchmark.intervals import (
     score_of,
     shared_options,
 )
-from sb3_consistency.benchmark.jobs import Job
+from sb3_consistency.benchmark.jobs import Job, in_order
 from sb3_consistency.benchmark.online_report import online_sections
 from sb3_consistency.benchmark.planner_suite import planner_section
 from sb3_consistency.benchmark.published import SOURCE as PUBLISHED_SOURCE
@@ -217,8 +217,10 @@ def latest(runs: Iterable[Run]) -> list[Run]:
     :return: of equal jobs the last one's: two records of one seed are not two seeds. The last point of a curve is the final
         evaluation (older records hold one before the last gradient step there)
     """
-    what = [*(set(JOB_FIELDS) - {"algo", "options"}), "student", "teacher_steps", "reward_steps"]
-    found = list({(label(run), *(run.get(name) for name in what)): run for run in runs}.values())
+    what = [*(set(JOB_FIELDS) - {"algo", "options"}), "teacher_steps", "reward_steps"]
+    found = list(
+        {(label(run), in_order(run.get("student", "")), *(run.get(name) for name in what)): run for run in runs}.values()
+    )
     for run in found:
         for point in run.get("curve", [])[-1:]:
             point |= {kind: run[f"deterministic_{kind}"] for kind in ("return", "score") if f"deterministic_{kind}" in run}
