@@ -52,13 +52,15 @@ def find_vec_normalize(model: Path) -> Path | None:
     """
     step = re.fullmatch(r"(.+)_(\d+_steps)", model.stem)
     beside = [model.with_name(f"{step[1]}_vecnormalize_{step[2]}")] if step else []
-    # rl-zoo3 keeps them, for all models of a run, in a folder named after the environment
-    runs = sorted(notes.parent for notes in model.parent.glob("*/config.yml"))
-    beside += [folder / "vecnormalize" for folder in (model.parent, *runs)]
+    # rl-zoo3 keeps them, for all models of a run, in a folder named after the environment, where its notes are, too; an
+    # offline phase before an online one has models and statistics of its own, but no notes
+    run = model.parent.parent if model.parent.name == "pretrain" else model.parent
+    every_notes = sorted(run.glob("*/config.yml"))
+    beside += [folder / "vecnormalize" for folder in (model.parent, *(model.parent / n.parent.name for n in every_notes))]
     found = [path for stem in beside for suffix in (".safetensors", ".pkl") if (path := Path(f"{stem}{suffix}")).is_file()]
     if found:
         return found[0]
-    for notes in model.parent.glob("*/config.yml"):
+    for notes in every_notes:
         if re.search(r"- normalize\n\s+- (?!false|null)", notes.read_text()):
             raise ValueError(
                 f"--vec-normalize: {notes} says that {model} was trained on normalised observations, and there is no "

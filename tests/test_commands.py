@@ -109,6 +109,15 @@ def test_statistics_of_another_model_are_left_alone(tmp_path, capsys):
     assert main(command) == 0 and "are normalised with" not in capsys.readouterr().out
 
 
+def test_an_offline_phase_has_statistics_of_its_own(tmp_path):
+    statistics = [tmp_path / where / "Pendulum-v1/vecnormalize.safetensors" for where in (".", "pretrain")]
+    for path in statistics:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (tmp_path / "Pendulum-v1/config.yml").touch()
+    assert [find_vec_normalize(path.parents[1] / "best_model.zip") for path in statistics] == statistics
+
+
 def test_statistics_that_should_be_there_and_are_not(tmp_path, capsys):
     model = CPQL("MlpPolicy", "Pendulum-v1", **OPTIONS)
     model.save(tmp_path / "Pendulum-v1.zip")
