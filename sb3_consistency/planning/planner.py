@@ -288,7 +288,7 @@ class PlannerPolicy(PlanOptions, JumpOptions, NoiseOptions, ChunkPolicy, Network
         plans = self.unscale_plans(th.as_tensor(memory.plan, device=self.device))
         targets = planned_states(plans, memory.age + 1, self.stride)
         pull = forces(memory.history["observation"][:, -1].cpu().numpy(), targets, self.tracking_gains)
-        pull = pull.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        pull = pull.reshape(-1, *self.action_space.shape)
         return np.clip(pull, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
 
 
