@@ -14,6 +14,7 @@ from sb3_consistency.benchmark import command as benchmark
 from sb3_consistency.data import convert, inspect
 from sb3_consistency.data.checks import DatasetError
 from sb3_consistency.zoo import commands as zoo
+from sb3_consistency.zoo.register import PRETRAIN_FOLDER
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser, examples: str) -> None:
@@ -54,7 +55,7 @@ def find_vec_normalize(model: Path) -> Path | None:
     beside = [model.with_name(f"{step[1]}_vecnormalize_{step[2]}")] if step else []
     # rl-zoo3 keeps them, for all models of a run, in a folder named after the environment, where its notes are, too; an
     # offline phase before an online one has models and statistics of its own, but no notes
-    run = model.parent.parent if model.parent.name == "pretrain" else model.parent
+    run = model.parent.parent if model.parent.name == PRETRAIN_FOLDER else model.parent
     every_notes = sorted(run.glob("*/config.yml"))
     beside += [folder / "vecnormalize" for folder in (model.parent, *(model.parent / n.parent.name for n in every_notes))]
     found = [path for stem in beside for suffix in (".safetensors", ".pkl") if (path := Path(f"{stem}{suffix}")).is_file()]

@@ -33,8 +33,8 @@ def in_order(text: str) -> str:
     return repr(of(ast.literal_eval(text))) if text else ""
 
 
-def _parsed(record: dict[str, Any]) -> dict[str, Any]:
-    return record | {name: ast.literal_eval(record[name]) for name in ("options", "student") if record.get(name)}
+def _parsed(text: str) -> Any:
+    return ast.literal_eval(text) if text else None
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,10 @@ class Job:
         :param records: its records
         :return: whether one of them is the job's, and what else it leaves for others is there
         """
-        mine = _parsed(asdict(self)).items()
-        return any(mine <= _parsed(record).items() for record in records)
+        mine = asdict(self)
+        told = {name: _parsed(mine.pop(name)) for name in ("options", "student") if name in mine}
+        alike = (record for record in records if mine.items() <= record.items())
+        return any(all(_parsed(record.get(name, "")) == options for name, options in told.items()) for record in alike)
 
     def run(self, work: Work) -> dict[str, Any]:
         """

@@ -125,7 +125,6 @@ class PlanData(OfflineData):
         if self.model.plan_of == "states" and vec_normalize is not None and vec_normalize.norm_obs:
             raise ValueError("env: plan_of='states' plans in the environment's units: use VecNormalize(norm_obs=False).")
         super().install(buffer)
-        self._windows = None
         self.windows()
 
     def fit_normalizer(self, statistics: ObservationStatistics, buffer: ReplayBuffer, n_rows: int) -> None:

@@ -21,6 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_consistency.data.checks import as_count
 from sb3_consistency.data.safe_state import save_vec_normalize
 from sb3_consistency.envs.spaces import fitting_policy
 from sb3_consistency.resume.callback import load_checkpoint
@@ -28,7 +29,7 @@ from sb3_consistency.resume.folder import MANIFEST, verify
 from sb3_consistency.training.arguments import gradient_steps_online
 from sb3_consistency.zoo.datasets import FLATTEN, dataset_key, needs_flattening, split_dataset
 from sb3_consistency.zoo.linear_schedules import LinearStepSchedule, parse_linear
-from sb3_consistency.zoo.register import algorithm_names, default_config, is_ours
+from sb3_consistency.zoo.register import PRETRAIN_FOLDER, algorithm_names, default_config, is_ours
 from sb3_consistency.zoo.safe_files import BUFFER, STATISTICS, SaveStatisticsCallback, find_statistics, normalised, save_buffer
 from sb3_consistency.zoo.search_spaces import OFFLINE
 from sb3_consistency.zoo.studies import Repetition, open_storage, patiently, report_seeds
@@ -37,8 +38,6 @@ from sb3_consistency.zoo.workarounds import require_pandas
 # schedules of the progress remaining, and functions of the gradient step, that may be written "lin_<number>"
 PROGRESS_SCHEDULES = ("actor_learning_rate", "offline_fraction")
 STEP_SCHEDULES = ("eta", "alpha")
-# folder for what the offline phase writes when an online phase follows: both count their steps from 0
-PRETRAIN_FOLDER = "pretrain"
 
 
 # what update() merges
@@ -148,7 +147,7 @@ class GenerativeExperimentManager(ExperimentManager):
             hyperparams["n_timesteps"] = hyperparams.pop("pretrain_steps")
         elif "pretrain_steps" in hyperparams:
             # "1e5" is a float, as rl-zoo3 takes n_timesteps
-            hyperparams["pretrain_steps"] = int(hyperparams["pretrain_steps"])
+            hyperparams["pretrain_steps"] = as_count("pretrain_steps", hyperparams["pretrain_steps"])
         hyperparams.setdefault("n_timesteps", 0)
         unset = self.n_evaluations is None
         processed = super()._preprocess_hyperparams(hyperparams)

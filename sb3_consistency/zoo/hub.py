@@ -10,7 +10,7 @@ import numpy as np
 from huggingface_sb3 import EnvironmentName
 
 from sb3_consistency.registry import colour_of
-from sb3_consistency.zoo.register import is_ours
+from sb3_consistency.zoo.register import PRETRAIN_FOLDER, is_ours
 from sb3_consistency.zoo.workarounds import around
 
 CARD = """
@@ -123,7 +123,7 @@ def _pictures(run: Path, upload: Path, class_name: str) -> str:
     if (upload / "replay.mp4").is_file():
         lines.append("[A film of it](replay.mp4)\n")
     # an offline phase before an online one has a folder of its own
-    phases = {"offline": run / "pretrain" / "evaluations.npz", "": run / "evaluations.npz"}
+    phases = {"offline": run / PRETRAIN_FOLDER / "evaluations.npz", "": run / "evaluations.npz"}
     curves = {name: np.load(path) for name, path in phases.items() if path.is_file()}
     if curves:
         _draw(curves, colour_of(class_name), upload / "learning_curve.png")

@@ -11,6 +11,8 @@ import sb3_consistency
 from sb3_consistency import registry
 
 PACKAGE = Path(__file__).parents[1]
+#: folder for what the offline phase writes when an online phase follows: both count their steps from 0
+PRETRAIN_FOLDER = "pretrain"
 
 
 def algorithm_names() -> dict[str, str]:
