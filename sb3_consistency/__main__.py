@@ -171,6 +171,8 @@ def export(args: argparse.Namespace) -> None:
     model = _load_model(args, replay_buffer_class=None, replay_buffer_kwargs={})
     vec_normalize = _load_vec_normalize(args, model, SpacesOnlyEnv(model.observation_space, model.action_space))
     if vec_normalize is not None:
+        # of however many it learned from: the statistics are the same
+        model.n_envs = vec_normalize.num_envs
         model.set_env(vec_normalize)
     path = export_policy(model, args.output, not args.noise_input, normalized_input=args.vec_normalize == "none")
     print(f"Exported {path.resolve()}")

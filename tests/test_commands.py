@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import torch as th
 import yaml
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import CheckpointCallback
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 import sb3_consistency
 from sb3_consistency import CPQL
 from sb3_consistency.__main__ import find_vec_normalize, main
+from tests.conftest import SMALL
 
 OPTIONS = {"learning_starts": 20, "buffer_size": 200, "batch_size": 16, "policy_kwargs": {"net_arch": [16]}, "seed": 0}
 OBS = np.array([[0.5, 0.5, 6.0]], np.float32)
@@ -67,6 +69,16 @@ def test_export_takes_the_statistics_that_lie_beside_the_model(layout, tmp_path,
         np.testing.assert_allclose(action, expected[name], atol=1e-4)
         assert ("are normalised with" in capsys.readouterr().out) == (more == [])
     assert not np.allclose(*expected.values(), atol=1e-3)
+
+
+def test_export_takes_the_statistics_of_several_environments(tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2))
+    CPQL("MlpPolicy", env, learning_starts=4, **SMALL).learn(8).save(tmp_path / "model")
+    env.save(tmp_path / "vecnormalize.pkl")
+    out = tmp_path / "policy.pt"
+    assert main(["export", "--algo", "cpql", "--model", str(tmp_path / "model.zip"), "--output", str(out)]) == 0
+    expected = CPQL.load(tmp_path / "model").predict(env.normalize_obs(OBS), deterministic=True)[0]
+    np.testing.assert_allclose(th.jit.load(out)(th.as_tensor(OBS)).numpy(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

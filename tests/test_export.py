@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,25 @@ def trained(cls, env, **kwargs):
     model = cls("MlpPolicy", env, **{**SMALL, **kwargs})
     model.load_dataset(make_arrays(action_dim=2))
     return model.pretrain(20)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_leaves_the_file_that_was_there(suffix, tmp_path):
+    """PyTorch's writer of files would end the process."""
+    program = f"""
+import resource, signal
+from tests.test_export import *
+model, path = CPQL("MlpPolicy", VectorEnv(), **SMALL), r"{tmp_path / "policy"}{suffix}"
+open(path, "w").write("before")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+with pytest.raises(OSError):
+    model.export(path)
+assert open(path).read() == "before"
+"""
+    pytest.importorskip("resource")
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+    assert [p.name for p in tmp_path.iterdir()] == [f"policy{suffix}"]
 
 
 # writing ONNX takes seconds: once per kind of model

@@ -8,8 +8,8 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_consistency import CPQL, RACTD, UnsupportedSpaceError
-from tests.conftest import SMALL, VectorEnv, make_arrays
+from sb3_consistency import CPQL, RACTD, ConsistencyBC, UnsupportedSpaceError, load_safe
+from tests.conftest import SMALL, VectorEnv, make, make_arrays
 
 IMAGE = spaces.Box(0, 255, (40, 40, 3), np.uint8)
 PETTING_ZOO = type(
@@ -36,6 +36,28 @@ PETTING_ZOO = type(
 def test_environments(env, error, message):
     with pytest.raises(error, match=message):
         CPQL("MlpPolicy", env, **SMALL)
+
+
+@pytest.mark.parametrize("way", ["set_env", "load", "load_safe"])
+def test_environments_of_a_model_that_is_there(way, tmp_path):
+    model = CPQL("MlpPolicy", VectorEnv(), **SMALL)
+    model.save(tmp_path / "model")
+    take = {
+        "set_env": model.set_env,
+        "load": lambda env: CPQL.load(tmp_path / "model", env),
+        "load_safe": lambda env: load_safe(model.save_safe(tmp_path / "model"), env),
+    }[way]
+    with pytest.raises(TypeError, match=r"env: .* is no environment: .*make_vec_env"):
+        take([VectorEnv()])
+
+
+@pytest.mark.parametrize("log_interval", [0, -2, 2.5])
+def test_log_intervals(log_interval):
+    model = make(ConsistencyBC)
+    for call in (model.learn, model.pretrain):
+        with pytest.raises((TypeError, ValueError), match="log_interval must be"):
+            call(3, log_interval=log_interval)
+    assert model.n_updates == 0
 
 
 class ScalarRewards(BitFlippingEnv):

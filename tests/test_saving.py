@@ -1,5 +1,6 @@
 """Saving and loading: nothing is lost, training goes on, and what does not fit is told."""
 
+import inspect
 import io
 import pickle
 import subprocess
@@ -153,6 +154,28 @@ def test_excluded_and_included_attributes(cls, tmp_path):
     model.save(tmp_path / "model", exclude=["seed"], include=["replay_buffer"])
     loaded = cls.load(tmp_path / "model")
     assert loaded.seed is None and loaded.replay_buffer.size() == 120
+
+
+def test_load_has_sb3s_arguments_and_no_policy(tmp_path):
+    theirs = list(inspect.signature(SAC.load).parameters)
+    assert list(inspect.signature(CPQL.load).parameters) == theirs
+    trained(CPQL).save(tmp_path / "model")
+    assert CPQL.load(tmp_path / "model", box_env(), "cpu").device.type == "cpu"
+    with pytest.raises(TypeError, match="policy"):
+        CPQL.load(tmp_path / "model", policy="MlpPolicy")
+
+
+@pytest.mark.parametrize("sac_first", [True, False])
+def test_policy_kwargs_may_be_sacs_too(sac_first, tmp_path):
+    """SAC adds to the dict that it is given."""
+    kwargs = {"net_arch": [8]}
+    make_ours = lambda: make(CPQL, policy_kwargs=kwargs)  # noqa: E731
+    model = None if sac_first else make_ours()
+    SAC("MlpPolicy", box_env(), policy_kwargs=kwargs, buffer_size=10)
+    model = model or make_ours()
+    kwargs["net_arch"].append(4)
+    model.save(tmp_path / "model")
+    assert_same(model, CPQL.load(tmp_path / "model"))
 
 
 def test_load_takes_the_id_of_an_environment(tmp_path):

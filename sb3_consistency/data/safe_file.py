@@ -77,6 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
     :return: where to write it
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)

@@ -1,5 +1,6 @@
 """A trained policy as one file that needs neither Stable-Baselines3 nor, as ONNX, PyTorch."""
 
+import io
 import logging
 import warnings
 from itertools import count
@@ -13,6 +14,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_consistency.data.safe_file import replacing
 from sb3_consistency.envs.spaces import action_bounds
 from sb3_consistency.generative.networks import elementary_mish
 from sb3_consistency.policies.modules import ActingNetwork
@@ -167,7 +169,6 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True, norm
             f"model: its observations have the key {repeated[0]!r}, the name of another input or of the output of an ONNX "
             "file: rename the key, or write .pt2 or .pt, whose inputs go by their order."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     device, training = actor.device, actor.training
     learned = [p for p in actor.parameters() if p.requires_grad]
     try:
@@ -177,7 +178,8 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True, norm
             # two rows: a batch of one would be taken for a constant; one call first, to make what is made only once
             inputs = policy.example_inputs(2)
             policy(*inputs)
-            _write(policy, inputs, path)
+            with replacing(path) as temporary:
+                _write(policy, inputs, path.suffix, temporary)
     finally:
         actor.to(device).train(training)
         for parameter in learned:
@@ -185,18 +187,22 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True, norm
     return path
 
 
-def _write(policy: ExportedPolicy, inputs: tuple[th.Tensor, ...], path: Path) -> None:
-    if path.suffix == ".pt":
+def _write(policy: ExportedPolicy, inputs: tuple[th.Tensor, ...], suffix: str, path: Path) -> None:
+    # PyTorch's own files end the process where the disk is full
+    buffer = io.BytesIO()
+    if suffix == ".pt":
         with warnings.catch_warnings():
             # TorchScript's deprecation, and shapes that are meant to stay numbers: the sampler's number of steps
             warnings.simplefilter("ignore")
-            th.jit.trace(policy, inputs).save(str(path))
+            th.jit.save(th.jit.trace(policy, inputs), buffer)
+        path.write_bytes(buffer.getvalue())
         return
     batch = th.export.Dim("batch")
     shapes = (tuple({0: batch} for _ in inputs),)
     program = th.export.export(policy, inputs, dynamic_shapes=shapes)
-    if path.suffix == ".pt2":
-        th.export.save(program, path)
+    if suffix == ".pt2":
+        th.export.save(program, buffer)
+        path.write_bytes(buffer.getvalue())
         return
     try:
         import onnxscript  # noqa: F401

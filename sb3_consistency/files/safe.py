@@ -79,7 +79,6 @@ def save_safe(model: Any, path: str | Path) -> Path:
             raise ValueError(f"model: {name} has NaN or infinite values; the training has diverged, take an earlier model.")
     config = json.dumps(_config(model), allow_nan=False)
     metadata = {"format": FORMAT, "config": config, "sha256": _digest(config, tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
     return path

@@ -163,8 +163,11 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         self.store({name: value for name, value in values.items() if not declared[name].sb3})
         accepted = inspect.signature(OffPolicyAlgorithm.__init__).parameters
         given = {name: value for name, value in values.items() if declared[name].sb3 and name in accepted}
-        # SB3 adds to this dict; the caller's stays as it is
-        given |= {"env": env, "replay_buffer_kwargs": copy(values["replay_buffer_kwargs"])}
+        # SB3 adds to these dicts; the caller's stay as they are, and what becomes of those is not ours
+        policy_kwargs = deepcopy(values["policy_kwargs"])
+        if isinstance(policy_kwargs, dict) and policy_kwargs.get("use_sde") is False:
+            del policy_kwargs["use_sde"]  # SAC's addition to a dict that it was given before
+        given |= {"env": env, "replay_buffer_kwargs": copy(values["replay_buffer_kwargs"]), "policy_kwargs": policy_kwargs}
         super(Options, self).__init__(**given, sde_support=False, support_multi_env=True)
         # not in load(): the file's run takes its place
         self.run = Run(algorithm=self._own_class_name(), began_with_data=self.dataset is not None)
@@ -218,6 +221,7 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_environment(env)
         wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         check_vec_normalize(wrapped, unwrap_vec_normalize(wrapped))
         return wrapped
@@ -451,15 +455,15 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
             raise ValueError("policy: use 'MultiInputPolicy' for a dataset with Dict observations.")
         self.n_envs = 1
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """
         Set the environment, as SB3 does. Its spaces take the place of those that were inferred from arrays.
 
-        :param env: the environment
+        :param env: the environment, or its id
         :param force_reset: whether to reset it before training
         :raises ValueError: if its spaces are not the model's
         """
-        env = self._wrap_env(env, self.verbose)
+        env = self._wrap_env(maybe_make_env(env, self.verbose), self.verbose)
         before = {name: getattr(self, name) for name in self.run.inferred_spaces}
         self._replace_spaces(adopted_spaces(before, env))
         try:
@@ -515,6 +519,8 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         :raises TypeError: if the number of steps is not whole
         """
         total_timesteps = as_count("total_timesteps", total_timesteps)
+        if log_interval not in (-1, None):
+            log_interval = as_count("log_interval", log_interval, 1)
         name = tb_log_name or type(self).__name__
         arguments = {"total_timesteps": total_timesteps, "log_interval": log_interval, "tb_log_name": tb_log_name}
         self.run.call = ("learn", {**arguments, "reset_num_timesteps": reset_num_timesteps})
@@ -572,6 +578,7 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         :raises ValueError: if it is negative
         """
         gradient_steps = as_count("gradient_steps", gradient_steps)
+        log_interval = None if log_interval is None else as_count("log_interval", log_interval, 1)
         arguments = {"gradient_steps": gradient_steps, "log_interval": log_interval, "tb_log_name": tb_log_name}
         self.run.call = ("pretrain", arguments)
         pretrain(self, gradient_steps, callback, log_interval, tb_log_name, progress_bar)
@@ -980,25 +987,38 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
             raise
 
     @classmethod
-    def load(  # type: ignore[override]
-        cls, path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any
+    def load(
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
     ) -> "Self":
         """
         Load a model; see SB3's ``BaseAlgorithm.load``.
 
         :param path: file that :meth:`save` wrote
         :param env: environment to train in, or its id
-        :param kwargs: SB3's further arguments, and constructor arguments to change
+        :param device: where networks live
+        :param custom_objects: objects that take the place of those in the file, by name
+        :param print_system_info: print the versions that the file was written with, and those of now
+        :param force_reset: whether to reset the environment before training
+        :param kwargs: constructor arguments to change
         :return: the model
         :raises TypeError: if a name in ``kwargs`` is none of them (SB3 would set it and ignore it)
         :raises ValueError: if an argument is out of its range, or would make other networks
         :raises ModelFileError: if the file is damaged, or holds another algorithm's model
         """
-        unknown = kwargs.keys() - inspect.signature(super().load).parameters.keys() - argument_names(cls)
+        # a file has its policy
+        unknown = kwargs.keys() - (argument_names(cls) - {"policy", "_init_setup_model"})
         if unknown:
             raise TypeError(f"{cls.__name__}.load() got unexpected arguments {sorted(unknown)}.")
         if env is not None:
             env = cls._wrap_env(maybe_make_env(env, 0), 0)
         if "stats_window_size" in kwargs:  # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        return load_model(super().load, path, env, cls, kwargs)
+        of_sb3 = {"custom_objects": custom_objects, "print_system_info": print_system_info, "force_reset": force_reset}
+        return load_model(super().load, path, env, cls, {"device": device, **of_sb3, **kwargs})

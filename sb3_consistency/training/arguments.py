@@ -156,7 +156,7 @@ class TrainingOptions(Options):
         alias="policy_kwargs", default=None, sb3=True, doc="arguments of the policy"
     )
     verbose: int = option(default=0, sb3=True, doc="0 for no output, 1 for logs, 2 for debugging")
-    seed: int | None = option(default=None, sb3=True, size=False, doc="seed of all random generators")
+    seed: int | None = option(default=None, sb3=True, size=False, low=0, high=2**32 - 1, doc="seed of all random generators")
     device_: th.device | str = option(alias="device", default="auto", sb3=True, stored=False, doc="where networks live")
     actor_learning_rate: float | Schedule | None = option(
         default=None,
