@@ -380,6 +380,35 @@ def test_returns_of_three_steps_where_the_buffer_has_them(cls, tmp_path):
     assert cls.load(tmp_path / "single", env="Pendulum-v1").n_steps == 1
 
 
+def steps_of(network):
+    return int(next(iter(network.optimizer.state.values()))["step"])
+
+
+@with_temperature
+@pytest.mark.parametrize(
+    ("kwargs", "period"),
+    [({}, 2), ({"policy_delay": 3}, 3), ({"policy_delay": 1}, 1), ({"exploration": "transport"}, 1), ({"ent_coef": 0}, 1)],
+)
+def test_from_scratch_the_actor_learns_at_every_second_step(cls, kwargs, period):
+    model = online_model(cls, **kwargs).learn(31)
+    assert (steps_of(model.critic), steps_of(model.actor)) == (model.n_updates, math.ceil(model.n_updates / period))
+    model.policy_delay = None
+    assert model.actor_period == (1 if kwargs.keys() & {"exploration", "ent_coef"} else 2)
+
+
+@with_temperature
+def test_after_data_the_actor_learns_at_every_step(cls, tmp_path):
+    model = loaded(cls, env="Pendulum-v1", learning_starts=10).pretrain(5).learn(30)
+    assert steps_of(model.actor) == steps_of(model.critic) == model.n_updates > 5
+    model = online_model(cls)
+    model.load_dataset(make_arrays(action_dim=1))  # what its first gradient step is, not what it was built for, decides
+    assert steps_of(model.pretrain(5).actor) == 5
+    # files of before have no such option, or a number
+    model.policy_delay = 1
+    model.save(tmp_path / "model")
+    assert cls.load(tmp_path / "model").policy_delay == 1
+
+
 @with_temperature
 def test_learning_rate_from_scratch(cls, tmp_path):
     cases = [

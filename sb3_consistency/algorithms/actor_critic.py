@@ -38,6 +38,8 @@ OFFLINE_LEARNING_RATE = 3e-3
 N_STEPS = 3
 #: of all networks: TD3's, of a policy from scratch that adds noise, and SAC's
 FROM_SCRATCH_LEARNING_RATE, LEARNING_RATE = 1e-3, 3e-4
+#: likewise
+FROM_SCRATCH_POLICY_DELAY, POLICY_DELAY = 2, 1
 
 
 class ActorCritic(CandidateOptions, GenerativeAlgorithm):
@@ -144,13 +146,14 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         fixed=True,
         doc='actor that supplies the next action: "ema" (its moving average) or "current"; with a temperature the current one',
     )
-    policy_delay: int = option(
-        default=1,
+    policy_delay: int | None = option(
+        default=None,
         low=1,
         before=1,
         size=False,
-        doc="gradient steps of the critics per one of the actor, as of TD3; ``gradient_steps=2, policy_delay=2`` trains the "
-        "critics twice per environment step, and the actor once",
+        doc="gradient steps of the critics per one of the actor, as of TD3; None for 2 of a policy that learns online from "
+        'scratch, with a temperature and ``exploration="gaussian"``, and else for 1. ``gradient_steps=2, policy_delay=2`` '
+        "trains the critics twice per environment step, and the actor once",
     )
     actor_ema_decay: float = option(default=0.995, low=0, high=1, doc="decay of that moving average per update")
     actor_ema_interval: int = option(default=1, low=1, doc="updates of the actor from one of its own to the next")
@@ -171,7 +174,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
         targets = {}
         if self.target_policy == "ema":
             # from scratch it is not asked for, and stays as it is; else it counts the actor's updates
-            moves = self.is_actors_turn and (self._n_updates // self.policy_delay + 1) % self.actor_ema_interval == 0
+            moves = self.is_actors_turn and (self._n_updates // self.actor_period + 1) % self.actor_ema_interval == 0
             share = 1 - self.actor_ema_decay if moves and not self.is_from_scratch else 0.0
             targets["actor_target"] = Follow(share, start=self.actor_ema_start)
         critic = Network(GenerativeCritic, {}, {"critic_target": Follow(self.tau, self.target_update_interval)})
@@ -191,7 +194,14 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     @property
     def is_actors_turn(self) -> bool:
         """Whether the present gradient step is one of the actor's, too."""
-        return self._n_updates % self.policy_delay == 0
+        return self._n_updates % self.actor_period == 0
+
+    @property
+    def actor_period(self) -> int:
+        """Gradient steps of the critics per one of the actor, at present."""
+        if self.policy_delay is None:
+            return FROM_SCRATCH_POLICY_DELAY if self.form == "squashed" else POLICY_DELAY
+        return self.policy_delay
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, TensorDict]:
         """
