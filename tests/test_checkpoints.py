@@ -180,8 +180,6 @@ def test_wrong_classes_and_environments(tmp_path):
         load_latest(tmp_path, env=gym.wrappers.TimeLimit(VectorEnv(), 5))
     with pytest.raises(ValueError, match="env: the interrupted run had an environment"):
         load_latest(tmp_path).resume()
-    with pytest.raises(ValueError, match=r"buffer_size can't be changed .* got 7\. load\(\) of .*model\.zip takes it"):
-        load_latest(tmp_path, env=VectorEnv(), buffer_size=7)
     with pytest.raises(ValueError, match="no interrupted run"):
         online_model()(VectorEnv()).resume()
     model = load_latest(tmp_path, env=VectorEnv()).resume()

@@ -22,9 +22,6 @@ from sb3_consistency.resume.run_state import (
     set_random_states,
 )
 
-#: what makes a replay buffer
-REPLAY_BUFFER_ARGUMENTS = {"buffer_size", "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage"}
-
 
 class Resumption:
     """
@@ -136,13 +133,7 @@ def load_checkpoint(cls: type[Any], checkpoint: Checkpoint, env: Any, device: An
     :param kwargs: as for ``load``
     :return: the model
     :raises CheckpointError: if it is another class's, or ``env`` is made differently
-    :raises ValueError: if ``kwargs`` ask for another replay buffer than the checkpoint's
     """
-    for name in sorted(REPLAY_BUFFER_ARGUMENTS & kwargs.keys()):
-        raise ValueError(
-            f"{name} can't be changed for a run that continues: its replay buffer is the checkpoint's, got {kwargs[name]!r}. "
-            f"load() of {checkpoint.file('model.zip')} takes it, and begins with an empty buffer."
-        )
     ours, theirs = f"{cls.__module__}:{cls.__qualname__}", checkpoint.manifest["class"]
     if ours != theirs:
         raise CheckpointError(f"folder: {checkpoint.path} is a checkpoint of {theirs}, not of {ours}: use that class.")
