@@ -1020,5 +1020,11 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
             env = cls._wrap_env(maybe_make_env(env, 0), 0)
         if "stats_window_size" in kwargs:  # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        of_sb3 = {"custom_objects": custom_objects, "print_system_info": print_system_info, "force_reset": force_reset}
-        return load_model(super().load, path, env, cls, {"device": device, **of_sb3, **kwargs})
+        of_sb3: dict[str, Any] = {
+            "custom_objects": custom_objects,
+            "print_system_info": print_system_info,
+            "force_reset": force_reset,
+        }
+        if device != "auto":  # what is not given is not told of in messages
+            of_sb3["device"] = device
+        return load_model(super().load, path, env, cls, {**of_sb3, **kwargs})
