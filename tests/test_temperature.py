@@ -520,3 +520,43 @@ def test_both_ways_are_used():
     left, right, mean = shares_of_goals(several_ways(TwoGoals(), 4_000))
     print(left, right, mean)
     assert min(left, right) >= 0.2 and mean > 5
+
+
+@with_temperature
+@pytest.mark.parametrize("exploration", ["gaussian", "transport"])
+def test_deterministic_actions_from_scratch_are_those_of_the_actors_average(cls, exploration, tmp_path):
+    obs = np.ones((4, 3), np.float32)
+    model = online_model(cls, exploration=exploration, learning_rate=1e-2).learn(60)
+
+    def actions_of(actor):
+        with th.no_grad():
+            return model.policy.unscale_action(actor(th.as_tensor(obs), deterministic=True).numpy())
+
+    average, current = actions_of(model.actor_target), actions_of(model.actor)
+    assert not np.allclose(average, current, atol=1e-3)
+    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], average)
+    exported = th.jit.load(model.export(tmp_path / "policy.pt"))
+    np.testing.assert_allclose(exported(th.as_tensor(obs)).detach(), average, rtol=1e-5)
+    model.deterministic_policy = "current"
+    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], current)
+    # offline a policy settles by itself: its learning rate falls to 0
+    offline = loaded(cls, env="Pendulum-v1").pretrain(5)
+    expected = offline.policy.unscale_action(offline.actor(th.as_tensor(obs), deterministic=True).detach().numpy())
+    np.testing.assert_array_equal(offline.predict(obs, deterministic=True)[0], expected)
+
+
+def test_the_average_that_acts_from_scratch_is_of_the_last_tenth(monkeypatch):
+    model, seen, step = online_model(learning_rate=1e-2), [], CPQL.gradient_step
+
+    def gradient_step(self, batch):
+        acts = self.is_actors_turn
+        metrics = step(self, batch)
+        seen.extend([self.actor.model.log_std[-1].bias.detach().clone()] if acts else [])
+        return metrics
+
+    monkeypatch.setattr(CPQL, "gradient_step", gradient_step)
+    model.learn(110)
+    assert len(seen) == 50
+    weights = th.arange(1, 51).float().pow(9)
+    expected = (weights / weights.sum()) @ th.stack(seen)
+    th.testing.assert_close(model.actor_target.model.log_std[-1].bias, expected, rtol=0.02, atol=1e-4)

@@ -15,7 +15,7 @@ from sb3_consistency.generative.model import GenerativeModel
 from sb3_consistency.generative.networks import in_float32
 from sb3_consistency.options import StepSchedule, at_step, option, redeclared
 from sb3_consistency.policies.modules import Follow, GenerativeCritic, Network
-from sb3_consistency.policies.policy import CandidateOptions
+from sb3_consistency.policies.policy import ACTORS, ActingOptions
 from sb3_consistency.training.algorithm import GenerativeAlgorithm
 from sb3_consistency.training.batches import Batch
 from sb3_consistency.training.temperature import TRANSPORT_RATE, Temperature
@@ -30,7 +30,6 @@ from sb3_consistency.values.losses import (
 )
 
 ACTOR_Q = ("random", "min", "mean")
-TARGET_POLICIES = ("ema", "current")
 MAX_Q_ACTIONS = 10
 #: of the actor; a fixed dataset bears more than moving experience, and needs it to be fitted precisely
 OFFLINE_LEARNING_RATE = 3e-3
@@ -40,9 +39,11 @@ N_STEPS = 3
 FROM_SCRATCH_LEARNING_RATE, LEARNING_RATE = 1e-3, 3e-4
 #: likewise
 FROM_SCRATCH_POLICY_DELAY, POLICY_DELAY = 2, 1
+#: of the actor's updates, which the weights of the average that acts from scratch grow with: most are the last tenth's
+AVERAGE_POWER = 9
 
 
-class ActorCritic(CandidateOptions, GenerativeAlgorithm):
+class ActorCritic(ActingOptions, GenerativeAlgorithm):
     r"""
     An actor that the critics raise and a reference holds, critics trained by temporal differences.
 
@@ -142,7 +143,7 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     )
     target_policy: str = option(
         default="ema",
-        one_of=TARGET_POLICIES,
+        one_of=ACTORS,
         fixed=True,
         doc='actor that supplies the next action: "ema" (its moving average) or "current"; with a temperature the current one',
     )
@@ -173,12 +174,19 @@ class ActorCritic(CandidateOptions, GenerativeAlgorithm):
     def networks(self) -> Mapping[str, Network]:
         targets = {}
         if self.target_policy == "ema":
-            # from scratch it is not asked for, and stays as it is; else it counts the actor's updates
-            moves = self.is_actors_turn and (self._n_updates // self.actor_period + 1) % self.actor_ema_interval == 0
-            share = 1 - self.actor_ema_decay if moves and not self.is_from_scratch else 0.0
-            targets["actor_target"] = Follow(share, start=self.actor_ema_start)
+            targets["actor_target"] = Follow(self._actor_share(), start=self.actor_ema_start)
         critic = Network(GenerativeCritic, {}, {"critic_target": Follow(self.tau, self.target_update_interval)})
         return {"actor": self.actor_network(**targets), "critic": critic}
+
+    def _actor_share(self) -> float:
+        """How far the actor's moving average moves in this gradient step."""
+        n_updates = self._n_updates // self.actor_period + 1
+        if not self.is_actors_turn or n_updates % self.actor_ema_interval:
+            return 0.0
+        if self.is_from_scratch:
+            # no target needs it, it acts: an average of the last tenth so far (Karras et al. 2024, section 3.1)
+            return 1 - (1 - 1 / n_updates) ** (AVERAGE_POWER + 1)
+        return 1 - self.actor_ema_decay
 
     def actor_network(self, **targets: Follow) -> Network:
         network = super().actor_network(**targets)

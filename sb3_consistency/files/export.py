@@ -18,6 +18,7 @@ from sb3_consistency.data.safe_file import replacing
 from sb3_consistency.envs.spaces import action_bounds
 from sb3_consistency.generative.networks import elementary_mish
 from sb3_consistency.policies.modules import ActingNetwork
+from sb3_consistency.policies.policy import GenerativePolicy
 from sb3_consistency.registry import how_to_install
 
 SUFFIXES = (".onnx", ".pt2", ".pt")
@@ -146,7 +147,8 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True, norm
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path: the suffix must be one of {SUFFIXES}, got {str(path)!r}.")
-    actor = getattr(model.policy, "actor", None)
+    policy = model.policy
+    actor = policy.acting(deterministic) if isinstance(policy, GenerativePolicy) else getattr(policy, "actor", None)
     if not isinstance(actor, ActingNetwork):
         raise ValueError(f"model: {type(model).__name__} has no generative actor; other libraries' can't be exported.")
     if not model.can_act:
@@ -161,8 +163,8 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True, norm
             "environment: load it with env=VecNormalize.load('vecnormalize.pkl', venv), whose statistics go into the file; or "
             "pass normalized_input=True, and give the file normalised observations."
         )
-    policy = ExportedPolicy(actor, model.get_vec_normalize_env(), deterministic)
-    names = [*policy.input_names(), policy.output_name]
+    exported = ExportedPolicy(actor, model.get_vec_normalize_env(), deterministic)
+    names = [*exported.input_names(), exported.output_name]
     repeated = [name for name in names if names.count(name) > 1]
     if path.suffix == ".onnx" and repeated:
         raise ValueError(
@@ -174,12 +176,12 @@ def export_policy(model: Any, path: str | Path, deterministic: bool = True, norm
     try:
         with th.no_grad():
             # without gradients: the file keeps this, and its outputs are plain numbers where no_grad() is not around
-            policy.cpu().eval().requires_grad_(False)
+            exported.cpu().eval().requires_grad_(False)
             # two rows: a batch of one would be taken for a constant; one call first, to make what is made only once
-            inputs = policy.example_inputs(2)
-            policy(*inputs)
+            inputs = exported.example_inputs(2)
+            exported(*inputs)
             with replacing(path) as temporary:
-                _write(policy, inputs, path.suffix, temporary)
+                _write(exported, inputs, path.suffix, temporary)
     finally:
         actor.to(device).train(training)
         for parameter in learned:

@@ -113,6 +113,10 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
         return self.form != "plain"
 
     @property
+    def is_from_scratch(self) -> bool:
+        return self.form in ("squashed", "transport")
+
+    @property
     def n_added(self) -> int:
         return int(self.form in ("added", "squashed"))
 
@@ -205,7 +209,7 @@ class ExploringModel(ExplorationOptions, ConsistencyModel):
         return self.spread(actions, noise[-1], cond).actions if self.n_added else actions
 
     def noise_shape(self, batch_size: int, n_steps: int | None = None) -> tuple[int, ...]:
-        passes, *rest = super().noise_shape(batch_size, 1 if self.form in ("squashed", "transport") else n_steps)
+        passes, *rest = super().noise_shape(batch_size, 1 if self.is_from_scratch else n_steps)
         return passes + self.n_added, *rest
 
     def exploring_noise_shape(self, batch_size: int) -> tuple[int, ...]:

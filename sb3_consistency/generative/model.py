@@ -81,6 +81,11 @@ class GenerativeModel(Options, nn.Module):
         return False
 
     @property
+    def is_from_scratch(self) -> bool:
+        """Whether it explores, and learned online from scratch."""
+        return False
+
+    @property
     def n_added(self) -> int:
         """How many draws of the noise, the last ones, are added to the action: deterministic actions are without them."""
         return 0

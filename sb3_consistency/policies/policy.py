@@ -37,6 +37,7 @@ from sb3_consistency.policies.modules import (
 )
 from sb3_consistency.values.losses import choose_candidate, gumbel_noise, pessimistic_value
 
+ACTORS = ("ema", "current")
 CANDIDATE_SELECTIONS = ("softmax", "argmax")
 #: candidates that are evaluated together: more rows need more memory, and leave the cache
 MAX_CANDIDATE_ROWS = 2**13
@@ -268,9 +269,16 @@ class NetworksPolicy(Options, BasePolicy):
         return True
 
 
-class CandidateOptions(Options):
-    """How one of several candidate actions is picked by its value."""
+class ActingOptions(Options):
+    """Which actor acts, and how one of several candidate actions is picked by its value."""
 
+    deterministic_policy: str = option(
+        default="ema",
+        one_of=ACTORS,
+        before="current",
+        doc='actor of deterministic actions, of a policy that learned online from scratch: "ema" (the average of its last '
+        'tenth of training, where ``target_policy="ema"`` keeps one) or "current"; others take the current one',
+    )
     n_candidates: int | None = option(
         default=1,
         low=1,
@@ -293,11 +301,11 @@ class CandidateOptions(Options):
     candidate_temperature: float = option(default=1.0, above=0, doc="temperature of the softmax")
 
 
-class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolicy, NetworksPolicy):
+class GenerativePolicy(ActingOptions, NoiseOptions, CriticOptions, ChunkPolicy, NetworksPolicy):
     """
     Policy of the generative algorithms: actor, its moving averages, critics and value network, as far as asked for.
 
-    What the algorithm has options for (``networks``, those of :class:`CandidateOptions` and of
+    What the algorithm has options for (``networks``, those of :class:`ActingOptions` and of
     :class:`~sb3_consistency.policies.chunks.ChunkOptions`) it passes itself, and its part of ``model_kwargs``;
     ``policy_kwargs`` holds the rest.
 
@@ -305,6 +313,7 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
     """
 
     actor: GenerativeActor = option(init=False)
+    actor_target: GenerativeActor = option(init=False)
     critic: GenerativeCritic = option(init=False)
     critic_target: GenerativeCritic = option(init=False)
     value: ValueNetwork = option(init=False)
@@ -400,6 +409,14 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
         seen = history if self.history > 1 else map_observations(lambda x: x[:, 0], history)
         return self._choose(seen, deterministic).unflatten(1, self.plan_shape)
 
+    def acting(self, deterministic: bool) -> GenerativeActor:
+        """
+        :param deterministic: whether to act deterministically
+        :return: the actor that does so, see ``deterministic_policy``
+        """
+        averages = deterministic and self.deterministic_policy == "ema" and self.actor.model.is_from_scratch
+        return self.actor_target if averages and "actor_target" in self.structure["actor"].targets else self.actor
+
     def _choose(self, observation: PyTorchObs, deterministic: bool) -> th.Tensor:
         """Chunks of scaled actions, (B, H A), for observations, (B, ...) or (B, h, ...)."""
         n_candidates = self.n_eval_candidates if deterministic else self.n_candidates
@@ -407,7 +424,7 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
             has_choice = "critic" in self.structure and not self.actor.model.explores
             n_candidates = N_CANDIDATES if has_choice else 1
         if n_candidates == 1:
-            return self.actor(observation, deterministic)
+            return self.acting(deterministic)(observation, deterministic)
         noise = self.actor.fixed_noise(n_candidates, self.device) if deterministic else None
         choose = self._compiled_choice or self._best_candidate
         at_once = max(1, MAX_CANDIDATE_ROWS // n_candidates)
@@ -424,14 +441,15 @@ class GenerativePolicy(CandidateOptions, NoiseOptions, CriticOptions, ChunkPolic
         self._compiled_choice = Compiled(self._best_candidate, "the choice among candidates") if compile else None
 
     def _best_candidate(self, observation: PyTorchObs, n_candidates: int, noise: th.Tensor | None) -> th.Tensor:
-        """Draw candidates from the current actor, choose by the least of the target critics (Ding & Jin, code)."""
-        features = self.actor.features(observation)
+        """Draw candidates from the actor, choose by the least of the target critics (Ding & Jin, code)."""
+        actor = self.acting(noise is not None)
+        features = actor.features(observation)
         batch_size = features.shape[0]
         features = features.repeat_interleave(n_candidates, dim=0)
         if noise is not None:
-            actions = self.actor.model.sample(noise.repeat(1, batch_size, 1), features)
+            actions = actor.model.sample(noise.repeat(1, batch_size, 1), features)
         else:
-            actions = self.actor.sample(features)
+            actions = actor.sample(features)
         critic_features = self.critic_target.features(observation).repeat_interleave(n_candidates, dim=0)
         values = pessimistic_value(self.critic_target.q_networks(critic_features, actions)).view(batch_size, n_candidates)
         greedy = noise is not None or self.candidate_selection == "argmax"
