@@ -241,7 +241,23 @@ def test_online_scores_are_relative_to_sac_and_to_chance(options, tmp_path):
     assert cells[4] == "3" and cells[5] == "20.00"  # 0.6 s in 30 steps
     # of Hopper's evaluations, 10 10 10 210 210 210, three in a row are above 110 on average at 25 of 30 steps
     assert cells[6] == "0.83 [0.83, 0.83]"
+    by_environment = text[text.index("By environment") :]
+    (row,) = re.findall(r"\| Hopper-v5 +\| CPQL +\| (.*) \|", by_environment)
+    assert [cell.strip() for cell in row.split("|")][::2] == ["210 [210, 210]", "110 [110, 110]", "1.00"]
+    assert [cell.strip() for cell in row.split("|")][1::2] == ["100 [100, 100]", "0 [0, 0]"]
     assert (tmp_path / "online_30_2_10_normalised.png").stat().st_size > 5000
+
+
+def test_the_report_tells_of_the_seed_that_kept_least(tmp_path):
+    for seed in range(2):
+        add(tmp_path, online_run("SAC", "Hopper-v5", seed, 110.0))
+        # of seed 1 410 410 410 10 10 10, and 110 above chance in the end
+        add(tmp_path, online_run("CPQL", "Hopper-v5", seed, 110.0, area=260.0 if seed else None))
+    text = write_report(tmp_path).read_text()
+    assert re.findall(r"\| Hopper-v5 +\| (\w+) .*\| (\S+) +\|", text[text.index("By environment") :]) == [
+        ("SAC", "1.00"),
+        ("CPQL", "0.25"),
+    ]
 
 
 def test_options_in_another_order_are_the_same(tmp_path):

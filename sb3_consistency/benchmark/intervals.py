@@ -238,6 +238,20 @@ def _returns(run: Run) -> list[float]:
     return [point["return"] for point in run["curve"]]
 
 
+def _means_in_a_row(returns: list[float]) -> np.ndarray:
+    """Means of so many evaluations in a row as make a final return."""
+    window = min(LAST, len(returns))
+    return np.convolve(returns, np.full(window, 1 / window), "valid")
+
+
+def best_return(run: Run) -> float:
+    """
+    :param run: record of a run
+    :return: highest mean return of so many evaluations in a row as make the final one
+    """
+    return float(_means_in_a_row(_returns(run)).max())
+
+
 def final_return(run: Run) -> float:
     """
     :param run: record of a run
@@ -261,9 +275,9 @@ def cpu_seconds_to(run: Run, wanted: float) -> float:
     :return: CPU time until the mean of the last few evaluations reaches it; twice the whole run's where it never does
     """
     returns = _returns(run)
-    window = min(LAST, len(returns))
-    reached = np.flatnonzero(np.convolve(returns, np.ones(window), "valid") >= window * wanted)
-    share = run["curve"][reached[0] + window - 1]["step"] / run["online_steps"] if len(reached) else 2.0
+    means = _means_in_a_row(returns)
+    reached = np.flatnonzero(means >= wanted)
+    share = run["curve"][reached[0] + len(returns) - len(means)]["step"] / run["online_steps"] if len(reached) else 2.0
     return float(share * run["online_cpu_seconds"])
 
 

@@ -1,16 +1,18 @@
 """The online suite over several environments: scores relative to SAC, and what a step costs."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sb3_consistency.benchmark.drawing import markdown, save, with_interval
+from sb3_consistency.benchmark.drawing import format_number, markdown, save, with_interval
 from sb3_consistency.benchmark.intervals import (
     LAST,
     Reference,
     Run,
     area_under_curve,
+    best_return,
     common_seeds,
     cpu_seconds_to,
     display_names,
@@ -75,10 +77,35 @@ def online_sections(runs: list[Run], folder: Path, stem: str) -> list[str]:
         f"in whole runs of SAC: until the mean of {LAST} evaluations is as high, and where it never is, twice the whole run."
     )
     parts = ["### Relative to SAC", text, markdown(rows), f"![relative to SAC]({stem}_normalised.png)"]
+    parts += _by_environment({key: of_label(runs, key) for key in wanted}, names, sac, known)
     parts += left_out_of_means(runs, wanted)
     if left_out:
         parts.append(f"Left out: {', '.join(left_out)} (no run of SAC, no return of a random policy, or SAC learned nothing).")
     return parts
+
+
+def _by_environment(
+    runs: dict[str, list[Run]], names: dict[str, str], sac: str | None, known: dict[str, Reference]
+) -> list[str]:
+    rows = []
+    for place, reference in known.items():
+        for key, mine in runs.items():
+            row = {"environment": place, "algorithm": names[key]}
+            for title, measure in {"final": final_return, "area": area_under_curve}.items():
+                returns = grouped(mine, measure, [place])
+                row[title] = with_interval(estimate(returns), 0)
+                against = [] if sac in (None, key) else grouped(runs[str(sac)], measure, [place])
+                row[f"{title}: minus SAC's"] = with_interval(estimate(returns, against), 0) if against else ""
+            ends = [
+                (reference.score(final_return(run)), reference.score(best_return(run))) for run in mine if run["data"] == place
+            ]
+            row["least kept"] = format_number(min((end / best for end, best in ends if best > 0), default=math.nan), 2)
+            rows.append(row)
+    text = (
+        f"Returns, means over the seeds. Kept is the final return's share of the best mean of {LAST} evaluations in a row, "
+        "both above the random policy's."
+    )
+    return ["### By environment", text, markdown(rows)]
 
 
 def _timed(run: Run) -> bool:
