@@ -160,7 +160,7 @@ def test_exporting_makes_folders_and_leaves_the_model_as_it_was(tmp_path):
 
 def test_bounds_of_more_digits_than_the_file_has(tmp_path):
     space = spaces.Box(np.array([-0.1, 0.3]), np.array([0.1, 0.7]), dtype=np.float64)
-    model = CPQL("MlpPolicy", VectorEnv(action_space=space), **SMALL)
+    model = CPQL("MlpPolicy", VectorEnv(action_space=space), deterministic_policy="current", **SMALL)
     with th.no_grad():
         model.actor.model.network.layers[-1].weight.mul_(10_000)  # nearly every action at a bound
     obs = th.as_tensor(np.random.default_rng(0).uniform(-1, 1, (200, 3)).astype(np.float32))
