@@ -39,7 +39,7 @@ N_STEPS = 3
 FROM_SCRATCH_LEARNING_RATE, LEARNING_RATE = 1e-3, 3e-4
 #: likewise
 FROM_SCRATCH_POLICY_DELAY, POLICY_DELAY = 2, 1
-#: of the actor's updates, which the weights of the average that acts from scratch grow with: most are the last tenth's
+#: of the number of its moves, which the weights of the average that acts from scratch grow with: most are the last tenth's
 AVERAGE_POWER = 9
 
 
@@ -180,12 +180,12 @@ class ActorCritic(ActingOptions, GenerativeAlgorithm):
 
     def _actor_share(self) -> float:
         """How far the actor's moving average moves in this gradient step."""
-        n_updates = self._n_updates // self.actor_period + 1
-        if not self.is_actors_turn or n_updates % self.actor_ema_interval:
+        n_moves, rest = divmod(self._n_updates // self.actor_period + 1, self.actor_ema_interval)
+        if not self.is_actors_turn or rest:
             return 0.0
         if self.is_from_scratch:
             # no target needs it, it acts: an average of the last tenth so far (Karras et al. 2024, section 3.1)
-            return 1 - (1 - 1 / n_updates) ** (AVERAGE_POWER + 1)
+            return 1 - (1 - 1 / n_moves) ** (AVERAGE_POWER + 1)
         return 1 - self.actor_ema_decay
 
     def actor_network(self, **targets: Follow) -> Network:
