@@ -72,7 +72,8 @@ class ActorCritic(ActingOptions, GenerativeAlgorithm):
         a &= \tanh(F(z, s) + \sigma(s)\, \epsilon), \qquad L = w \log \pi(a | s, z) - \eta\, Q(s, a) \\
         y &= r + \gamma (1 - d) (\min_j Q'_j(s', a') - w \log \pi(a' | s', z')), \quad a' \sim \pi(s')
 
-    Source: Haarnoja et al. 2018 (SAC). With ``exploration="transport"`` the noise is carried from scratch instead, as little
+    Source: Haarnoja et al. 2018 (SAC). Deterministic actions are those of the actor's moving average, over the last tenth of
+    training (Karras et al. 2024). With ``exploration="transport"`` the noise is carried from scratch instead, as little
     as the values allow. A cost takes the place of the log-probability:
 
     .. math::
