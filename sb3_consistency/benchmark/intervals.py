@@ -241,7 +241,7 @@ def _returns(run: Run) -> list[float]:
 def _means_in_a_row(returns: list[float]) -> np.ndarray:
     """Means of so many evaluations in a row as make a final return."""
     window = min(LAST, len(returns))
-    return np.convolve(returns, np.full(window, 1 / window), "valid")
+    return np.convolve(returns, np.ones(window), "valid") / window
 
 
 def best_return(run: Run) -> float:
