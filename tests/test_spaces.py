@@ -77,7 +77,8 @@ def test_channels_come_first(cls, channels_last):
     stored = model.replay_buffer.observations[:12, 0]
     assert stored.dtype == np.uint8 and (stored[:, 0] == 255).all() and (stored[:, 1:] == 0).all()
     seen = []
-    model.policy.acting(deterministic=True).features_extractor.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    acting = model.policy.acting(deterministic=True)
+    acting.features_extractor.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     action, _ = model.predict(ImageEnv(channels_last).image(), deterministic=True)
     assert action.shape == (2,) and seen[0][0, 0].unique().tolist() == [1.0]  # divided by 255
 
