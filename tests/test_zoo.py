@@ -696,8 +696,9 @@ def test_hyperparameters_that_can_not_be_are_told_without_a_traceback(tmp_path, 
     import optuna
 
     command = ["train", "--algo", "cpql", "--env", "Pendulum-v1", "-n", 10, "-f", tmp_path / "logs", "--eval-freq", -1]
-    zoo(*command, "-params", "etta:1", status=1)
-    assert "unexpected argument 'etta'" in capsys.readouterr().err
+    for words in ([], ["-optimize", "--n-trials", 1]):
+        zoo(*command, *words, "-params", "etta:1", status=1)
+        assert "unexpected argument 'etta'" in capsys.readouterr().err
     zoo(*command, "-params", "pretrain_steps:10.5", status=1)
     assert "pretrain_steps must be an integer, got 10.5" in capsys.readouterr().err
     monkeypatch.setattr(CPQL, "learn", lambda *args, **kwargs: int([]))

@@ -51,12 +51,21 @@ def default_config(algo: str, offline: bool) -> Path:
     return path if path.is_file() else folder / "default.yml"
 
 
-class ZooLoading:
+class ZooModel:
     """
-    Loads models as the zoo's ``enjoy``, ``record_video`` and ``push_to_hub`` need it.
+    Makes and loads models as the zoo's commands need it.
 
-    For SB3's own off-policy algorithms these pass ``buffer_size=1``; all others would get a full replay buffer.
+    Tuning makes a model of every trial, where a TypeError would end in a traceback. For SB3's own off-policy algorithms
+    ``enjoy``, ``record_video`` and ``push_to_hub`` pass ``buffer_size=1``; all others would get a full replay buffer.
+
+    :raises ValueError: in place of the TypeErrors of the constructor
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
 
     @classmethod
     def load(cls, path: Any, env: Any = None, buffer_size: int | None = 1, **kwargs: Any) -> Any:
@@ -114,10 +123,10 @@ def _saved_buffer_size(path: Any) -> int | None:
 def zoo_class(key: str) -> type[Any]:
     """
     :param key: key of an algorithm of this package
-    :return: its class with :class:`ZooLoading`, under the same name
+    :return: its class with :class:`ZooModel`, under the same name
     """
     cls = getattr(sb3_consistency, algorithm_names()[key])
-    return type(cls.__name__, (ZooLoading, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    return type(cls.__name__, (ZooModel, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
 def register() -> None:
