@@ -27,8 +27,7 @@ DOCS = Path(__file__).parent
 RECORDS, RESULTS = DOCS / "notebook" / "records", DOCS / "results"
 SPEED_OPTIONS = {"compile", "precision"}
 #: (suite, algorithm) -> a day, and what runs before it had to be told to have today's defaults; other runs are the notebook's.
-#: These act deterministically by the actor itself: those by its average, today's, are not complete (labs/averaged_actor.py)
-TOLD_BEFORE = {("online", "CPQL"): ("2026-12-03", {"policy_delay": 2})}
+TOLD_BEFORE = {("online", "CPQL"): ("2026-12-03", {"policy_delay": 2, "deterministic_policy": "ema"})}
 DATA = "0.6"
 MUJOCO = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
 
