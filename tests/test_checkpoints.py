@@ -178,6 +178,8 @@ def test_wrong_classes_and_environments(tmp_path):
         load_latest(tmp_path, env=DummyVecEnv([VectorEnv, VectorEnv]))
     with pytest.raises(CheckpointError, match=r"Monitor of VectorEnv.*TimeLimit"):
         load_latest(tmp_path, env=gym.wrappers.TimeLimit(VectorEnv(), 5))
+    with pytest.raises(ValueError, match="buffer_size: a run goes on with the buffer that it has"):
+        load_latest(tmp_path, env=VectorEnv(), buffer_size=10)
     with pytest.raises(ValueError, match="env: the interrupted run had an environment"):
         load_latest(tmp_path).resume()
     with pytest.raises(ValueError, match="no interrupted run"):

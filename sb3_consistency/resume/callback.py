@@ -133,7 +133,10 @@ def load_checkpoint(cls: type[Any], checkpoint: Checkpoint, env: Any, device: An
     :param kwargs: as for ``load``
     :return: the model
     :raises CheckpointError: if it is another class's, or ``env`` is made differently
+    :raises ValueError: if ``buffer_size`` is given
     """
+    if kwargs.get("buffer_size") is not None:
+        raise ValueError("buffer_size: a run goes on with the buffer that it has; leave it out of load_latest().")
     ours, theirs = f"{cls.__module__}:{cls.__qualname__}", checkpoint.manifest["class"]
     if ours != theirs:
         raise CheckpointError(f"folder: {checkpoint.path} is a checkpoint of {theirs}, not of {ours}: use that class.")
