@@ -168,6 +168,7 @@ def load_latest(folder: str | os.PathLike[str], env: Any = None, device: Any = "
     :param kwargs: as for ``load``
     :return: the model
     :raises CheckpointError: if there is no intact checkpoint, its class can't be found, or ``env`` is made differently
+    :raises ValueError: if ``buffer_size`` is given: the run goes on with the buffer that it has
     """
     checkpoint = latest_checkpoint(folder)
     module, _, name = checkpoint.manifest["class"].partition(":")

@@ -817,6 +817,7 @@ class GenerativeAlgorithm(ChunkOptions, TrainingOptions, OffPolicyAlgorithm):
         :param kwargs: as for :meth:`load`; with changed hyperparameters the run is no longer the uninterrupted one
         :return: the model
         :raises CheckpointError: if there is no intact checkpoint, it is another class's, or ``env`` is made differently
+        :raises ValueError: if ``buffer_size`` is given: the run goes on with the buffer that it has
         """
         from sb3_consistency.resume.callback import load_checkpoint
         from sb3_consistency.resume.folder import latest_checkpoint
