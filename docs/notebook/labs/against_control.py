@@ -1,0 +1,32 @@
+"""
+CPQL, the control (SB3's SAC with its critics and returns) and SAC after 100,000 steps, of the runs in records/online:
+differences of interquartile means over MuJoCo's environments and the seeds, in units of SAC's final score, with intervals.
+
+    python docs/notebook/labs/against_control.py
+"""
+
+import sys
+from pathlib import Path
+
+from sb3_consistency.benchmark.intervals import area_under_curve, estimate, final_return, grouped, references
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import figures
+
+RUNS = [run for run in figures.records("online") if run["online_steps"] == 100_000 and run["data"] in figures.MUJOCO]
+CONTROL = {"algo": "LayerNormSAC", "options": "{'n_steps': 3}"}
+kinds = {
+    "CPQL": [run for run in RUNS if run["algo"] == "CPQL" and figures.by_default(run)],
+    "control": [run for run in RUNS if run.items() >= CONTROL.items()],
+    "SAC": [run for run in RUNS if run["algo"] == "SAC" and figures.by_default(run)],
+}
+known = references(kinds["SAC"])
+for name, value in (("last three", final_return), ("area", area_under_curve)):
+    groups = {
+        kind: grouped(runs, lambda run, value=value: known[run["data"]].score(value(run)), figures.MUJOCO)
+        for kind, runs in kinds.items()
+    }
+    for kind, other in (("CPQL", "control"), ("control", "SAC"), ("CPQL", "SAC")):
+        mean, low, high = estimate(groups[kind], groups[other])
+        n_seeds = [len(groups[x][0]) for x in (kind, other)]
+        print(f"{name}, {kind} - {other}: {mean:.2f} [{low:.2f}, {high:.2f}], seeds {n_seeds}")
