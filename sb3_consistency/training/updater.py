@@ -141,7 +141,7 @@ class Updater:
 
     def check(self, n_updates: int, hint: str = "") -> None:
         """
-        Look at all steps since the last look: the only place where the host waits for them.
+        Look at all steps since the last look; between two looks the host waits for none of them.
 
         :param n_updates: number of updates so far
         :param hint: end of the message
@@ -188,7 +188,7 @@ class RunningMeans:
 
     def read(self) -> dict[str, float]:
         """
-        The one host-device synchronisation of a call.
+        Waits for the device: to be read once, when all steps are under way.
 
         :return: the means so far
         """
