@@ -43,6 +43,16 @@ FROM_SCRATCH_POLICY_DELAY, POLICY_DELAY = 2, 1
 AVERAGE_POWER = 9
 
 
+def last_tenth_share(n_moves: int) -> float:
+    """
+    Makes an average of the last tenth so far, at any time (Karras et al. 2024, section 3.1).
+
+    :param n_moves: number of moves of a moving average, the present one included
+    :return: how far it moves
+    """
+    return 1 - (1 - 1 / n_moves) ** (AVERAGE_POWER + 1)
+
+
 class ActorCritic(ActingOptions, GenerativeAlgorithm):
     r"""
     An actor that the critics raise and a reference holds, critics trained by temporal differences.
@@ -185,8 +195,7 @@ class ActorCritic(ActingOptions, GenerativeAlgorithm):
         if not self.is_actors_turn or rest:
             return 0.0
         if self.is_from_scratch:
-            # no target needs it, it acts: an average of the last tenth so far (Karras et al. 2024, section 3.1)
-            return 1 - (1 - 1 / n_moves) ** (AVERAGE_POWER + 1)
+            return last_tenth_share(n_moves)  # no target needs the average, it acts
         return 1 - self.actor_ema_decay
 
     def actor_network(self, **targets: Follow) -> Network:

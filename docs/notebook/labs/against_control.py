@@ -1,6 +1,7 @@
 """
-CPQL, the control (SB3's SAC with its critics and returns) and SAC after 100,000 steps, of the runs in records/online:
-differences of interquartile means over MuJoCo's environments and the seeds, in units of SAC's final score, with intervals.
+CPQL, the control (SB3's SAC with its critics and returns) and SAC after 100,000 steps, of the runs in records/online: what
+the suite's report, and `make figures`, do not tell. Differences of interquartile means over MuJoCo's environments and the
+seeds, in units of SAC's final score, with intervals.
 
     python docs/notebook/labs/against_control.py
 """
@@ -8,6 +9,7 @@ differences of interquartile means over MuJoCo's environments and the seeds, in 
 import sys
 from pathlib import Path
 
+from sb3_consistency.benchmark.drawing import with_interval
 from sb3_consistency.benchmark.intervals import area_under_curve, estimate, final_return, grouped, references
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -26,7 +28,5 @@ for name, value in (("last three", final_return), ("area", area_under_curve)):
         kind: grouped(runs, lambda run, value=value: known[run["data"]].score(value(run)), figures.MUJOCO)
         for kind, runs in kinds.items()
     }
-    for kind, other in (("CPQL", "control"), ("control", "SAC"), ("CPQL", "SAC")):
-        mean, low, high = estimate(groups[kind], groups[other])
-        n_seeds = [len(groups[x][0]) for x in (kind, other)]
-        print(f"{name}, {kind} - {other}: {mean:.2f} [{low:.2f}, {high:.2f}], seeds {n_seeds}")
+    for kind, other in (("CPQL", "control"), ("control", "SAC")):
+        print(f"{name}, {kind} - {other}:", with_interval(estimate(groups[kind], groups[other]), 2))

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_consistency import CPQL, make_env, open_dataset
-from sb3_consistency.algorithms.actor_critic import AVERAGE_POWER
+from sb3_consistency.algorithms.actor_critic import last_tenth_share
 
 OPTIONS = {"bc_loss": "distill", "alpha": 3.0, "n_steps": 5, "gamma": 0.997, "compile": True, "precision": "bf16"}
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,13 +32,14 @@ class Averages(BaseCallback):
 
     def _on_training_start(self):
         self.average = copy.deepcopy(self.model.policy.actor)
-        self.env = make_vec_env(lambda: make_env(open_dataset(args.data).make_env()), n_envs=args.episodes, seed=args.seed)
+        source = open_dataset(args.data)
+        self.env = make_vec_env(lambda: make_env(source.make_env()), n_envs=args.episodes, seed=args.seed)
 
     def _on_step(self):
         n, policy = self.n_calls, self.model.policy
         own = [*policy.actor.parameters()]
         with th.no_grad():
-            th._foreach_lerp_([*self.average.parameters()], own, 1 - (1 - 1 / n) ** (AVERAGE_POWER + 1))
+            th._foreach_lerp_([*self.average.parameters()], own, last_tenth_share(n))
         if n % args.every == 0:
             actor, told = policy.actor, [n]
             for network in (actor, policy.actor_target, self.average):
