@@ -30,6 +30,7 @@ SPEED_OPTIONS = {"compile", "precision"}
 TOLD_BEFORE = {("online", "CPQL"): ("2026-12-03", {"policy_delay": 2, "deterministic_policy": "ema"})}
 DATA = "0.6"
 MUJOCO = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
+BOX2D = ("LunarLanderContinuous-v3", "BipedalWalker-v3")
 
 
 def records(suite: str, name: str = "runs.jsonl") -> list[dict[str, Any]]:
@@ -170,8 +171,8 @@ def from_scratch(env: str, steps: int) -> tuple[list[int], dict[str, np.ndarray]
 
 def online() -> None:
     """Learning curves from scratch, and the mean of their last three points."""
-    tasks = [("Pendulum-v1", 8_000), *((env, 100_000) for env in MUJOCO)]
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
+    tasks = [("Pendulum-v1", 8_000), *((env, 100_000) for env in (*MUJOCO, *BOX2D))]
+    figure, axes = plt.subplots(2, 4, figsize=(14, 6.4), layout="constrained")
     axes.flat[-1].set_visible(False)
     for axis, (env, steps) in zip(axes.flat, tasks, strict=False):
         x, curves = from_scratch(env, steps)
