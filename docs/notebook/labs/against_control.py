@@ -10,26 +10,22 @@ import sys
 from pathlib import Path
 
 from sb3_consistency.benchmark.drawing import with_interval
-from sb3_consistency.benchmark.intervals import area_under_curve, estimate, final_return, grouped, references
+from sb3_consistency.benchmark.intervals import area_under_curve, common_seeds, estimate, final_return, grouped, references
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import figures
 
 RUNS = [run for run in figures.records("online") if run["online_steps"] == 100_000 and run["data"] in figures.MUJOCO]
 CONTROL = {"algo": "LayerNormSAC", "options": "{'n_steps': 3}"}
-kinds = {
-    "CPQL": [run for run in RUNS if run["algo"] == "CPQL" and figures.by_default(run)],
-    "control": [run for run in RUNS if run.items() >= CONTROL.items()],
-    "SAC": [run for run in RUNS if run["algo"] == "SAC" and figures.by_default(run)],
-    "TQC": [run for run in RUNS if run["algo"] == "TQC" and figures.by_default(run)],
-}
-seeds = {run["seed"] for run in kinds["TQC"]}
-kinds["CPQL, as TQC"] = [run for run in kinds["CPQL"] if run["seed"] in seeds]
+kinds = {name: [run for run in RUNS if run["algo"] == name and figures.by_default(run)] for name in ("CPQL", "SAC", "TQC")}
+kinds["control"] = [run for run in RUNS if run.items() >= CONTROL.items()]
+tqcs_seeds = common_seeds(kinds["TQC"], set(figures.MUJOCO))
+kinds["CPQL on TQC's seeds"] = [run for run in kinds["CPQL"] if run["seed"] in tqcs_seeds]
 known = references(kinds["SAC"])
 for name, value in (("last three", final_return), ("area", area_under_curve)):
     groups = {
         kind: grouped(runs, lambda run, value=value: known[run["data"]].score(value(run)), figures.MUJOCO)
         for kind, runs in kinds.items()
     }
-    for kind, other in (("CPQL", "control"), ("control", "SAC"), ("CPQL, as TQC", "TQC")):
+    for kind, other in (("CPQL", "control"), ("control", "SAC"), ("CPQL on TQC's seeds", "TQC")):
         print(f"{name}, {kind} - {other}:", with_interval(estimate(groups[kind], groups[other]), 2))
