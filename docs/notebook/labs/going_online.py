@@ -4,6 +4,7 @@ What CPQL does in its first steps online after an offline phase; the phase is tr
     python docs/notebook/labs/going_online.py pretrain zoo/halfcheetah/medium-v0 model.zip
     python docs/notebook/labs/going_online.py online zoo/halfcheetah/medium-v0 model.zip --rate 3e-5
     python docs/notebook/labs/going_online.py online zoo/halfcheetah/medium-v0 model.zip --alpha 0.1 --steps 20000
+    python docs/notebook/labs/going_online.py online zoo/halfcheetah/medium-v0 model.zip --frozen 2000 --steps 10000
 """
 
 import argparse
@@ -27,6 +28,7 @@ parser.add_argument("--rate", type=float, help="the actor's learning rate online
 parser.add_argument("--alpha", type=float, help="what the weight of cloning falls to, in a straight line over the steps online")
 parser.add_argument("--options", type=ast.literal_eval, default={}, help="others of the model, as a dict")
 parser.add_argument("--warm", type=int, default=0, help="steps online before --alpha and --options")
+parser.add_argument("--frozen", type=int, default=0, help="steps online before the first gradient step (WSRL's warm-up)")
 args = parser.parse_args()
 n_steps = args.steps or (20_000 if args.phase == "pretrain" else 8_000)
 th.set_num_threads(1)
@@ -54,6 +56,8 @@ class Arm(BaseCallback):
     """From --warm on: the options, and the weight of cloning that falls."""
 
     def _on_step(self):
+        if self.n_calls == args.frozen + 1:
+            self.model.gradient_steps = 1
         if self.n_calls == args.warm + 1:
             for name, value in args.options.items():
                 setattr(self.model, name, value)
@@ -70,5 +74,6 @@ else:
     model = CPQL.load(args.model, env=env)
     model.load_dataset(args.dataset)
     model.actor_learning_rate = args.rate
+    model.gradient_steps = 0
     model.learn(n_steps, callback=[Arm(), Curve(1_000)], reset_num_timesteps=False)
 print("at the end", round(evaluate(model, eval_env, job, True).value))
