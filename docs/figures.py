@@ -26,10 +26,11 @@ from sb3_consistency.registry import colour_of
 DOCS = Path(__file__).parent
 RECORDS, RESULTS = DOCS / "notebook" / "records", DOCS / "results"
 SPEED_OPTIONS = {"compile", "precision"}
-#: (suite, algorithm) -> a day, and what runs before it had to be told to have today's defaults; other runs are the notebook's.
-TOLD_BEFORE = {
+#: (suite, algorithm) -> a day, and what runs before it had to be told to have today's defaults (None: they can't have them);
+#: other runs are the notebook's.
+TOLD_BEFORE: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("online", "CPQL"): ("2026-12-03", {"policy_delay": 2, "deterministic_policy": "ema"}),
-    ("offline-to-online", "CPQL"): ("2026-12-01", {"exploration": "gaussian"}),  # which was not there yet
+    ("offline-to-online", "CPQL"): ("2026-12-01", None),
 }
 DATA = "0.6"
 MUJOCO = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
@@ -51,7 +52,7 @@ def by_default(run: dict[str, Any]) -> bool:
     :return: whether it had the default options of today
     """
     options = ast.literal_eval(run["options"] or "{}")
-    day, told = TOLD_BEFORE.get((run["suite"], run["algo"]), ("", {}))
+    day, told = TOLD_BEFORE.get((run["suite"], run["algo"]), ("", None))
     needed = told if run["date"] < day else {}
     return {name: value for name, value in options.items() if name not in SPEED_OPTIONS} == needed
 
