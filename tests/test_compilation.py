@@ -235,7 +235,7 @@ def test_actions_are_compared_in_float32(options, monkeypatch):
         if not model.distills:
             return model.next_value(batch)
         features = model.actor.features(batch.observations)
-        return model.distillation_target(batch.observations, features, model.actor_noise(features))
+        return model.distillation_target(batch.observations, model.actor_noise(features))
 
     exact = compared()
     with acceleration.autocast("bf16", model.device):

@@ -50,12 +50,12 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     noise z. The actor f learns from it and from the critics, at that z:
 
     .. math:: L_\mathrm{bc} = \mathbb{E}\, |f(z, s) - \mathrm{sg}\, a^*|^2, \quad a^* = T(z, s) \text{ for } z \ne 0, \quad
-        a^* = \arg\max_{a_j} \min_i Q_i(s, a_j) \text{ of } a_1 = T(0, s),\ a_j = f(\rho\, \xi_j, s), \text{ for } z = 0.
+        a^* = \arg\max_{a_j} \min_i Q_i(s, a_j) \text{ of } a_1 = T(0, s),\ a_j = T(\rho\, \xi_j, s), \text{ for } z = 0.
 
     Reconstruction at the highest noise level is the mean of all modes; paired by z, they stay apart. z is 0 in a quarter of
     the rows: deterministic actions are f(0, s), which imitate the best of N, in one pass. The teacher is a denoiser
     (:class:`~sb3_consistency.generative.denoising.DenoisingModel`), four passes per action, or with
-    ``distill_teacher="consistency"`` a consistency model (``"ict"``), one pass, which also proposes the :math:`a_j`.
+    ``distill_teacher="consistency"`` a consistency model (``"ict"``), one pass.
 
     Source: Chen, Li & Zhao 2024 (not Conservative Peng's Q(lambda), which is abbreviated CPQL too); Kostrikov et al. 2021;
     Park et al. 2025 (FQL) for the pairing by z, there with a flow for the teacher and without z = 0.
@@ -160,30 +160,26 @@ class CPQL(TemperatureOptions, ConsistencyActorOptions, ActorCritic):
     def bc_term(self, batch: Batch, features: th.Tensor, noise: th.Tensor, actions: th.Tensor) -> th.Tensor:
         if not self.distills:
             return super().bc_term(batch, features, noise, actions)
-        return squared_error(actions, self.distillation_target(batch.observations, features, noise)).mean()
+        return squared_error(actions, self.distillation_target(batch.observations, noise)).mean()
 
     @th.no_grad()
-    def distillation_target(self, obs: PyTorchObs, features: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    def distillation_target(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """
         The teacher's action at the actor's noise; in the rows without noise, the best of it and of others at other noise.
 
-        The others are a consistency teacher's. A denoiser takes four passes: then they are the actor's, which is held near it.
+        The others are the teacher's, too: they stay with the data, where the critics know what actions are worth.
 
         :param obs: observations, (B, ...)
-        :param features: the actor's features of them, (B, F)
         :param noise: the actor's noise, (S, B, A)
         :return: scaled actions, (B, A)
         """
         teacher, critic, n = self.policy.teacher, self.policy.critic, self.target_candidates
-        teachers_features = teacher.features(obs)
-        target: th.Tensor = teacher.model.sample(noise, teachers_features)
+        features = teacher.features(obs)
+        target: th.Tensor = teacher.model.sample(noise, features)
         if n > 1:
-            model = self.policy.actor.model
-            if self.distill_teacher == "consistency":
-                model, features = teacher.model, teachers_features
             first, features = target[DETERMINISTIC_ROWS], features[DETERMINISTIC_ROWS].repeat(n - 1, 1)
             others_noise = th.randn(len(noise), len(features), first.shape[1], device=noise.device)
-            others = model.denoise(self.target_noise * others_noise, features)
+            others = teacher.model.sample(self.target_noise * others_noise, features)
             actions = th.cat([first, others])
             q_features = critic.features(tree_map(lambda x: x[DETERMINISTIC_ROWS], obs)).repeat(n, 1)
             # bfloat16 rounds by as much as they differ
