@@ -40,8 +40,9 @@ def test_rows_with_noise_learn_the_teachers_action_of_the_same_noise(n, teacher)
     th.testing.assert_close(target[rows], same[rows])
 
 
-def test_rows_without_noise_learn_the_best_of_several_actions(monkeypatch):
-    model = distilling(target_candidates=256)
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_rows_without_noise_learn_the_best_of_several_actions(teacher, monkeypatch):
+    model = distilling(target_candidates=256, distill_teacher=teacher)
     monkeypatch.setattr(model.teacher.model, "sample", lambda noise, features: noise[0].clamp(-1, 1))
 
     def targets(value):
