@@ -33,6 +33,8 @@ TOLD_BEFORE: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("offline-to-online", "CPQL"): ("2026-12-01", None),
 }
 DATA = "0.6"
+#: "sampled" is chosen by value among several
+WAYS_TO_ACT = {"deterministic": ("full", 0.17), "sampled": ("none", -0.17)}
 MUJOCO = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
 BOX2D = ("LunarLanderContinuous-v3", "BipedalWalker-v3")
 
@@ -71,15 +73,17 @@ def tidy(axis: plt.Axes) -> None:
     axis.set_axisbelow(True)
 
 
-def seeds(axis: plt.Axes, row: float, values: list[float], colour: str) -> None:
+def seeds(axis: plt.Axes, row: float, values: list[float], colour: str, fill: str = "full") -> None:
     """
     :param axis: to draw on
     :param row: height
-    :param values: one per seed, pale dots; a bar at their mean
+    :param values: one per seed, dots; of several a bar at their mean
     :param colour: of both
+    :param fill: of the dots, "none" for rings
     """
-    axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.4, markersize=5, markeredgewidth=0)
-    axis.plot(np.mean(values), row, "|", color=colour, markersize=11, markeredgewidth=2.5)
+    axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.5, markersize=5, fillstyle=fill)
+    if len(values) > 1:
+        axis.plot(np.mean(values), row, "|", color=colour, markersize=10, markeredgewidth=2.5)
 
 
 def curve(axis: plt.Axes, x: list[float], lines: np.ndarray, colour: str, style: str = "-") -> None:
@@ -94,41 +98,48 @@ def curve(axis: plt.Axes, x: list[float], lines: np.ndarray, colour: str, style:
     axis.plot(x, lines.mean(axis=0), style, color=colour, linewidth=2.5)
 
 
-def rows(
-    names: dict[str, str],
-    data: dict[str, float],
-    panels: dict[str, Callable[[str, str], list[float]]],
+def by_dataset(
+    names: dict[str, str], data: dict[str, float], scores: Callable[[str, str, str], list[float]], height: float
 ) -> plt.Figure:
     """
-    One row per dataset and name, the names on the axis in their colours.
+    One panel per dataset, the names on the axis in their colours.
 
     :param names: name -> colour
     :param data: dataset -> score of the data itself, a grey line
-    :param panels: title -> scores of a dataset and a name
-    :return: the figure, with one panel per title
+    :param scores: those of a dataset, a name and a way to act
+    :param height: in inches
+    :return: the figure
     """
-    size = len(names) + 1
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(9, 0.7 + 0.22 * size * len(data)), sharex=True, sharey=True, layout="constrained"
-    )
-    for axis, (title, scores) in zip(axes, panels.items(), strict=True):
-        for i, (dataset, behaviour) in enumerate(data.items()):
-            top = -i * size
-            axis.plot(2 * [behaviour], [top - 0.5, top - size + 0.6], color=DATA, linewidth=2, zorder=0)
-            if i == 0:
-                axis.annotate("the data", (behaviour, top - 0.35), color="0.4", ha="center", fontsize="small")
-            for j, (name, colour) in enumerate(names.items(), 1):
-                values = scores(dataset, name)
-                if values:
-                    seeds(axis, top - j, values, colour)
-        labels = [label for dataset in data for label in (short(dataset), *names)]
-        axis.set_yticks(-np.arange(len(labels)), labels)
-        for k, text in enumerate(axis.get_yticklabels()):
-            text.set(color=[None, *names.values()][k % size] or "black", weight="bold" if k % size == 0 else "normal")
+    n_rows = -(-len(data) // 3)
+    figure, axes = plt.subplots(n_rows, 3, figsize=(11, height), sharex=True, sharey=True, layout="constrained", squeeze=False)
+    for axis, (dataset, behaviour) in zip(axes.flat, data.items(), strict=True):
+        axis.axvline(behaviour, color=DATA, linewidth=2, zorder=0)
+        for row, (name, colour) in enumerate(names.items()):
+            for acting, (fill, above) in WAYS_TO_ACT.items():
+                seeds(axis, above - row, scores(dataset, name, acting), colour, fill)
+        axis.set_title(short(dataset), loc="left", fontsize="medium", pad=16)
+        place = {"xycoords": ("data", "axes fraction"), "ha": "center", "color": "0.4", "fontsize": "small"}
+        axis.annotate("the data", (behaviour, 1.02), **place)
         axis.tick_params(left=False)
-        axis.set(xlabel="normalized score", title=title, ylim=(-len(labels) + 0.4, 0.6))
         tidy(axis)
+    for axis in axes[:, 0]:
+        name_rows(axis, names)
+    for axis in axes[-1]:
+        axis.set_xlabel("normalized score")
     return figure
+
+
+def name_rows(axis: plt.Axes, names: dict[str, str]) -> None:
+    """
+    :param axis: of which rows 0, -1, ... get names
+    :param names: name -> colour
+    """
+    axis.set_yticks(-np.arange(len(names)), list(names))
+    for text, colour in zip(axis.get_yticklabels(), names.values(), strict=True):
+        text.set_color(colour)
+    axis.set_ylim(0.5 - len(names), 0.5)
+    axis.tick_params(left=False)
+    tidy(axis)
 
 
 def offline(steps: int = 50_000) -> None:
@@ -141,16 +152,23 @@ def offline(steps: int = 50_000) -> None:
     sets = [f"zoo/{robot}/{level}-v0" for robot in ("hopper", "halfcheetah") for level in ("mixed", "medium", "expert")]
     data = {name: next(run["behaviour_score"] for run in runs if run["data"] == name) for name in sets}
 
-    def scores(key: str) -> Callable[[str, str], list[float]]:
-        return lambda dataset, name: [run[key] for run in runs if (run["data"], run["algo"]) == (dataset, name)]
+    def scores(dataset: str, name: str, acting: str) -> list[float]:
+        return [run[f"{acting}_score"] for run in runs if (run["data"], run["algo"]) == (dataset, name)]
 
-    panels = {"deterministic actions": "deterministic_score", "sampled actions, chosen by value": "sampled_score"}
-    save(rows(names, data, {title: scores(key) for title, key in panels.items()}), "offline")
-    for title, key in panels.items():
-        for name in names:
-            groups = [np.array(scores(key)(dataset, name)) for dataset in data]
+    save(by_dataset(names, data, scores, height=4.6), "offline")
+    figure, axis = plt.subplots(figsize=(6.5, 0.8 + 0.5 * len(names)), layout="constrained")
+    for row, (name, colour) in enumerate(names.items()):
+        for acting, (fill, above) in WAYS_TO_ACT.items():
+            groups = [np.array(scores(dataset, name, acting)) for dataset in sets]
+            mean, *interval = iqm = estimate(groups)
+            axis.plot(interval, 2 * [above - row], color=colour, linewidth=2)
+            face = colour if fill == "full" else "white"
+            axis.plot(mean, above - row, "o", color=colour, markerfacecolor=face, markersize=7)
             sizes = sorted({len(group) for group in groups})
-            print(f"offline, {title}, {name}: IQM {with_interval(estimate(groups), 0)}, seeds per set {sizes}")
+            print(f"offline, {acting}, {name}: IQM {with_interval(iqm, 0)}, seeds per set {sizes}")
+    axis.set_xlabel("interquartile mean of the normalized score, 95 % interval")
+    name_rows(axis, names)
+    save(figure, "offline_iqm")
 
 
 def from_scratch(env: str, steps: int) -> tuple[list[int], dict[str, np.ndarray]]:
@@ -243,16 +261,12 @@ def planner() -> None:
     }
     runs = {(run["data"], run["student"]): run for run in records("planner") if run["scored"]}
 
-    def scores(key: str) -> Callable[[str, str], list[float]]:
-        def of(dataset: str, name: str) -> list[float]:
-            student, passes, _ = kinds[name]
-            return [planner[key] for planner in runs[dataset, student]["planners"] if planner["passes"] == passes]
+    def scores(dataset: str, name: str, acting: str) -> list[float]:
+        student, passes, _ = kinds[name]
+        return [planner[acting] for planner in runs[dataset, student]["planners"] if planner["passes"] == passes]
 
-        return of
-
-    panels = {f"{key} plans": scores(key) for key in ("deterministic", "sampled")}
     data = {name: runs[name, ""]["behaviour"] for name in sets}
-    save(rows({name: colour for name, (_, _, colour) in kinds.items()}, data, panels), "planner")
+    save(by_dataset({name: colour for name, (_, _, colour) in kinds.items()}, data, scores, height=2.6), "planner")
 
 
 def chunks() -> None:
