@@ -1,7 +1,7 @@
 """
 CPQL, the control (SB3's SAC with its critics and returns), SAC and TQC after 100,000 steps, of the runs in records/online:
 what the suite's report, and `make figures`, do not tell. Differences of interquartile means over MuJoCo's environments and
-the seeds, in units of SAC's final score, with intervals; TQC's, and CPQL's beside them, are of the seeds that TQC has.
+the seeds, in units of SAC's final score, with intervals.
 
     python docs/notebook/labs/against_control.py
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from sb3_consistency.benchmark.drawing import with_interval
-from sb3_consistency.benchmark.intervals import area_under_curve, common_seeds, estimate, final_return, grouped, references
+from sb3_consistency.benchmark.intervals import area_under_curve, estimate, final_return, grouped, references
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import figures
@@ -19,13 +19,11 @@ RUNS = [run for run in figures.records("online") if run["online_steps"] == 100_0
 CONTROL = {"algo": "LayerNormSAC", "options": "{'n_steps': 3}"}
 kinds = {name: [run for run in RUNS if run["algo"] == name and figures.by_default(run)] for name in ("CPQL", "SAC", "TQC")}
 kinds["control"] = [run for run in RUNS if run.items() >= CONTROL.items()]
-tqcs_seeds = common_seeds(kinds["TQC"], set(figures.MUJOCO))
-kinds["CPQL on TQC's seeds"] = [run for run in kinds["CPQL"] if run["seed"] in tqcs_seeds]
 known = references(kinds["SAC"])
 for name, value in (("last three", final_return), ("area", area_under_curve)):
     groups = {
         kind: grouped(runs, lambda run, value=value: known[run["data"]].score(value(run)), figures.MUJOCO)
         for kind, runs in kinds.items()
     }
-    for kind, other in (("CPQL", "control"), ("control", "SAC"), ("CPQL on TQC's seeds", "TQC")):
+    for kind, other in (("CPQL", "control"), ("control", "SAC"), ("CPQL", "TQC")):
         print(f"{name}, {kind} - {other}:", with_interval(estimate(groups[kind], groups[other]), 2))
