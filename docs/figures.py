@@ -138,8 +138,6 @@ def name_rows(axis: plt.Axes, names: dict[str, str]) -> None:
     for text, colour in zip(axis.get_yticklabels(), names.values(), strict=True):
         text.set_color(colour)
     axis.set_ylim(0.5 - len(names), 0.5)
-    axis.tick_params(left=False)
-    tidy(axis)
 
 
 def offline(steps: int = 50_000) -> None:
@@ -167,6 +165,8 @@ def offline(steps: int = 50_000) -> None:
             sizes = sorted({len(group) for group in groups})
             print(f"offline, {acting}, {name}: IQM {with_interval(iqm, 0)}, seeds per set {sizes}")
     axis.set_xlabel("interquartile mean of the normalized score, 95 % interval")
+    axis.tick_params(left=False)
+    tidy(axis)
     name_rows(axis, names)
     save(figure, "offline_iqm")
 
